@@ -1,0 +1,138 @@
+"""The contract of an aggregator: a bag goes in, one slide-level prediction comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from milbench.bags import Bag
+from milbench.errors import MilbenchError
+
+if TYPE_CHECKING:
+    from milbench.recipes import Recipe
+
+
+class Task(Protocol):
+    """What an aggregator may ask of the task it is trained for; see :mod:`milbench.tasks`."""
+
+    name: str
+    n_out: int
+
+    def loss(self, logits: Tensor, target: Any) -> Tensor:
+        """The task's own loss of one bag. logits: (n_out,)."""
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """What the metrics see: class probabilities (C,), or the risk ()."""
+
+
+@dataclass
+class Prediction:
+    """What an aggregator says about one bag.
+
+    Args:
+        logits: (n_out,), one per class, or per time bin for survival.
+        attention: (n,) weight of each instance for the predicted class, or None where the method has no such thing.
+        extras: whatever the method's own loss or an analysis needs.
+    """
+
+    logits: Tensor
+    attention: Tensor | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Aggregator(nn.Module):
+    """Base class of every aggregator. A subclass defines `__init__` and `forward`; the rest has defaults.
+
+    Args:
+        in_dim: width d of an instance.
+        n_out: number of classes, or of time bins for survival.
+
+    Parameters of a subclass are keyword-only with annotated simple types (int, float, bool, str, Literal, or None), so that
+    `name[parameter=value]` can be checked and recorded.
+    """
+
+    needs_coords: ClassVar[bool] = False  # without coordinates a trial is recorded as skipped
+    order_sensitive: ClassVar[bool] = False  # True where permuting the bag changes the prediction
+    complexity: ClassVar[str] = "?"  # time in the number of instances, as a formula: "n", "n^2"
+    official_names: ClassVar[Mapping[str, str]] = {}  # prefix in the official state dict -> prefix in ours
+
+    def __init__(self, in_dim: int, n_out: int) -> None:
+        super().__init__()
+        self.in_dim = in_dim
+        self.n_out = n_out
+
+    def forward(self, bag: Bag) -> Prediction:
+        """Predict one bag."""
+        raise NotImplementedError
+
+    def training_loss(self, prediction: Prediction, target: Any, task: Task) -> Tensor:
+        """The loss to minimise; the task's own unless a method has another."""
+        return task.loss(prediction.logits, target)
+
+    def scores(self, prediction: Prediction, task: Task) -> Tensor:
+        """What the metrics see of a prediction; the task's reading of the logits unless a method has another."""
+        return task.scores(prediction.logits)
+
+    def prepare(self, train_bags: Sequence[Bag], generator: torch.Generator) -> None:
+        """Called once before training, with training bags only (clusters, codebooks)."""
+
+    def fit(self, bags: Sequence[Bag], targets: Sequence[Any]) -> None:
+        """For methods without gradients: learn from all training bags at once."""
+        raise NotImplementedError
+
+    @property
+    def trained_by_gradient(self) -> bool:
+        """False for a method that overrides :meth:`fit`."""
+        return type(self).fit is Aggregator.fit
+
+    def optimisers(self, recipe: Recipe) -> list[torch.optim.Optimizer]:
+        """The optimisers of a recipe; one over all parameters unless a method needs more."""
+        common: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+        match recipe.optimiser:
+            case "adamw":
+                return [torch.optim.AdamW(self.parameters(), **common)]
+            case "adam":
+                return [torch.optim.Adam(self.parameters(), **common)]
+            case "sgd":
+                return [torch.optim.SGD(self.parameters(), momentum=0.9, **common)]
+
+    def training_step(self, bag: Bag, target: Any, task: Task, optimisers: Sequence[torch.optim.Optimizer]) -> Tensor:
+        """One update from one bag; returns the loss before it, detached."""
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss = self.training_loss(self(bag), target, task)
+        loss.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+        return loss.detach()
+
+    def load_official(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load weights trained with the method's official code.
+
+        Raises:
+            MilbenchError: listing every entry that is missing, unknown or of another shape.
+        """
+        renamed = self.rename_official(state_dict)
+        own = self.state_dict()
+        wrong = [f"missing {name}" for name in own.keys() - renamed.keys()]
+        wrong += [f"unknown {name}" for name in renamed.keys() - own.keys()]
+        wrong += [
+            f"{name} is {tuple(renamed[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own.keys() & renamed.keys()
+            if own[name].shape != renamed[name].shape
+        ]
+        if wrong:
+            raise MilbenchError(f"{type(self).__name__}: official weights do not fit: {'; '.join(sorted(wrong))}")
+        self.load_state_dict(renamed)
+
+    def rename_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Entries of an official state dict under our names: the longest prefix in `official_names` wins."""
+        renamed = {}
+        for name, value in state_dict.items():
+            prefix = max((p for p in self.official_names if name == p or name.startswith(p + ".")), key=len, default=None)
+            renamed[name if prefix is None else self.official_names[prefix] + name[len(prefix) :]] = value
+        return renamed

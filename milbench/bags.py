@@ -1,0 +1,97 @@
+"""A bag: the patches of one slide (or one case), as vectors with 2-D positions."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from milbench.errors import MilbenchError
+
+
+@dataclass(frozen=True, eq=False)
+class Bag:
+    """What an aggregator sees of one slide or case.
+
+    Args:
+        features: (n, d), one row per patch.
+        coords: (n, 2), level-0 pixels (x, y) of each patch's top-left corner, or None when unknown.
+        step: level-0 pixels between neighbouring patches; needed with `coords`.
+        slide_id: the slide, or the case when the bag holds several slides.
+        case_id: the patient.
+        slide_index: (n,), which slide of the case each patch came from; None for one slide.
+        source: the file the features came from, for error messages.
+
+    Raises:
+        MilbenchError: empty bag, or arrays whose lengths do not agree, naming the slide and the file.
+    """
+
+    features: Tensor
+    coords: Tensor | None = None
+    step: float | None = None
+    slide_id: str = "?"
+    case_id: str = "?"
+    slide_index: Tensor | None = None
+    source: str = "memory"
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2 or 0 in self.features.shape:
+            self._refuse(f"features must be (n, d) with n, d >= 1, got {tuple(self.features.shape)}")
+        n = len(self.features)
+        if self.coords is not None and self.coords.shape != (n, 2):
+            self._refuse(f"coords must be ({n}, 2) like its features, got {tuple(self.coords.shape)}")
+        if self.coords is not None and not (self.step and self.step > 0):
+            self._refuse(f"coords need the step between neighbouring patches in level-0 pixels, got {self.step}")
+        if self.slide_index is not None and self.slide_index.shape != (n,):
+            self._refuse(f"slide_index must be ({n},), got {tuple(self.slide_index.shape)}")
+
+    def _refuse(self, what: str) -> None:
+        raise MilbenchError(f"slide {self.slide_id} ({self.source}): {what}")
+
+    def check(self, in_dim: int) -> "Bag":
+        """Refuse a wrong width or a NaN; returns the bag. Costs one pass over the features, so it is done once per read.
+
+        Raises:
+            MilbenchError: naming the slide and the file.
+        """
+        if self.features.shape[1] != in_dim:
+            self._refuse(f"features are {self.features.shape[1]} wide, the dataset's are {in_dim}")
+        bad = (~torch.isfinite(self.features)).any(dim=1)  # (n,)
+        if bad.any():
+            self._refuse(f"{int(bad.sum())} of {len(bad)} patches hold NaN or infinite values; extract them again")
+        return self
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def to(self, device: str | torch.device) -> "Bag":
+        """The same bag with its tensors on `device`."""
+        moved = {name: t.to(device) for name in ("features", "coords", "slide_index") if (t := getattr(self, name)) is not None}
+        return replace(self, **moved)
+
+    def with_features(self, features: Tensor) -> "Bag":
+        """The same patches with other vectors (n, any width)."""
+        return replace(self, features=features)
+
+    def grid(self, gap: int = 64) -> Tensor:
+        """Integer (column, row) of each patch: floor((coords - min) / step + 0.5).
+
+        Patches of differently offset tissue contours may share a cell; they stay separate tokens.
+        Slides of one case stand side by side, at least `gap` empty columns apart (choose it wider than any window), each
+        starting on an even column so that 2x2 cells never cross slides.
+
+        Returns:
+            (n, 2) int64, on the device of the coordinates.
+        """
+        if self.coords is None or self.step is None:
+            raise MilbenchError(f"slide {self.slide_id} ({self.source}): has no coordinates, so it has no grid")
+        xy = self.coords.to(torch.float64)
+        slide = self.slide_index.to(torch.int64) if self.slide_index is not None else torch.zeros(len(xy), dtype=torch.int64, device=xy.device)
+        slides = int(slide.max()) + 1
+        at = slide[:, None].expand(-1, 2)  # (n, 2)
+        low = xy.new_full((slides, 2), torch.inf).scatter_reduce(0, at, xy, "amin")
+        cell = torch.floor((xy - low[slide]) / self.step + 0.5).to(torch.int64)  # (n, 2)
+        width = cell.new_zeros(slides).scatter_reduce(0, slide, cell[:, 0] + 1, "amax")
+        stride = width + gap
+        stride += stride % 2
+        left = stride.cumsum(0) - stride  # (slides,), the first column of each slide
+        return torch.stack([cell[:, 0] + left[slide], cell[:, 1]], dim=1)

@@ -1,0 +1,379 @@
+"""The command `milbench`: parse, call, show. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from milbench import __version__
+
+if TYPE_CHECKING:
+    from milbench.suites import Job, Suite
+    from milbench.trials.plan import Plan
+
+RESULTS = click.option(
+    "--results", type=click.Path(path_type=Path), default="results", envvar="MILBENCH_RESULTS", show_default=True, help="Folder of the results store."
+)
+PLUGIN = click.option("--plugin", "plugin_files", multiple=True, metavar="FILE.py", help="A file that registers aggregators; may be repeated.")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+class _Commands(click.Group):
+    """Turns an error that the user can mend into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from milbench.errors import MilbenchError
+
+        try:
+            return super().invoke(ctx)
+        except MilbenchError as error:
+            click.echo(f"milbench: {error}", err=True)
+            ctx.exit(2)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of use, not of the alphabet
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """Which MIL aggregator should I use, and is the difference real?
+
+    \b
+    milbench run --suite quickstart       train and test; stops and continues at will
+    milbench report --suite quickstart    tables in LaTeX, Markdown and CSV, with paired tests
+    """
+
+
+def _numbers(text: str | None, option: str) -> list[int] | None:
+    from milbench.errors import MilbenchError
+
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise MilbenchError(f"--{option} {text!r}: write whole numbers from 0 up, with commas between them, such as 0,1,2")
+    return [int(part) for part in parts]
+
+
+@main.command()
+@click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file.")
+@click.option("--aggregators", metavar="NAMES", help="Instead of the suite's: mean,transmil[landmarks=32],...")
+@click.option("--seeds", metavar="0,1,2", help="Instead of the suite's.")
+@click.option("--folds", metavar="0,1", help="Only these folds.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's maximum.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="auto takes CUDA where there is one.")
+@click.option("--workers", type=click.IntRange(min=1), help="Trials at a time. [default: all cores on CPU, else 1]")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of one trial; part of its identity.")
+@click.option("--keep-models", type=click.Choice(["none", "first-seed", "all"]), default="first-seed", show_default=True, help="Which weights are stored.")
+@click.option("--retry-failed", is_flag=True, help="Run failed and out-of-memory trials again.")
+@click.option("--dry-run", is_flag=True, help="Show the grid, what is done and what is not; run nothing.")
+@RESULTS
+@PLUGIN
+def run(
+    suite: str, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None, device: str, workers: int | None,
+    threads: int, keep_models: str, retry_failed: bool, dry_run: bool, results: Path, plugin_files: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Run every trial of a suite that has no result yet.
+
+    Interrupt it whenever you like: the next run continues. Finished trials are never run again, whichever suite asked for them.
+    """
+    wanted_seeds, wanted_folds = _numbers(seeds, "seeds"), _numbers(folds, "folds")
+
+    from milbench import plugins
+    from milbench.suites import expand, load
+    from milbench.suites.model import with_includes
+    from milbench.trials import plan as plans
+    from milbench.trials.store import Store
+
+    plugins.discover(plugin_files)
+    device = _device(device)
+    whole = load(suite)
+    names = plugins.split_list(aggregators) if aggregators is not None else None
+    expanded = [
+        expand(leaf, aggregators=names, seeds=wanted_seeds, folds=wanted_folds, epochs=epochs, device=device, threads=threads)
+        for leaf in with_includes(whole)
+    ]
+    jobs = list({job.spec.trial_id: job for _, some in expanded for job in some}.values())
+    store = Store(results)
+    state = {job.spec.trial_id: store.status(job.spec.trial_id) for job in jobs}
+    if dry_run:
+        _show_grid(jobs, state)
+        return
+    for plan in _plans(whole, [plan for plan, _ in expanded]):
+        plans.merge(store, plan)
+    again = {"pending", "failed", "oom"} if retry_failed else {"pending"}
+    todo = [job for job in jobs if state[job.spec.trial_id] in again]
+    workers = workers or (max(1, (os.cpu_count() or 1) // threads) if device == "cpu" else 1)
+
+    from milbench.cli import progress
+
+    first = {job.spec.seed for job in jobs if keep_models == "all"} or ({min(job.spec.seed for job in jobs)} if keep_models == "first-seed" else set())
+    code = progress.run(
+        todo, store, workers=min(workers, len(todo)), plugins=[Path(f).resolve() for f in plugin_files], keep_model=lambda job: job.spec.seed in first,
+        already=len(jobs) - len(todo),
+    )  # fmt: skip
+    if code == 130:
+        raise SystemExit(130)
+    raise SystemExit(progress.summary(jobs, store, ran=len(todo), suite=suite, results=results))
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    from milbench.errors import MilbenchError
+
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return "cuda" if here["cuda"] else "cpu"
+    if not here[wanted]:
+        raise MilbenchError(f"--device {wanted}: not available here; available: {', '.join(name for name, yes in here.items() if yes)}")
+    return wanted
+
+
+def _plans(whole: Suite, leaves: list[Plan]) -> list[Plan]:
+    """The plans of the suites with a grid, and of the suite that includes them."""
+    from milbench.trials.plan import Plan
+
+    if whole.grid is not None:
+        return leaves
+    return [*leaves, Plan(suite=whole.name, definition=whole.model_dump(mode="json"))]
+
+
+def _show_grid(jobs: list[Job], state: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from milbench.cli.progress import MARKS
+
+    columns = list(dict.fromkeys((*job.cell.column, job.spec.seed) for job in jobs))
+    for column in columns:
+        dataset, encoder, magnification, patch_size, split, seed = column
+        parts = [dataset, encoder, *([f"{magnification}x"] if magnification else []), *([f"{patch_size} px"] if patch_size else []), split, f"seed {seed}"]
+        own = [job for job in jobs if (*job.cell.column, job.spec.seed) == column]
+        table = Table(title=" · ".join(map(str, parts)), title_justify="left")
+        folds = sorted({job.spec.fold for job in own})
+        table.add_column("aggregator", no_wrap=True)
+        for fold in folds:
+            table.add_column(f"fold {fold}", justify="center")
+        for label in dict.fromkeys(job.cell.label for job in own):
+            here = {job.spec.fold: state[job.spec.trial_id] for job in own if job.cell.label == label}
+            table.add_row(label, *(MARKS[here[fold]] for fold in folds))
+        Console().print(table)
+    counts = {s: list(state.values()).count(s) for s in MARKS if s in state.values()}
+    click.echo(f"{len(jobs)} trials: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + ". Nothing was run.")
+
+
+@main.command()
+@click.option("--suite", help="Only this suite.")
+@RESULTS
+@AS_JSON
+def status(suite: str | None, results: Path, as_json: bool) -> None:
+    """How far every suite is, and what went wrong."""
+    from milbench.report.collect import leaves, runs
+    from milbench.trials import plan as plans
+    from milbench.trials.store import Store
+
+    store = Store(results)
+    rows, troubles = [], []
+    for name in [suite] if suite else plans.names(store) or [plans.read(store, "").suite]:
+        own = [run for leaf in leaves(store, name) for run in runs(store, leaf)]
+        counts = {state: sum(run.status == state for run in own) for state in ("ok", "failed", "oom", "skipped", "pending")}
+        rows.append({"suite": name, "trials": len(own), **counts})
+        for run in own:
+            if run.status in ("failed", "oom", "skipped"):
+                c = run.cell
+                where = {"suite": name, "aggregator": c.aggregator, "dataset": c.dataset, "encoder": c.encoder, "fold": c.fold, "seed": c.seed}
+                troubles.append({**where, "trial_id": c.trial_id, "status": run.status, "reason": run.result["reason"]})
+    if as_json:
+        click.echo(json.dumps({"suites": rows, "not_ok": troubles}, indent=1))
+        return
+    _print_table(["suite", "trials", "ok", "failed", "oom", "skipped", "pending"], [list(row.values()) for row in rows])
+    for t in troubles:
+        click.echo(f"{t['status']:8} {t['aggregator']} on {t['dataset']}, fold {t['fold']}, seed {t['seed']} ({t['trial_id']}): {t['reason']}")
+
+
+@main.command()
+@click.option("--suite", help="A suite that was run; every one of them unless given.")
+@click.option("--reports", type=click.Path(path_type=Path), default="reports", show_default=True, help="Folder to write to.")
+@RESULTS
+def report(suite: str | None, reports: Path, results: Path) -> None:
+    """Make the tables of a suite from its results: terminal, LaTeX, Markdown and CSV."""
+    from rich.console import Console
+
+    from milbench.report import build, render, write
+    from milbench.trials import plan as plans
+    from milbench.trials.store import Store
+
+    store, console = Store(results), Console()
+    for name in [suite] if suite else plans.names(store) or [plans.read(store, "").suite]:
+        made = build(store, name)
+        paths = write(made, reports / name)
+        for section in made.sections:
+            for table in section.tables:
+                console.print()
+                console.print(render.terminal(table))
+                for note in table.notes:
+                    console.print(f"  {note}", style="dim", highlight=False, markup=False)
+            if section.unfinished:
+                console.print(f"\nPartial: {section.unfinished} of {len(section.plan.cells)} trials are not run yet.", style="bold yellow")
+        click.echo("\nWritten:")
+        for path in paths:
+            click.echo(f"  {path}")
+
+
+@main.group()
+def ls() -> None:
+    """List what there is."""
+
+
+@ls.command("aggregators")
+@PLUGIN
+@AS_JSON
+def ls_aggregators(plugin_files: tuple[str, ...], as_json: bool) -> None:
+    """Every registered aggregator."""
+    import torch
+
+    from milbench import plugins
+
+    plugins.discover(plugin_files)
+    rows = []
+    for entry in plugins.entries():
+        variant, sizes = plugins.resolve(entry.name), {}
+        for width in (384, 1024):
+            with torch.device("meta"):
+                sizes[f"parameters_{width}"] = sum(p.numel() for p in variant.build(width, 3).parameters())
+        rows.append({
+            "name": entry.name, "label": entry.label, "cite": entry.cite, "complexity": f"O({entry.cls.complexity})",
+            "needs_coords": entry.cls.needs_coords, "order_sensitive": entry.cls.order_sensitive, **sizes, "implementation": entry.implementation,
+            "parameters": variant.params,
+        })  # fmt: skip
+    shown = ["name", "label", "cite", "complexity", "needs_coords", "order_sensitive", "parameters_384", "parameters_1024"]
+    _print_rows(rows, as_json, shown)
+
+
+@ls.command("suites")
+@AS_JSON
+def ls_suites(as_json: bool) -> None:
+    """Every built-in suite."""
+    from milbench.suites import load, names
+
+    rows = []
+    for name in names():
+        suite = load(name)
+        rows.append({"name": name, "task": suite.task, "reproduces": suite.reproduces, "title": suite.title, "includes": suite.includes})
+    _print_rows(rows, as_json, ["name", "task", "reproduces", "title"])
+
+
+@ls.command("datasets")
+@AS_JSON
+def ls_datasets(as_json: bool) -> None:
+    """Every dataset known by name, and whether its files are here."""
+    from dataclasses import asdict
+
+    from milbench.datasets import infos
+
+    rows = [asdict(info) for info in infos()]
+    _print_rows(rows, as_json, ["name", "label", "task", "encoders", "available", "why_not"])
+
+
+@ls.command("encoders")
+@AS_JSON
+def ls_encoders(as_json: bool) -> None:
+    """Patch encoders of the paper; any other name works too."""
+    from milbench.datasets import ENCODERS
+
+    _print_rows([{"name": name, "width": width} for name, width in ENCODERS.items()], as_json, ["name", "width"])
+
+
+@ls.command("backends")
+@AS_JSON
+def ls_backends(as_json: bool) -> None:
+    """What trials can compute on here."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    rows = [
+        {"device": "cpu", "available": True, "detail": f"torch {torch.__version__}, {os.cpu_count()} cores"},
+        {"device": "cuda", "available": cuda, "detail": torch.cuda.get_device_name() if cuda else "no CUDA device, or a CPU build of torch"},
+        {"device": "mps", "available": torch.backends.mps.is_available(), "detail": ""},
+    ]
+    _print_rows(rows, as_json, ["device", "available", "detail"])
+
+
+@main.group()
+def check() -> None:
+    """Check something before you rely on it."""
+
+
+@check.command("aggregator")
+@click.argument("name")
+@PLUGIN
+def check_aggregator(name: str, plugin_files: tuple[str, ...]) -> None:
+    """Hold the aggregator NAME against the contract: the same checks that the test suite runs."""
+    from milbench import contract, plugins
+
+    plugins.discover(plugin_files)
+    variant = plugins.resolve(name)
+    broken = 0
+    for one in contract.CHECKS:
+        try:
+            one.run(variant)
+        except Exception as error:
+            broken += 1
+            click.echo(f"FAIL  {one.name}: {error if isinstance(error, contract.ContractError) else f'{type(error).__name__}: {error}'}")
+        else:
+            click.echo(f"ok    {one.name}: {one.says}")
+    click.echo(f"{variant.name}: {len(contract.CHECKS) - broken} of {len(contract.CHECKS)} checks hold")
+    raise SystemExit(1 if broken else 0)
+
+
+@main.group()
+def new() -> None:
+    """Begin something of your own."""
+
+
+@new.command("aggregator")
+@click.argument("name")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=".", help="Where the file goes.")
+def new_aggregator(name: str, folder: Path) -> None:
+    """Write NAME.py: a working aggregator of forty lines to start from."""
+    from milbench.cli import template
+
+    path = template.write(name, folder)
+    click.echo(f"{path}\nNext: milbench check aggregator {name} --plugin {path}")
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool, shown: list[str]) -> None:
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        _print_table([name.replace("_", " ") for name in shown], [[row[name] for name in shown] for row in rows])
+
+
+def _print_table(headers: list[str], rows: list[list[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case list() | tuple():
+            return ", ".join(map(str, value))
+        case _:
+            return str(value)

@@ -1,0 +1,184 @@
+"""What a run shows while it works, and when it ends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from milbench.engines import Done, Epoch, Event, Started, run_local
+from milbench.suites import Job
+from milbench.trials.store import Store
+
+MARKS = {"ok": "done", "pending": "·", "failed": "failed", "oom": "oom", "skipped": "skipped"}
+
+
+class _Clock:
+    """Time left: what is still to run, at the mean duration of its own aggregator, shared by the workers."""
+
+    def __init__(self, jobs: Sequence[Job], workers: int) -> None:
+        self._jobs = {job.spec.trial_id: job for job in jobs}
+        self._waiting = dict(self._jobs)
+        self._workers = workers
+        self._since: dict[str, float] = {}
+        self._took: dict[str, list[float]] = defaultdict(list)
+
+    def start(self, trial_id: str) -> None:
+        self._since[trial_id] = time.monotonic()
+
+    def stop(self, trial_id: str) -> float:
+        took = time.monotonic() - self._since.pop(trial_id)
+        self._took[self._waiting.pop(trial_id).cell.aggregator].append(took)
+        return took
+
+    def left(self) -> str:
+        every = [t for some in self._took.values() for t in some]
+        if not every or not self._waiting:
+            return ""
+        mean = sum(every) / len(every)
+        now = time.monotonic()
+        total = 0.0
+        for trial_id, job in self._waiting.items():
+            own = self._took[job.cell.aggregator]
+            whole = sum(own) / len(own) if own else mean
+            total += max(0.0, whole - (now - self._since.get(trial_id, now)))
+        return f"{_duration(total / self._workers)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _name(job: Job) -> str:
+    s = job.spec
+    where = [s.dataset, s.encoder, *([f"{s.magnification}x"] if s.magnification else [])]
+    return f"{job.cell.label} · {' '.join(where)} · fold {s.fold} · seed {s.seed}"
+
+
+def _score(row: dict[str, float | None]) -> str:
+    for key, value in row.items():
+        if key.startswith("val_") and key != "val_loss":
+            return f"{key.replace('_', ' ')} {'undefined' if value is None else f'{value:.3f}'}"
+    return f"loss {row['train_loss']:.3f}"
+
+
+def run(
+    jobs: Sequence[Job], store: Store, *, workers: int, plugins: Sequence[Path], keep_model: Callable[[Job], bool], already: int
+) -> int:
+    """Run `jobs` and show how it goes: bars on a terminal, plain lines elsewhere.
+
+    Returns:
+        0, or 130 when interrupted.
+    """
+    if not jobs:
+        return 0
+    clock, by_id = _Clock(jobs, workers), {job.spec.trial_id: job for job in jobs}
+    click.echo(
+        f"{len(jobs)} trials to run, {already} have a result. {workers} worker{'s' * (workers > 1)} on {jobs[0].spec.device}. Ctrl-C stops; run again to go on."
+    )
+    view: _Bars | _Lines = _Bars(by_id, clock) if sys.stdout.isatty() else _Lines(by_id, clock, store)
+    try:
+        with view:
+            run_local(jobs, store, workers=workers, plugins=plugins, keep_model=keep_model, on_event=view.show)
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped. {view.done} of {len(jobs)} trials were finished and are kept; the same command continues.")
+        return 130
+    return 0
+
+
+class _Lines:
+    """One line per finished trial."""
+
+    def __init__(self, jobs: dict[str, Job], clock: _Clock, store: Store) -> None:
+        self._jobs, self._clock, self._store, self.done = jobs, clock, store, 0
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._clock.start(event.trial_id)
+            case Done():
+                self.done += 1
+                took = self._clock.stop(event.trial_id)
+                what = event.reason or _tested(self._store, event.trial_id)
+                width = len(str(len(self._jobs)))
+                parts = [event.status, _name(self._jobs[event.trial_id]), what, f"{took:.1f} s", self._clock.left()]
+                click.echo(f"[{self.done:{width}}/{len(self._jobs)}] " + "  ".join(part for part in parts if part))
+
+
+def _tested(store: Store, trial_id: str) -> str:
+    test = (store.raw(trial_id) or {}).get("metrics", {}).get("test", {})
+    for key in ("macro_auc", "c_index"):
+        if test.get(key) is not None:
+            return f"test {key.replace('_', ' ')} {test[key]:.3f}"
+    return ""
+
+
+class _Bars:
+    """One bar for all trials, one line for each that runs."""
+
+    def __init__(self, jobs: dict[str, Job], clock: _Clock) -> None:
+        self._jobs, self._clock, self.done, self._failed = jobs, clock, 0, 0
+        self._all = Progress(TextColumn("[bold]trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+        self._each = Progress(TextColumn("  {task.description}"), BarColumn(20), TextColumn("epoch {task.completed}/{task.total}  {task.fields[score]}"))
+        self._bar = self._all.add_task("", total=len(jobs), left="")
+        self._lines: dict[str, TaskID] = {}
+        self._live = Live(Group(self._all, self._each), console=Console(), refresh_per_second=4)
+
+    def __enter__(self) -> None:
+        self._live.start()
+
+    def __exit__(self, *_: object) -> None:
+        for line in self._lines.values():
+            self._each.remove_task(line)
+        self._live.stop()
+
+    def show(self, event: Event) -> None:
+        job = self._jobs[event.trial_id]
+        match event:
+            case Started():
+                self._clock.start(event.trial_id)
+                self._lines[event.trial_id] = self._each.add_task(_name(job), total=job.spec.recipe.max_epochs, score="")
+            case Epoch():
+                self._each.update(self._lines[event.trial_id], completed=event.epoch, score=_score(event.row))
+            case Done():
+                self.done += 1
+                self._clock.stop(event.trial_id)
+                self._each.remove_task(self._lines.pop(event.trial_id))
+                if event.status != "ok":
+                    self._live.console.print(f"{event.status}: {_name(job)}: {event.reason}", markup=False, highlight=False)
+        self._all.update(self._bar, completed=self.done, left=self._clock.left())
+
+
+def summary(jobs: Sequence[Job], store: Store, *, ran: int, suite: str, results: Path) -> int:
+    """Say what there is now, and what failed; returns the exit code: 1 when a trial failed or ran out of memory."""
+    state = {job.spec.trial_id: store.raw(job.spec.trial_id) for job in jobs}
+    counts: dict[str, int] = defaultdict(int)
+    for found in state.values():
+        counts[found["status"] if found else "pending"] += 1
+    told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    click.echo(f"{'Nothing to run: ' if not ran else ''}{len(jobs)} trials, {told}.")
+    bad = [job for job in jobs if (found := state[job.spec.trial_id]) and found["status"] in ("failed", "oom")]
+    where = f" --results {results}" if str(results) != "results" else ""
+    for job in bad:
+        found = state[job.spec.trial_id] or {}
+        click.echo(f"{found['status']}: {_name(job)}: {found['reason']} (traceback: {store.folder(job.spec.trial_id) / 'trial.json'})", err=True)
+    if bad:
+        click.echo(f"Retry with: milbench run --suite {suite}{where} --retry-failed", err=True)
+        return 1
+    click.echo(f"Next: milbench report --suite {Path(suite).stem}{where}")
+    return 0

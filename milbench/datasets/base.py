@@ -1,0 +1,111 @@
+"""The shape of a dataset: samples, folds, and a function that reads one bag."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from milbench.errors import unknown
+
+if TYPE_CHECKING:
+    from milbench.bags import Bag
+
+TaskName = Literal["subtyping", "survival"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing to predict: a slide, or a case with all its slides.
+
+    Args:
+        id: the slide, or the case where cases are predicted.
+        case_id: the patient; folds are disjoint in it.
+        label: class index (subtyping).
+        time: follow-up (survival), any unit that is the same for all.
+        event: True when the event was seen, False when censored (survival).
+    """
+
+    id: str
+    case_id: str
+    label: int | None = None
+    time: float | None = None
+    event: bool | None = None
+
+    @property
+    def stratum(self) -> int:
+        """What a split or a bootstrap keeps in proportion: the class, or whether the event was seen."""
+        return int(self.event or 0) if self.label is None else self.label
+
+
+class Fold(NamedTuple):
+    """Sample ids of one fold. `val` is empty where the split has no validation part."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset with one encoder's features.
+
+    Args:
+        name, label: for commands and for tables.
+        task: "subtyping" or "survival".
+        unit: what a sample is, "slide" or "case".
+        classes: names of the classes, in the order of the labels; empty for survival.
+        samples: everything that can be predicted.
+        read: id -> Bag, called once per use.
+        in_dim: width d of the features.
+        has_coords: whether bags have positions.
+        encoder, magnification, patch_size: where the features came from; None where it does not apply.
+        fingerprint: hash of everything the features and labels consist of.
+        splits: name -> function that gives the folds.
+        notes: what a reader of a table must know.
+    """
+
+    name: str
+    label: str
+    task: TaskName
+    unit: Literal["slide", "case"]
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    read: Callable[[str], Bag]
+    in_dim: int
+    has_coords: bool
+    encoder: str
+    fingerprint: str
+    splits: Mapping[str, Callable[[], Sequence[Fold]]]
+    magnification: int | None = None
+    patch_size: int | None = None
+    notes: tuple[str, ...] = ()
+    _folds: dict[str, tuple[Fold, ...]] = field(default_factory=dict, repr=False)
+
+    def folds(self, split: str) -> tuple[Fold, ...]:
+        """The folds of the split `split`, computed once.
+
+        Raises:
+            MilbenchError: the dataset has no such split.
+        """
+        if split not in self.splits:
+            raise unknown(f"split of dataset {self.name}", split, self.splits)
+        if split not in self._folds:
+            self._folds[split] = tuple(self.splits[split]())
+        return self._folds[split]
+
+    def split_fingerprint(self, split: str) -> str:
+        """Hash of who is in which part of which fold."""
+        return "sha256:" + hashlib.sha256(json.dumps(self.folds(split)).encode()).hexdigest()[:16]
+
+    def sample(self, id: str) -> Sample:
+        """The sample with that id."""
+        return self._by_id[id]
+
+    @property
+    def _by_id(self) -> dict[str, Sample]:
+        if "by_id" not in self.__dict__:
+            self.__dict__["by_id"] = {s.id: s for s in self.samples}
+        return self.__dict__["by_id"]

@@ -1,0 +1,134 @@
+"""Trials on this machine, each in a worker process, so that a crash costs one trial and never the run."""
+
+import multiprocessing
+import multiprocessing.connection
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from milbench.engines.events import Done, Epoch, Event, Started
+from milbench.suites import Job
+from milbench.trials.store import Store
+
+
+@dataclass
+class _Worker:
+    process: multiprocessing.process.BaseProcess
+    pipe: Connection
+    job: Job | None = None
+
+
+def run_local(
+    jobs: Sequence[Job],
+    store: Store,
+    *,
+    workers: int = 1,
+    plugins: Sequence[Path] = (),
+    keep_model: Callable[[Job], bool] = lambda job: False,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> None:
+    """Run `jobs` in `workers` processes; returns when all have a result.
+
+    The number of workers changes no number: each trial seeds itself and uses the threads of its spec.
+    A worker that dies is replaced; its trial is recorded as `oom` when the system killed it, else as `failed`.
+
+    Args:
+        jobs: what to run.
+        store: where results go.
+        workers: processes at a time.
+        plugins: files that register aggregators, loaded in each worker.
+        keep_model: which trials keep their weights.
+        on_event: progress, called in this process.
+
+    Raises:
+        KeyboardInterrupt: workers are stopped, unfinished trials leave nothing behind.
+    """
+    context = multiprocessing.get_context("spawn")  # fork does not go together with CUDA or with threads
+    queue = deque(jobs)
+    pool: list[_Worker] = []
+
+    def hire() -> _Worker:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, store.root, [str(p) for p in plugins]), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def give(worker: _Worker) -> None:
+        worker.job = queue.popleft() if queue else None
+        if worker.job is not None:
+            worker.pipe.send((worker.job, keep_model(worker.job)))
+            on_event(Started(worker.job.spec.trial_id))
+
+    store.sweep()
+    try:
+        for _ in range(min(workers, len(queue))):
+            pool.append(hire())
+            give(pool[-1])
+        while any(worker.job for worker in pool):
+            ready = multiprocessing.connection.wait([worker.pipe for worker in pool if worker.job])
+            for i, worker in enumerate(pool):
+                if worker.pipe not in ready or worker.job is None:
+                    continue
+                try:
+                    event = worker.pipe.recv()
+                except (EOFError, ConnectionError):
+                    worker.process.join()
+                    on_event(_bury(worker.job, worker.process.exitcode, store))
+                    worker.pipe.close()
+                    pool[i] = hire() if queue else _Worker(worker.process, worker.pipe)
+                    give(pool[i])
+                    continue
+                on_event(event)
+                if isinstance(event, Done):
+                    give(worker)
+    finally:
+        for worker in pool:
+            worker.process.terminate()
+        for worker in pool:
+            worker.process.join()
+
+
+def _bury(job: Job, exit_code: int | None, store: Store) -> Done:
+    """Record the trial whose worker died without a word."""
+    from milbench.trials.run import failure, provenance
+
+    killed = exit_code == -signal.SIGKILL
+    status = "oom" if killed else "failed"
+    name = signal.Signals(-exit_code).name if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
+    reason = f"the worker process ended with {name}" + (", most likely for want of memory" if killed else "")
+    result = failure(job.spec, status, reason)  # type: ignore[arg-type]
+    result.labels, result.provenance = job.labels, provenance()
+    store.write(result)
+    return Done(job.spec.trial_id, result.status, reason)
+
+
+def _work(pipe: Connection, root: Path, plugin_files: Sequence[str]) -> None:
+    """Body of a worker: take jobs until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave through `finally`, so that half a write is removed
+    from milbench import plugins
+    from milbench.trials.run import run_trial
+
+    plugins.discover(plugin_files)
+    store = Store(root)
+    while True:
+        try:
+            job, keep = pipe.recv()
+        except EOFError:
+            return
+        trial_id = job.spec.trial_id
+
+        def on_epoch(epoch: int, row: dict[str, float | None], trial_id: str = trial_id) -> None:
+            try:
+                pipe.send(Epoch(trial_id, epoch, row))
+            except OSError:
+                sys.exit(1)  # the parent is gone: stop, rather than record this as a failure of the trial
+
+        status = run_trial(job.spec, store, job.labels, keep_model=keep, on_epoch=on_epoch)
+        result = store.raw(trial_id) or {}
+        pipe.send(Done(trial_id, status, result.get("reason")))

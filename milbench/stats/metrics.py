@@ -1,0 +1,126 @@
+"""Metrics of one test fold.
+
+Every metric takes an optional `weight` (..., n): how often each case counts. A bootstrap is then one call with the
+resampled counts of all replicates, and returns one value per replicate.
+A metric that the data do not define (a class without cases) is NaN, never a guess.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+def _weights(weight: ArrayLike | None, n: int) -> Array:
+    return np.ones(n) if weight is None else np.asarray(weight, dtype=np.float64)
+
+
+def auc(positive: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
+    """Area under the ROC curve: the chance that a positive outscores a negative, ties counting one half.
+
+    Args:
+        positive: (n,) bool.
+        score: (n,), higher means more positive.
+        weight: (..., n) counts.
+
+    Returns:
+        (...), NaN where there is no positive or no negative.
+    """
+    score = np.asarray(score, dtype=np.float64)
+    order = np.argsort(score, kind="stable")
+    w = _weights(weight, len(score))[..., order]  # (..., n), ascending score
+    is_positive = np.asarray(positive, dtype=bool)[order]
+    ties = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])  # where each group of equal scores begins
+    positives = np.add.reduceat(w * is_positive, ties, axis=-1)
+    negatives = np.add.reduceat(w * ~is_positive, ties, axis=-1)
+    below = np.cumsum(negatives, axis=-1) - negatives
+    with np.errstate(invalid="ignore"):
+        return (positives * (below + negatives / 2)).sum(-1) / (positives.sum(-1) * negatives.sum(-1))
+
+
+def per_class_auc(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
+    """One-against-rest AUC of each class.
+
+    Args:
+        target: (n,) class indices.
+        score: (n, C).
+        weight: (..., n) counts.
+
+    Returns:
+        (..., C).
+    """
+    target, score = np.asarray(target), np.asarray(score)
+    return np.stack([auc(target == c, score[:, c], weight) for c in range(score.shape[1])], axis=-1)
+
+
+def macro_auc(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
+    """Mean over classes of the one-against-rest AUC; with two classes whose scores sum to 1 it is the binary AUC."""
+    return per_class_auc(target, score, weight).mean(-1)
+
+
+def confusion(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
+    """Counts of (true, predicted) classes, the prediction being the highest score, the first of equals.
+
+    Returns:
+        (..., C, C).
+    """
+    score = np.asarray(score)
+    classes = score.shape[1]
+    cell = np.asarray(target) * classes + score.argmax(1)  # (n,)
+    counts = _weights(weight, len(score)) @ np.eye(classes**2)[cell]
+    return counts.reshape(*counts.shape[:-1], classes, classes)
+
+
+def accuracy(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
+    """Share of cases whose highest score is the true class."""
+    table = confusion(target, score, weight)
+    return np.trace(table, axis1=-2, axis2=-1) / table.sum((-2, -1))
+
+
+def balanced_accuracy(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
+    """Mean recall over the classes that occur."""
+    table = confusion(target, score, weight)
+    with np.errstate(invalid="ignore"):
+        return np.nanmean(np.diagonal(table, axis1=-2, axis2=-1) / table.sum(-1), axis=-1)
+
+
+def macro_f1(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
+    """Mean over all C classes of F1 = 2 TP / (2 TP + FP + FN); a class neither true nor predicted counts as 0."""
+    table = confusion(target, score, weight)
+    hits = np.diagonal(table, axis1=-2, axis2=-1)
+    total = table.sum(-1) + table.sum(-2)
+    return np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0).mean(-1)
+
+
+def brier(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
+    """Mean squared distance between the scores and the one-hot truth, summed over classes (0 best, 2 worst)."""
+    score = np.asarray(score, dtype=np.float64)
+    error = ((score - np.eye(score.shape[1])[np.asarray(target)]) ** 2).sum(1)  # (n,)
+    w = _weights(weight, len(error))
+    return (w @ error) / w.sum(-1)
+
+
+def c_index(time: ArrayLike, event: ArrayLike, risk: ArrayLike, weight: ArrayLike | None = None, tied_tol: float = 1e-8) -> Array:
+    """Harrell's c-index: over comparable pairs, how often the case that fails first has the higher risk.
+
+    (i, j) is comparable when i has an event and either time_i < time_j, or the times are equal and j is censored.
+    Risks closer than `tied_tol` count one half.
+
+    Args:
+        time: (n,) any unit.
+        event: (n,) bool, False where censored.
+        risk: (n,), higher means earlier failure.
+        weight: (..., n) counts.
+
+    Returns:
+        (...), NaN without a comparable pair. Memory O(n^2).
+    """
+    time, risk = np.asarray(time, dtype=np.float64), np.asarray(risk, dtype=np.float64)
+    event = np.asarray(event, dtype=bool)
+    later = (time[:, None] < time) | ((time[:, None] == time) & ~event)
+    comparable = (event[:, None] & later).astype(np.float64)  # (n, n)
+    ahead = risk[:, None] - risk
+    concordant = comparable * np.where(np.abs(ahead) <= tied_tol, 0.5, ahead > 0)
+    w = _weights(weight, len(time))
+    with np.errstate(invalid="ignore"):
+        return ((w @ concordant) * w).sum(-1) / ((w @ comparable) * w).sum(-1)

@@ -1,0 +1,129 @@
+"""From a suite to trials."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from pydantic import ValidationError
+
+from milbench import datasets, plugins, recipes
+from milbench.errors import MilbenchError, from_validation
+from milbench.suites.model import Suite
+from milbench.trials.plan import Cell, Plan
+from milbench.trials.spec import TrialSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to run: its identity, its names for tables, its place in a table."""
+
+    spec: TrialSpec
+    labels: dict[str, str]
+    cell: Cell
+
+
+def expand(
+    suite: Suite,
+    *,
+    aggregators: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    folds: Sequence[int] | None = None,
+    epochs: int | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+) -> tuple[Plan, list[Job]]:
+    """Every trial of a suite with a grid, and the plan that lists them.
+
+    Args:
+        suite: what to run.
+        aggregators, seeds, folds: instead of the suite's.
+        epochs: instead of the recipe's maximum.
+        device, threads: what each trial computes on.
+
+    Raises:
+        MilbenchError: an unknown aggregator, parameter, dataset, encoder, split, fold or recipe value, with near misses.
+    """
+    grid = suite.grid
+    if grid is None:
+        raise MilbenchError(f"suite {suite.name} has no grid of its own")
+    variants = list({v.name: v for v in map(plugins.resolve, aggregators or grid.aggregator)}.values())
+    seeds = list(dict.fromkeys(seeds or grid.seed))
+    jobs, notes = [], []
+    for name, encoder, magnification, patch_size, split in product(
+        grid.dataset, grid.encoder, grid.magnification or [None], grid.patch_size or [None], grid.split
+    ):
+        dataset = datasets.load(name, encoder, magnification, patch_size)
+        if dataset.task != suite.task:
+            raise MilbenchError(f"suite {suite.name} is for {suite.task}, dataset {name} for {dataset.task}")
+        notes.append(f"{dataset.label}: {len(dataset.samples)} {dataset.unit}s, {_counts(dataset)}")
+        notes += [f"{dataset.label}: {note}" for note in dataset.notes]
+        parts = dataset.folds(split)
+        for fold in _folds(folds or grid.fold, len(parts), f"{name}, split {split}"):
+            recipe = _recipe(suite, has_validation=bool(parts[fold].val), epochs=epochs)
+            for variant, seed in product(variants, seeds):
+                spec = TrialSpec(
+                    dataset=name,
+                    fingerprint=dataset.fingerprint,
+                    unit=dataset.unit,
+                    task=dataset.task,
+                    encoder=encoder,
+                    magnification=magnification,
+                    patch_size=patch_size,
+                    standardise=grid.standardise,
+                    aggregator=variant.entry.name,
+                    params=variant.params,
+                    implementation=variant.entry.implementation,
+                    split=split,
+                    split_fingerprint=dataset.split_fingerprint(split),
+                    fold=fold,
+                    seed=seed,
+                    recipe=recipe,
+                    threads=threads,
+                    device=device,  # type: ignore[arg-type]
+                )
+                jobs.append(_job(spec, variant, dataset.label))
+    definition = suite.model_dump(mode="json")
+    definition["grid"]["aggregator"] = [plugins.resolve(a).name for a in grid.aggregator]
+    return Plan(suite=suite.name, definition=definition, notes=list(dict.fromkeys(notes)), cells=[job.cell for job in jobs]), jobs
+
+
+def _job(spec: TrialSpec, variant: plugins.Variant, dataset_label: str) -> Job:
+    cell = Cell(
+        trial_id=spec.trial_id,
+        context=spec.context(),
+        aggregator=variant.name,
+        label=variant.label,
+        dataset=spec.dataset,
+        dataset_label=dataset_label,
+        encoder=spec.encoder,
+        magnification=spec.magnification,
+        patch_size=spec.patch_size,
+        split=spec.split,
+        fold=spec.fold,
+        seed=spec.seed,
+    )
+    return Job(spec, {"aggregator": variant.label, "dataset": dataset_label, "encoder": spec.encoder}, cell)
+
+
+def _recipe(suite: Suite, *, has_validation: bool, epochs: int | None) -> recipes.Recipe:
+    changes = dict(suite.recipe)
+    name = changes.pop("name")
+    if epochs is not None:
+        changes["max_epochs"] = epochs
+    try:
+        return recipes.get(name, suite.task, has_validation=has_validation, **changes)
+    except ValidationError as error:
+        raise from_validation(error, f"suite {suite.name}: recipe") from error
+
+
+def _folds(wanted: Iterable[int] | None, available: int, where: str) -> list[int]:
+    chosen = list(dict.fromkeys(range(available) if wanted is None else wanted))
+    if outside := [f for f in chosen if not 0 <= f < available]:
+        raise MilbenchError(f"{where} has folds 0 to {available - 1}, not {', '.join(map(str, outside))}")
+    return chosen
+
+
+def _counts(dataset: datasets.Dataset) -> str:
+    if dataset.task == "survival":
+        return f"{sum(bool(s.event) for s in dataset.samples)} events"
+    return ", ".join(f"{sum(s.label == i for s in dataset.samples)} {name}" for i, name in enumerate(dataset.classes))

@@ -1,0 +1,135 @@
+"""The list of trials behind a suite's tables: `results/suites/<suite>.json`.
+
+A trial belongs to no suite; a suite is a list of trial ids, so that suites which share a cell share the trial.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from milbench.errors import MilbenchError, from_validation, unknown
+from milbench.trials.spec import SCHEMA
+from milbench.trials.store import Store, write_atomically
+
+
+class Cell(BaseModel):
+    """One trial's place in a table.
+
+    Args:
+        trial_id: the trial.
+        context: hash of all that the methods of one column share (data, split, recipe, threads, device).
+        aggregator, label: the row, as a name (`transmil[landmarks=32]`) and as printed.
+        dataset, dataset_label, encoder, magnification, patch_size, split: the column.
+        fold, seed: the repetition.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trial_id: str
+    context: str
+    aggregator: str
+    label: str
+    dataset: str
+    dataset_label: str
+    encoder: str
+    magnification: int | None
+    patch_size: int | None
+    split: str
+    fold: int
+    seed: int
+
+    @property
+    def column(self) -> tuple[object, ...]:
+        """What the cell's numbers are measured on."""
+        return (self.dataset, self.encoder, self.magnification, self.patch_size, self.split)
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Column, row and repetition: one trial each."""
+        return (*self.column, self.aggregator, self.fold, self.seed)
+
+
+class Plan(BaseModel):
+    """A suite as it was run here.
+
+    Args:
+        suite: its name.
+        definition: the suite file's content, so that a report needs nothing else.
+        notes: what a reader of the dataset's tables must know.
+        cells: every trial asked for so far, in the suite's order.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_by_name=True, serialize_by_alias=True)
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    suite: str
+    definition: dict[str, Any]
+    notes: list[str] = []
+    cells: list[Cell] = []
+
+
+def path_of(store: Store, suite: str) -> Path:
+    """Where a suite's plan is kept."""
+    return store.root / "suites" / f"{suite}.json"
+
+
+def names(store: Store) -> list[str]:
+    """Suites that were run into this store."""
+    return sorted(path.stem for path in (store.root / "suites").glob("*.json"))
+
+
+def read(store: Store, suite: str) -> Plan:
+    """The plan of `suite`.
+
+    Raises:
+        MilbenchError: the suite was not run into this store, or its plan is broken or of another schema version.
+    """
+    path = path_of(store, suite)
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found, dict) and found.get("schema") != SCHEMA:
+            raise MilbenchError(f"{path}: schema {found.get('schema_version')}, this milbench reads {SCHEMA}; use another --results folder")
+        return Plan.model_validate(found)
+    except FileNotFoundError:
+        known = names(store)
+        if not known:
+            raise MilbenchError(f"nothing was run into {store.root} yet; start with: milbench run --suite quickstart") from None
+        raise unknown(f"suite in {store.root}", suite, known) from None
+    except ValidationError as error:
+        raise from_validation(error, path) from error
+    except ValueError as error:
+        raise MilbenchError(f"{path}: not JSON ({error}); remove it and run the suite again") from error
+
+
+def merge(store: Store, new: Plan) -> Plan:
+    """Add a run's cells to what the suite already lists, and write it.
+
+    A cell of an earlier run stays when it may stand beside the new ones: same column, same context. Cells of another context (changed
+    data, another recipe) leave the list; their trials stay in the store, so asking for them again costs nothing.
+    """
+    path = path_of(store, new.suite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        earlier = read(store, new.suite).cells if path.exists() else []
+        contexts = {cell.column: cell.context for cell in new.cells}
+        places = {cell.place for cell in new.cells}
+        kept = [c for c in earlier if c.place not in places and contexts.get(c.column, c.context) == c.context]
+        merged = new.model_copy(update={"cells": _in_order(kept + new.cells, new.definition)})
+        write_atomically(path, json.dumps(merged.model_dump(mode="json"), indent=1) + "\n")
+    return merged
+
+
+def _in_order(cells: Sequence[Cell], definition: dict[str, Any]) -> list[Cell]:
+    """By column, then row as the suite lists them (additions last), then seed and fold."""
+    rows = list(definition.get("grid", {}).get("aggregator", []))
+    columns = list(dict.fromkeys(cell.column for cell in cells))
+
+    def key(cell: Cell) -> tuple[object, ...]:
+        row = rows.index(cell.aggregator) if cell.aggregator in rows else len(rows)
+        return (columns.index(cell.column), row, cell.aggregator, cell.seed, cell.fold)
+
+    return sorted(cells, key=key)

@@ -1,0 +1,176 @@
+"""Run one trial: data, model, fit, test, result. Whatever happens is recorded."""
+
+import csv
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+
+import milbench
+from milbench import datasets, plugins, tasks
+from milbench.datasets import Sample
+from milbench.errors import MilbenchError, SkipTrial
+from milbench.training import derive_seed, fit, fold_bags, predict
+from milbench.trials.spec import TrialSpec
+from milbench.trials.store import MODEL, PREDICTIONS, Result, Status, Store
+
+OnEpoch = Callable[[int, dict[str, float | None]], None]
+
+
+def run_trial(
+    spec: TrialSpec, store: Store, labels: dict[str, str], *, keep_model: bool = False, on_epoch: OnEpoch = lambda epoch, row: None
+) -> Status:
+    """Run `spec` and write its result to `store`; an error becomes a result too.
+
+    Args:
+        spec: the trial.
+        store: where the result goes.
+        labels: names for tables.
+        keep_model: also write the weights of the chosen epoch.
+        on_epoch: progress.
+
+    Returns:
+        The status that was recorded.
+    """
+    started = time.perf_counter()
+    _reset_peak_memory(spec.device)
+    files: dict[str, Callable[[Path], None]] = {}
+    try:
+        result, files = _run(spec, keep_model, on_epoch)
+    except SkipTrial as skip:
+        result = Result(trial_id=spec.trial_id, spec=spec, status="skipped", reason=str(skip))
+    except Exception as error:
+        result = failure(spec, "oom" if _is_out_of_memory(error) else "failed", f"{type(error).__name__}: {error}", traceback.format_exc())
+    result.labels = labels
+    result.cost |= {"seconds": round(time.perf_counter() - started, 3), "peak_memory_bytes": _peak_memory(spec.device)}
+    result.provenance = provenance() | {"threads": spec.threads, "backends": {}}
+    store.write(result, files)
+    return result.status
+
+
+def failure(spec: TrialSpec, status: Status, reason: str, trace: str | None = None) -> Result:
+    """The result of a trial that did not end well."""
+    return Result(trial_id=spec.trial_id, spec=spec, status=status, reason=reason, traceback=trace)
+
+
+def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, dict[str, Callable[[Path], None]]]:
+    torch.set_num_threads(spec.threads)
+    torch.use_deterministic_algorithms(True, warn_only=spec.device != "cpu")
+    dataset = datasets.load(spec.dataset, spec.encoder, spec.magnification, spec.patch_size)
+    if (dataset.fingerprint, dataset.split_fingerprint(spec.split)) != (spec.fingerprint, spec.split_fingerprint):
+        raise MilbenchError(f"dataset {spec.dataset} changed since this trial was planned; run the suite again")
+    entry = plugins.resolve(spec.aggregator).entry
+    if entry.cls.needs_coords and not dataset.has_coords:
+        raise SkipTrial(f"{entry.label} needs coordinates, dataset {dataset.name} has none")
+    fold = dataset.folds(spec.split)[spec.fold]
+    task = tasks.for_fold(dataset, fold.train)
+    train, val, test = fold_bags(dataset, fold, standardise=spec.standardise, device=spec.device)
+    torch.manual_seed(derive_seed(*spec.axes, "weights"))
+    model = entry.cls(dataset.in_dim, task.n_out, **spec.params).to(spec.device)
+    torch.manual_seed(derive_seed(*spec.axes, "training"))
+    done = fit(model, train, val, task, spec.recipe, spec.axes, on_epoch)
+
+    scores, _ = predict(model, test, task)
+    metrics = {"test": _plain(task.metrics(test.samples, scores))}
+    if val:
+        metrics["val"] = _plain(task.metrics(val.samples, predict(model, val, task)[0]))
+    result = Result(
+        trial_id=spec.trial_id,
+        spec=spec,
+        status="ok",
+        metrics=metrics,
+        selected={"epoch": done.epoch, "on": done.selected_on, "epochs_run": len(done.curve)},
+        curve=done.curve,
+        cost={"seconds_per_step": done.seconds_per_step, "parameters": sum(p.numel() for p in model.parameters())},
+    )
+    files: dict[str, Callable[[Path], None]] = {PREDICTIONS: lambda path: _write_predictions(path, task, spec.fold, test.samples, scores)}
+    if keep_model and (state := model.state_dict()):
+        files[MODEL] = lambda path: safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in state.items()}, path)
+    return result, files
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: an undefined metric is null."""
+    return {k: _plain_value(v) for k, v in metrics.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain_value(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _write_predictions(
+    path: Path, task: tasks.Subtyping | tasks.Survival, fold: int, samples: Sequence[Sample], scores: NDArray[np.float32]
+) -> None:
+    rows = [
+        {"slide": sample.id, "case": sample.case_id, "fold": fold, **task.columns(sample, score)}
+        for sample, score in zip(samples, scores, strict=True)
+    ]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.9g}" if isinstance(v, np.floating | np.ndarray) else v for k, v in row.items()} for row in rows)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch raises its own class on CUDA and a bare RuntimeError on CPU.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _reset_peak_memory(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # resident high-water mark
+        except OSError:
+            pass  # some containers forbid it; then the mark is the process's, an upper bound
+
+
+def _peak_memory(device: str) -> int | None:
+    """Bytes: allocated on CUDA, resident in this process on Linux, unknown elsewhere."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Where a number comes from: code, libraries, machine."""
+    home = Path(milbench.__file__).parent.parent
+    git = lambda *words: subprocess.run(["git", "-C", home, *words], capture_output=True, text=True, check=False).stdout.strip()  # noqa: E731, S607
+    in_checkout = (home / ".git").exists()
+    return {
+        "milbench": milbench.__version__,
+        "git": git("rev-parse", "--short=12", "HEAD") or None if in_checkout else None,
+        "dirty": bool(git("status", "--porcelain", "--", "milbench", "registry")) if in_checkout else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())

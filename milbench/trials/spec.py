@@ -1,0 +1,71 @@
+"""What a trial is: everything that decides its numbers, and a hash of that."""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from milbench.recipes import Recipe
+
+SCHEMA = 1  # of a result; raised when old results can no longer be read as new ones
+
+
+class TrialSpec(BaseModel):
+    """The identity of a trial. Two equal specs give byte-identical predictions on the same machine and versions.
+
+    Args:
+        dataset, fingerprint: name and hash of features and labels.
+        unit: what is predicted, a slide or a case.
+        task: "subtyping" or "survival".
+        encoder, magnification, patch_size, feature_dtype: where the features come from; None where it does not apply.
+        standardise: features scaled with training-fold statistics.
+        aggregator, params, implementation: which code with which parameters, defaults included.
+        split, split_fingerprint, fold: who is trained on and who is tested.
+        seed: of weights, dropout and the order of bags.
+        recipe: how it is fitted, with its values.
+        threads, device: what the arithmetic's rounding depends on.
+        result_schema: version of the result format.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    fingerprint: str
+    unit: Literal["slide", "case"]
+    task: Literal["subtyping", "survival"]
+    encoder: str
+    magnification: int | None = None
+    patch_size: int | None = None
+    feature_dtype: Literal["float32", "float16"] = "float32"
+    standardise: bool = False
+    aggregator: str
+    params: dict[str, Any]
+    implementation: str
+    split: str
+    split_fingerprint: str
+    fold: int = Field(ge=0)
+    seed: int = Field(ge=0)
+    recipe: Recipe
+    threads: int = Field(1, ge=1)
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    result_schema: int = SCHEMA
+
+    def canonical(self) -> str:
+        """JSON with sorted keys and no spaces: equal specs, equal text."""
+        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def trial_id(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()[:16]
+
+    @property
+    def axes(self) -> tuple[object, ...]:
+        """The named axes that random draws derive from: the same for every aggregator, so comparisons are paired."""
+        return (self.dataset, self.split, self.fold, self.seed)
+
+    def context(self) -> str:
+        """Hash of all that two methods must share to stand in one column: everything but method, fold and seed."""
+        shared = self.model_dump(exclude={"aggregator", "params", "implementation", "fold", "seed"})
+        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
