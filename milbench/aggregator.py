@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Task(Protocol):
     """What an aggregator may ask of the task it is trained for; see :mod:`milbench.tasks`."""
 
-    name: str
+    name: ClassVar[str]
     n_out: int
 
     def loss(self, logits: Tensor, target: Any) -> Tensor:

@@ -85,7 +85,11 @@ class Bag:
         if self.coords is None or self.step is None:
             raise MilbenchError(f"slide {self.slide_id} ({self.source}): has no coordinates, so it has no grid")
         xy = self.coords.to(torch.float64)
-        slide = self.slide_index.to(torch.int64) if self.slide_index is not None else torch.zeros(len(xy), dtype=torch.int64, device=xy.device)
+        slide = (
+            self.slide_index.to(torch.int64)
+            if self.slide_index is not None
+            else torch.zeros(len(xy), dtype=torch.int64, device=xy.device)
+        )
         slides = int(slide.max()) + 1
         at = slide[:, None].expand(-1, 2)  # (n, 2)
         low = xy.new_full((slides, 2), torch.inf).scatter_reduce(0, at, xy, "amin")

@@ -1,6 +1,6 @@
 """What every aggregator must keep, as checks: the test suite runs them over the registry, authors run them on their own.
 
-    milbench check aggregator mine --plugin mine.py
+milbench check aggregator mine --plugin mine.py
 """
 
 from collections.abc import Callable, Iterator
@@ -57,10 +57,16 @@ def shapes(variant: Variant) -> None:
         for n in SIZES:
             with torch.no_grad():
                 prediction = model(_bag(n, seed=n))
-            _require(prediction.logits.shape == (n_out,), f"logits of a bag of {n} are {tuple(prediction.logits.shape)}, expected ({n_out},)")
+            _require(
+                prediction.logits.shape == (n_out,),
+                f"logits of a bag of {n} are {tuple(prediction.logits.shape)}, expected ({n_out},)",
+            )
             _require(bool(torch.isfinite(prediction.logits).all()), f"logits of a bag of {n} are not finite")
             a = prediction.attention
-            _require(a is None or a.shape == (n,), f"attention of a bag of {n} is {None if a is None else tuple(a.shape)}, expected ({n},)")
+            _require(
+                a is None or a.shape == (n,),
+                f"attention of a bag of {n} is {None if a is None else tuple(a.shape)}, expected ({n},)",
+            )
             scores = model.scores(prediction, Subtyping([str(c) for c in range(n_out)]))
             _require(scores.shape == (n_out,), f"scores are {tuple(scores.shape)}, expected ({n_out},)")
 
@@ -101,11 +107,17 @@ def determinism(variant: Variant) -> None:
     first, second, bag = _fresh(variant), _fresh(variant), _bag(37, seed=3)
     with torch.no_grad():
         reference = first(bag).logits
-        _require(torch.equal(reference, second(bag).logits), "two models of the same seed differ; draw weights with torch's generator only")
+        _require(
+            torch.equal(reference, second(bag).logits),
+            "two models of the same seed differ; draw weights with torch's generator only",
+        )
         first.train()
         first(bag)
         first.eval()
-        _require(torch.equal(reference, first(bag).logits), "eval mode is not deterministic, or a forward in training mode left a trace")
+        _require(
+            torch.equal(reference, first(bag).logits),
+            "eval mode is not deterministic, or a forward in training mode left a trace",
+        )
 
 
 def untouched(variant: Variant) -> None:
@@ -132,7 +144,9 @@ def gradients(variant: Variant) -> None:
         model.train()
         for bag, target in _steps(model, task):
             loss = model.training_loss(model(bag), target, task)
-            _require(loss.shape == () and bool(torch.isfinite(loss)), f"the {task.name} loss is {loss}, expected one finite number")
+            _require(
+                loss.shape == () and bool(torch.isfinite(loss)), f"the {task.name} loss is {loss}, expected one finite number"
+            )
             loss.backward()
         if task.name == "subtyping":
             missed = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -151,7 +165,9 @@ def step(variant: Variant) -> None:
         for bag, target in [*_steps(model, task), (_bag(1, seed=9), next(_steps(model, task))[1])]:
             loss = model.training_step(bag, target, task, optimisers)
             _require(bool(torch.isfinite(loss)), f"the {task.name} loss of a training step is {loss}")
-        _require(any(not torch.equal(before[name], p) for name, p in model.named_parameters()), "training steps change no parameter")
+        _require(
+            any(not torch.equal(before[name], p) for name, p in model.named_parameters()), "training steps change no parameter"
+        )
 
 
 def learns(variant: Variant) -> None:
@@ -171,7 +187,9 @@ def learns(variant: Variant) -> None:
         model.fit(bags, targets)
     model.eval()
     with torch.no_grad():
-        right = sum(int(model.scores(model(bag), task).argmax() == target) for bag, target in zip(bags, targets, strict=True))
+        right = sum(
+            int(model.scores(model(bag), task).argmax()) == int(target) for bag, target in zip(bags, targets, strict=True)
+        )
     _require(right >= 9, f"only {right} of 10 training bags of a linearly separable problem are right after 20 epochs")
 
 

@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -94,7 +95,9 @@ class Variant:
 
 
 def _spell(changes: dict[str, Any], separator: str = ",") -> str:
-    return separator.join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sorted(changes.items()))
+    return separator.join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sorted(changes.items())
+    )
 
 
 T = TypeVar("T", bound=type[Aggregator])
@@ -149,7 +152,7 @@ def discover(files: Iterable[str | Path] = ()) -> None:
         if path not in _loaded_files:
             if not path.is_file():
                 raise MilbenchError(f"--plugin {file}: no such file")
-            _import(f"--plugin {file}", lambda path=path: _run_file(path))
+            _import(f"--plugin {file}", partial(_run_file, path))
             _loaded_files.add(path)
 
 

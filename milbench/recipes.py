@@ -20,7 +20,9 @@ class Recipe(BaseModel):
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     max_epochs: int = Field(50, ge=1)
-    patience: int | None = Field(10, ge=1, description="epochs without a better validation score before stopping; None never stops")
+    patience: int | None = Field(
+        10, ge=1, description="epochs without a better validation score before stopping; None never stops"
+    )
     select: Literal["best on val", "last"] = Field("best on val", description="which epoch's model is tested")
 
 

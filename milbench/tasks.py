@@ -124,7 +124,9 @@ class Survival:
         """Time bin and event."""
         if sample.time is None:
             raise MilbenchError(f"case {sample.id} has no follow-up time")
-        return SurvivalTarget(torch.tensor(int(np.searchsorted(self.edges, sample.time, side="right"))), torch.tensor(bool(sample.event)))
+        return SurvivalTarget(
+            torch.tensor(int(np.searchsorted(self.edges, sample.time, side="right"))), torch.tensor(bool(sample.event))
+        )
 
     def loss(self, logits: Tensor, target: SurvivalTarget) -> Tensor:
         """NLL with alpha = 0, as in the published tables. logits: (bins,)."""
@@ -142,7 +144,11 @@ class Survival:
         """Every stored metric. scores: (n,)."""
         event = np.array([bool(s.event) for s in samples])
         time = np.array([s.time for s in samples], dtype=np.float64)
-        return {"c_index": float(stats.c_index(time, event, scores)), "events": int(event.sum()), "bin_edges": self.edges.tolist()}
+        return {
+            "c_index": float(stats.c_index(time, event, scores)),
+            "events": int(event.sum()),
+            "bin_edges": self.edges.tolist(),
+        }
 
 
 def for_fold(dataset: Dataset, train: Sequence[str]) -> Subtyping | Survival:

@@ -60,7 +60,9 @@ class Standardiser:
 class Bags(Sequence[Bag]):
     """The bags of one part of a fold, read when asked for, checked the first time."""
 
-    def __init__(self, dataset: Dataset, ids: Sequence[str], *, device: str = "cpu", standardise: Standardiser | None = None) -> None:
+    def __init__(
+        self, dataset: Dataset, ids: Sequence[str], *, device: str = "cpu", standardise: Standardiser | None = None
+    ) -> None:
         self.samples = [dataset.sample(id) for id in ids]
         self._dataset, self._device, self._standardise = dataset, device, standardise
         self._checked: set[str] = set()
@@ -191,9 +193,7 @@ def _to(target: Any, device: torch.device) -> Any:
     return target.to(device) if isinstance(target, Tensor) else type(target)(*(t.to(device) for t in target))
 
 
-def fold_bags(
-    dataset: Dataset, fold: Fold, *, standardise: bool, device: str = "cpu"
-) -> tuple[Bags, Bags | None, Bags]:
+def fold_bags(dataset: Dataset, fold: Fold, *, standardise: bool, device: str = "cpu") -> tuple[Bags, Bags | None, Bags]:
     """Train, validation (None where empty) and test bags of a fold; statistics for `standardise` come from train only."""
     scaler = Standardiser.from_bags(dataset.read(id) for id in fold.train) if standardise else None
     train, val, test = (Bags(dataset, ids, device=device, standardise=scaler) for ids in fold)

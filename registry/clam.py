@@ -128,7 +128,7 @@ class CLAM(Aggregator):
             k = max(1, n // 2)
             if not self._said:
                 self._said = True
-                log.warning("CLAM: a bag has %d instances, fewer than k = %d; such bags use k = n // 2 (at least 1)", n, self.k)
+                log.warning("CLAM: bags of fewer than k = %d instances use k = n // 2 (at least 1) in the instance loss", self.k)
         losses = []
         for c in range(self.n_out) if self.subtyping else [target]:
             row = attention[c if len(attention) > 1 else 0].detach()

@@ -30,11 +30,12 @@ class DSMIL(Aggregator):
         values: "identity", or a projection of the instances: "relu" (Dropout, Linear, ReLU) or "linear" (Dropout, Linear).
         dropout: before that projection, in training.
         lineage: "official": loss 0.5 BCE(bag) + 0.5 BCE(max) on one-hot targets, scores sigmoid(bag), so class scores need not
-            sum to 1. "hipt": logits 0.5 (bag + max) and the task's own loss; with `nonlinear=false,values=linear` this is the DS-MIL
-            of the survival tables. In survival the official lineage puts the task's loss on both streams.
+            sum to 1. "hipt": logits 0.5 (bag + max) and the task's own loss; with `nonlinear=false,values=linear` this is the
+            DS-MIL of the survival tables. In survival the official lineage puts the task's loss on both streams.
 
     Source: binli123/dsmil-wsi (FCLayer, BClassifier); HIPT's model_dsmil. Traps: the choice of the critical instance passes no
-    gradient; ties go to the first instance. Deviations: the official script shuffles and drops patches, also at test time; we do not.
+    gradient; ties go to the first instance. Deviations: the official script shuffles and drops patches, also at test
+    time; we do not.
     """
 
     complexity = "n"
@@ -64,7 +65,9 @@ class DSMIL(Aggregator):
         if values == "identity":
             self.value: nn.Module = nn.Identity()
         else:
-            self.value = nn.Sequential(nn.Dropout(dropout), nn.Linear(in_dim, in_dim), nn.ReLU() if values == "relu" else nn.Identity())
+            self.value = nn.Sequential(
+                nn.Dropout(dropout), nn.Linear(in_dim, in_dim), nn.ReLU() if values == "relu" else nn.Identity()
+            )
         self.bag_head = nn.Conv1d(n_out, n_out, kernel_size=in_dim)
 
     def forward(self, bag: Bag) -> Prediction:

@@ -1,6 +1,6 @@
 """TransMIL: two Nyström attention layers with convolutions on a square of tokens between them (Shao et al., NeurIPS 2021).
 
-The square is filled in file order: it is not the tissue's shape, so the order of the patches matters and their coordinates do not.
+The square is filled in file order: it is not the tissue's shape, so the order of the patches matters, their coordinates do not.
 """
 
 import math
@@ -19,7 +19,13 @@ class _Layer(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
         self.attn = NystromAttention(
-            dim=hidden, dim_head=hidden // heads, heads=heads, num_landmarks=landmarks, pinv_iterations=6, residual=True, dropout=dropout
+            dim=hidden,
+            dim_head=hidden // heads,
+            heads=heads,
+            num_landmarks=landmarks,
+            pinv_iterations=6,
+            residual=True,
+            dropout=dropout,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,7 +33,7 @@ class _Layer(nn.Module):
 
 
 class _PPEG(nn.Module):
-    """Pyramid position encoding: depth-wise 7x7, 5x5 and 3x3 convolutions on the square, summed with it; the class token passes by."""
+    """Pyramid position encoding: depth-wise 7x7, 5x5 and 3x3 convolutions, summed with the square; the class token passes by."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -52,9 +58,9 @@ class TransMIL(Aggregator):
         landmarks: Nyström landmarks, 256 officially. Every step pays for at least that many tokens, so take fewer for small bags.
         dropout: after each attention, in training.
 
-    Source: szc19990412/TransMIL. Traps: the first tokens are repeated to fill a square; the attention pads with zeros on the left to
-    a multiple of `landmarks` and the zeros take part, so the result depends on n mod landmarks. Deviations: any width d (officially
-    1024 only).
+    Source: szc19990412/TransMIL. Traps: the first tokens are repeated to fill a square; the attention pads with zeros on the left
+    to a multiple of `landmarks` and the zeros take part, so the result depends on n mod landmarks. Deviations: any width d
+    (officially 1024 only).
     """
 
     complexity = "n landmarks"

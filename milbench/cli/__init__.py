@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +14,22 @@ import click
 from milbench import __version__
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from milbench.suites import Job, Suite
     from milbench.trials.plan import Plan
 
 RESULTS = click.option(
-    "--results", type=click.Path(path_type=Path), default="results", envvar="MILBENCH_RESULTS", show_default=True, help="Folder of the results store."
+    "--results",
+    type=click.Path(path_type=Path),
+    default="results",
+    envvar="MILBENCH_RESULTS",
+    show_default=True,
+    help="Folder of the results store.",
 )
-PLUGIN = click.option("--plugin", "plugin_files", multiple=True, metavar="FILE.py", help="A file that registers aggregators; may be repeated.")
+PLUGIN = click.option(
+    "--plugin", "plugin_files", multiple=True, metavar="FILE.py", help="A file that registers aggregators; may be repeated."
+)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -66,17 +77,32 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
 @click.option("--seeds", metavar="0,1,2", help="Instead of the suite's.")
 @click.option("--folds", metavar="0,1", help="Only these folds.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's maximum.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="auto takes CUDA where there is one.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="auto takes CUDA where there is one.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Trials at a time. [default: all cores on CPU, else 1]")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of one trial; part of its identity.")
-@click.option("--keep-models", type=click.Choice(["none", "first-seed", "all"]), default="first-seed", show_default=True, help="Which weights are stored.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of one trial; part of its identity."
+)
+@click.option(
+    "--keep-models",
+    type=click.Choice(["none", "first-seed", "all"]),
+    default="first-seed",
+    show_default=True,
+    help="Which weights are stored.",
+)
 @click.option("--retry-failed", is_flag=True, help="Run failed and out-of-memory trials again.")
 @click.option("--dry-run", is_flag=True, help="Show the grid, what is done and what is not; run nothing.")
 @RESULTS
 @PLUGIN
 def run(
-    suite: str, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None, device: str, workers: int | None,
-    threads: int, keep_models: str, retry_failed: bool, dry_run: bool, results: Path, plugin_files: tuple[str, ...],
+    suite: str, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None, device: str,
+    workers: int | None, threads: int, keep_models: str, retry_failed: bool, dry_run: bool, results: Path,
+    plugin_files: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Run every trial of a suite that has no result yet.
 
@@ -112,11 +138,16 @@ def run(
 
     from milbench.cli import progress
 
-    first = {job.spec.seed for job in jobs if keep_models == "all"} or ({min(job.spec.seed for job in jobs)} if keep_models == "first-seed" else set())
+    seeds_run = {job.spec.seed for job in jobs}
+    kept_seeds = {"none": set(), "first-seed": {min(seeds_run)}, "all": seeds_run}[keep_models]
     code = progress.run(
-        todo, store, workers=min(workers, len(todo)), plugins=[Path(f).resolve() for f in plugin_files], keep_model=lambda job: job.spec.seed in first,
+        todo,
+        store,
+        workers=min(workers, len(todo)),
+        plugins=[Path(file).resolve() for file in plugin_files],
+        keep_model=lambda job: job.spec.seed in kept_seeds,
         already=len(jobs) - len(todo),
-    )  # fmt: skip
+    )
     if code == 130:
         raise SystemExit(130)
     raise SystemExit(progress.summary(jobs, store, ran=len(todo), suite=suite, results=results))
@@ -131,7 +162,9 @@ def _device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if here["cuda"] else "cpu"
     if not here[wanted]:
-        raise MilbenchError(f"--device {wanted}: not available here; available: {', '.join(name for name, yes in here.items() if yes)}")
+        raise MilbenchError(
+            f"--device {wanted}: not available here; available: {', '.join(name for name, yes in here.items() if yes)}"
+        )
     return wanted
 
 
@@ -144,8 +177,7 @@ def _plans(whole: Suite, leaves: list[Plan]) -> list[Plan]:
     return [*leaves, Plan(suite=whole.name, definition=whole.model_dump(mode="json"))]
 
 
-def _show_grid(jobs: list[Job], state: dict[str, str]) -> None:
-    from rich.console import Console
+def _show_grid(jobs: list[Job], state: Mapping[str, str]) -> None:
     from rich.table import Table
 
     from milbench.cli.progress import MARKS
@@ -153,7 +185,14 @@ def _show_grid(jobs: list[Job], state: dict[str, str]) -> None:
     columns = list(dict.fromkeys((*job.cell.column, job.spec.seed) for job in jobs))
     for column in columns:
         dataset, encoder, magnification, patch_size, split, seed = column
-        parts = [dataset, encoder, *([f"{magnification}x"] if magnification else []), *([f"{patch_size} px"] if patch_size else []), split, f"seed {seed}"]
+        parts = [
+            dataset,
+            encoder,
+            *([f"{magnification}x"] if magnification else []),
+            *([f"{patch_size} px"] if patch_size else []),
+            split,
+            f"seed {seed}",
+        ]
         own = [job for job in jobs if (*job.cell.column, job.spec.seed) == column]
         table = Table(title=" · ".join(map(str, parts)), title_justify="left")
         folds = sorted({job.spec.fold for job in own})
@@ -163,7 +202,7 @@ def _show_grid(jobs: list[Job], state: dict[str, str]) -> None:
         for label in dict.fromkeys(job.cell.label for job in own):
             here = {job.spec.fold: state[job.spec.trial_id] for job in own if job.cell.label == label}
             table.add_row(label, *(MARKS[here[fold]] for fold in folds))
-        Console().print(table)
+        _console().print(table)
     counts = {s: list(state.values()).count(s) for s in MARKS if s in state.values()}
     click.echo(f"{len(jobs)} trials: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + ". Nothing was run.")
 
@@ -187,14 +226,22 @@ def status(suite: str | None, results: Path, as_json: bool) -> None:
         for run in own:
             if run.status in ("failed", "oom", "skipped"):
                 c = run.cell
-                where = {"suite": name, "aggregator": c.aggregator, "dataset": c.dataset, "encoder": c.encoder, "fold": c.fold, "seed": c.seed}
-                troubles.append({**where, "trial_id": c.trial_id, "status": run.status, "reason": run.result["reason"]})
+                where = {
+                    "suite": name,
+                    "aggregator": c.aggregator,
+                    "dataset": c.dataset,
+                    "encoder": c.encoder,
+                    "fold": c.fold,
+                    "seed": c.seed,
+                }
+                troubles.append({**place, "trial_id": c.trial_id, "status": run.status, "reason": run.result["reason"]})
     if as_json:
         click.echo(json.dumps({"suites": rows, "not_ok": troubles}, indent=1))
         return
     _print_table(["suite", "trials", "ok", "failed", "oom", "skipped", "pending"], [list(row.values()) for row in rows])
     for t in troubles:
-        click.echo(f"{t['status']:8} {t['aggregator']} on {t['dataset']}, fold {t['fold']}, seed {t['seed']} ({t['trial_id']}): {t['reason']}")
+        where = f"{t['aggregator']} on {t['dataset']}, fold {t['fold']}, seed {t['seed']} ({t['trial_id']})"
+        click.echo(f"{t['status']:8} {where}: {t['reason']}")
 
 
 @main.command()
@@ -203,13 +250,11 @@ def status(suite: str | None, results: Path, as_json: bool) -> None:
 @RESULTS
 def report(suite: str | None, reports: Path, results: Path) -> None:
     """Make the tables of a suite from its results: terminal, LaTeX, Markdown and CSV."""
-    from rich.console import Console
-
     from milbench.report import build, render, write
     from milbench.trials import plan as plans
     from milbench.trials.store import Store
 
-    store, console = Store(results), Console()
+    store, console = Store(results), _console()
     for name in [suite] if suite else plans.names(store) or [plans.read(store, "").suite]:
         made = build(store, name)
         paths = write(made, reports / name)
@@ -220,7 +265,9 @@ def report(suite: str | None, reports: Path, results: Path) -> None:
                 for note in table.notes:
                     console.print(f"  {note}", style="dim", highlight=False, markup=False)
             if section.unfinished:
-                console.print(f"\nPartial: {section.unfinished} of {len(section.plan.cells)} trials are not run yet.", style="bold yellow")
+                console.print(
+                    f"\nPartial: {section.unfinished} of {len(section.plan.cells)} trials are not run yet.", style="bold yellow"
+                )
         click.echo("\nWritten:")
         for path in paths:
             click.echo(f"  {path}")
@@ -247,11 +294,9 @@ def ls_aggregators(plugin_files: tuple[str, ...], as_json: bool) -> None:
         for width in (384, 1024):
             with torch.device("meta"):
                 sizes[f"parameters_{width}"] = sum(p.numel() for p in variant.build(width, 3).parameters())
-        rows.append({
-            "name": entry.name, "label": entry.label, "cite": entry.cite, "complexity": f"O({entry.cls.complexity})",
-            "needs_coords": entry.cls.needs_coords, "order_sensitive": entry.cls.order_sensitive, **sizes, "implementation": entry.implementation,
-            "parameters": variant.params,
-        })  # fmt: skip
+        about = {"name": entry.name, "label": entry.label, "cite": entry.cite, "complexity": f"O({entry.cls.complexity})"}
+        flags = {"needs_coords": entry.cls.needs_coords, "order_sensitive": entry.cls.order_sensitive}
+        rows.append({**about, **flags, **sizes, "implementation": entry.implementation, "parameters": variant.params})
     shown = ["name", "label", "cite", "complexity", "needs_coords", "order_sensitive", "parameters_384", "parameters_1024"]
     _print_rows(rows, as_json, shown)
 
@@ -265,7 +310,9 @@ def ls_suites(as_json: bool) -> None:
     rows = []
     for name in names():
         suite = load(name)
-        rows.append({"name": name, "task": suite.task, "reproduces": suite.reproduces, "title": suite.title, "includes": suite.includes})
+        rows.append(
+            {"name": name, "task": suite.task, "reproduces": suite.reproduces, "title": suite.title, "includes": suite.includes}
+        )
     _print_rows(rows, as_json, ["name", "task", "reproduces", "title"])
 
 
@@ -299,7 +346,11 @@ def ls_backends(as_json: bool) -> None:
     cuda = torch.cuda.is_available()
     rows = [
         {"device": "cpu", "available": True, "detail": f"torch {torch.__version__}, {os.cpu_count()} cores"},
-        {"device": "cuda", "available": cuda, "detail": torch.cuda.get_device_name() if cuda else "no CUDA device, or a CPU build of torch"},
+        {
+            "device": "cuda",
+            "available": cuda,
+            "detail": torch.cuda.get_device_name() if cuda else "no CUDA device, or a CPU build of torch",
+        },
         {"device": "mps", "available": torch.backends.mps.is_available(), "detail": ""},
     ]
     _print_rows(rows, as_json, ["device", "available", "detail"])
@@ -325,7 +376,9 @@ def check_aggregator(name: str, plugin_files: tuple[str, ...]) -> None:
             one.run(variant)
         except Exception as error:
             broken += 1
-            click.echo(f"FAIL  {one.name}: {error if isinstance(error, contract.ContractError) else f'{type(error).__name__}: {error}'}")
+            click.echo(
+                f"FAIL  {one.name}: {error if isinstance(error, contract.ContractError) else f'{type(error).__name__}: {error}'}"
+            )
         else:
             click.echo(f"ok    {one.name}: {one.says}")
     click.echo(f"{variant.name}: {len(contract.CHECKS) - broken} of {len(contract.CHECKS)} checks hold")
@@ -356,15 +409,22 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool, shown: list[str]) -> 
 
 
 def _print_table(headers: list[str], rows: list[list[Any]]) -> None:
-    from rich.console import Console
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in headers:
         table.add_column(header, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console().print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """A terminal as wide as it is; a file or a pipe gets lines as long as they are."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=240)
 
 
 def _cell(value: object) -> str:

@@ -82,9 +82,8 @@ def run(
     if not jobs:
         return 0
     clock, by_id = _Clock(jobs, workers), {job.spec.trial_id: job for job in jobs}
-    click.echo(
-        f"{len(jobs)} trials to run, {already} have a result. {workers} worker{'s' * (workers > 1)} on {jobs[0].spec.device}. Ctrl-C stops; run again to go on."
-    )
+    where = f"{workers} worker{'s' * (workers > 1)} on {jobs[0].spec.device}"
+    click.echo(f"{len(jobs)} trials to run, {already} have a result. {where}. Ctrl-C stops; run again to go on.")
     view: _Bars | _Lines = _Bars(by_id, clock) if sys.stdout.isatty() else _Lines(by_id, clock, store)
     try:
         with view:
@@ -134,7 +133,11 @@ class _Bars:
     def __init__(self, jobs: dict[str, Job], clock: _Clock) -> None:
         self._jobs, self._clock, self.done, self._failed = jobs, clock, 0, 0
         self._all = Progress(TextColumn("[bold]trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
-        self._each = Progress(TextColumn("  {task.description}"), BarColumn(20), TextColumn("epoch {task.completed}/{task.total}  {task.fields[score]}"))
+        self._each = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(20),
+            TextColumn("epoch {task.completed}/{task.total}  {task.fields[score]}"),
+        )
         self._bar = self._all.add_task("", total=len(jobs), left="")
         self._lines: dict[str, TaskID] = {}
         self._live = Live(Group(self._all, self._each), console=Console(), refresh_per_second=4)
@@ -176,7 +179,10 @@ def summary(jobs: Sequence[Job], store: Store, *, ran: int, suite: str, results:
     where = f" --results {results}" if str(results) != "results" else ""
     for job in bad:
         found = state[job.spec.trial_id] or {}
-        click.echo(f"{found['status']}: {_name(job)}: {found['reason']} (traceback: {store.folder(job.spec.trial_id) / 'trial.json'})", err=True)
+        click.echo(
+            f"{found['status']}: {_name(job)}: {found['reason']} (traceback: {store.folder(job.spec.trial_id) / 'trial.json'})",
+            err=True,
+        )
     if bad:
         click.echo(f"Retry with: milbench run --suite {suite}{where} --retry-failed", err=True)
         return 1

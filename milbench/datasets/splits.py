@@ -54,7 +54,9 @@ def k_fold(samples: Sequence[Sample], k: int, *, validation: int | None = None, 
         cases[sample.stratum].add(sample.case_id)
     for stratum, members in sorted(cases.items()):
         if len(members) < k:
-            raise MilbenchError(f"{k}-fold needs at least {k} cases of each class, class {stratum} has {len(members)}; use fewer folds")
+            raise MilbenchError(
+                f"{k}-fold needs at least {k} cases of each class, class {stratum} has {len(members)}; use fewer folds"
+            )
     outer = _assign(samples, k, f"{salt}|test")
     folds = []
     for fold in range(k):

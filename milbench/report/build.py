@@ -52,9 +52,10 @@ def _made_with(runs: list[collect.Run]) -> list[str]:
     seen = set()
     for run in runs:
         if run.result:
-            p = run.result["provenance"]
-            machine = p.get("gpu") if run.result["spec"]["device"] == "cuda" else p.get("cpu")
-            seen.add(f"milbench {p.get('milbench')}, torch {p.get('torch')}, {run.result['spec']['device']} ({machine}), {run.result['spec']['threads']} thread(s)")
+            p, spec = run.result["provenance"], run.result["spec"]
+            machine = p.get("gpu") if spec["device"] == "cuda" else p.get("cpu")
+            versions = f"milbench {p.get('milbench')}, torch {p.get('torch')}"
+            seen.add(f"{versions}, {spec['device']} ({machine}), {spec['threads']} thread{'s' * (spec['threads'] > 1)} a trial")
     return sorted(seen)
 
 

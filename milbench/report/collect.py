@@ -76,7 +76,12 @@ def leaves(store: Store, suite: str) -> list[Plan]:
         MilbenchError: the suite was not run into this store.
     """
     plan = plans.read(store, suite)
-    found = [leaf for name in plan.definition.get("includes", []) if plans.path_of(store, name).exists() for leaf in leaves(store, name)]
+    found = [
+        leaf
+        for name in plan.definition.get("includes", [])
+        if plans.path_of(store, name).exists()
+        for leaf in leaves(store, name)
+    ]
     return found + ([plan] if plan.cells else [])
 
 

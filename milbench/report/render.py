@@ -6,6 +6,7 @@ import math
 import re
 from itertools import groupby
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -47,7 +48,10 @@ def latex(table: Table) -> str:
     for row in table.rows:
         if row.rule:
             lines.append("\\midrule")
-        lines.append(" & ".join([escape(row.label), *map(cell, row.entries)]) + " \\\\")
+        if row.entries:
+            lines.append(" & ".join([escape(row.label), *map(cell, row.entries)]) + " \\\\")
+        else:
+            lines.append(f"\\multicolumn{{{len(table.headers) + 1}}}{{l}}{{\\emph{{{escape(row.label)}}}}} \\\\")
     lines += ["\\bottomrule", "\\end{tabular}", "", "\\smallskip", "\\begin{minipage}{0.95\\linewidth}\\footnotesize"]
     lines += [escape(note) + "\\par" for note in table.notes]
     return "\n".join([*lines, "\\end{minipage}", "\\end{table}"]) + "\n"
@@ -62,7 +66,9 @@ def markdown(table: Table) -> str:
 
     heads = [f"{group}: {label}" if group else label for group, label in table.headers]
     lines = [f"**{table.title}**", "", f"| Method | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    lines += [f"| {row.label} | {' | '.join(map(cell, row.entries))} |" for row in table.rows]
+    for row in table.rows:
+        cells = list(map(cell, row.entries)) or [""] * len(heads)
+        lines.append(f"| {row.label if row.entries else f'*{row.label}*'} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)]) + "\n"
 
 
@@ -79,7 +85,9 @@ def tidy_csv(table: Table) -> str:
 
 def terminal(table: Table) -> RichTable:
     """The same table for a terminal."""
-    out = RichTable(title=table.title, title_justify="left", title_style="bold", header_style="bold")
+    out = RichTable(
+        title=table.title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     out.add_column("Method", no_wrap=True)
     for group, label in table.headers:
         out.add_column(f"{group}\n{label}" if group else label, justify="right", no_wrap=True)
@@ -89,5 +97,7 @@ def terminal(table: Table) -> RichTable:
             text = Text(entry.text, style={"best": "bold", "second": "underline", None: ""}[entry.style])
             cells.append(text.append("†" if entry.dagger else "").append(f" ({entry.mark})" if entry.mark else ""))
         following = table.rows[i + 1 : i + 2]
-        out.add_row(row.label, *cells, end_section=bool(following) and following[0].rule)
+        out.add_row(
+            Text(row.label, style="" if row.entries else "italic"), *cells, end_section=bool(following) and following[0].rule
+        )
     return out

@@ -45,7 +45,7 @@ class Entry:
 
 @dataclass
 class Row:
-    """A line of a table; `rule` draws a line above it."""
+    """A line of a table; `rule` draws a line above it. Without entries it is a heading over the lines below."""
 
     label: str
     entries: list[Entry]
@@ -150,7 +150,9 @@ def _compare(plan: Plan, blocks: dict, rows: list, columns: list, metrics: list[
                 folds = []
                 for fold in sorted({mine.cell.fold for mine, _ in pairs}):
                     seeds = [(mine, other) for mine, other in pairs if mine.cell.fold == fold]
-                    folds.append((_strata(seeds), [(_with_data(mine, metric), _with_data(other, metric)) for mine, other in seeds]))
+                    folds.append(
+                        (_strata(seeds), [(_with_data(mine, metric), _with_data(other, metric)) for mine, other in seeds])
+                    )
                 # One seed of the resamples per column and metric: every row meets the same resampled cases.
                 block.comparison = stats.paired_bootstrap(folds, replicates=REPLICATES, seed=f"{plan.suite}|{column}|{metric}")
                 family.append(block)
@@ -165,7 +167,9 @@ def _strata(pairs: Sequence[tuple[Run, Run]]) -> NDArray[np.int64]:
     for pair in pairs:
         for run in pair:
             if not np.array_equal(run.predictions["slide"], first["slide"]):
-                raise MilbenchError(f"trials {pairs[0][0].cell.trial_id} and {run.cell.trial_id} test other slides, they cannot be paired")
+                raise MilbenchError(
+                    f"trials {pairs[0][0].cell.trial_id} and {run.cell.trial_id} test other slides, they cannot be paired"
+                )
     return np.asarray(first["event"] if "risk" in first else first["target"]).astype(int)
 
 
@@ -244,59 +248,79 @@ def _how(plan: Plan, runs: Sequence[Run], reference: str | None, *, significant:
     over = " x ".join(f"{len(s)} {name}{'s' * (len(s) > 1)}" for s, name in ((folds, "fold"), (seeds, "seed")) if len(s) > 1)
     spread = f"Mean ± sample standard deviation (ddof = 1) over {over}" if over else "One run, no spread"
     tested = {len(run.predictions["slide"]) for run in done if run.status == "ok"}
-    size = f", {min(tested)} to {max(tested)} tested in each" if len(tested) > 1 else f", {max(tested)} tested in each" if tested else ""
+    size = (
+        f", {min(tested)} to {max(tested)} tested in each"
+        if len(tested) > 1
+        else f", {max(tested)} tested in each"
+        if tested
+        else ""
+    )
     notes.append(f"{spread}{size}. Best in bold, second underlined.")
     for recipe in {str(run.result["spec"]["recipe"]): run.result["spec"]["recipe"] for run in done}.values():
-        stop = f"at most {recipe['max_epochs']} epochs, patience {recipe['patience']}" if recipe["patience"] else f"{recipe['max_epochs']} epochs"
-        chosen = "the epoch is chosen on validation, never on test" if recipe["select"] == "best on val" else "the last epoch is tested"
+        stop = (
+            f"at most {recipe['max_epochs']} epochs, patience {recipe['patience']}"
+            if recipe["patience"]
+            else f"{recipe['max_epochs']} epochs"
+        )
+        chosen = (
+            "the epoch is chosen on validation, never on test"
+            if recipe["select"] == "best on val"
+            else "the last epoch is tested"
+        )
         notes.append(
-            f"Recipe {recipe['name']}: {recipe['optimiser']}, learning rate {recipe['lr']:g}, weight decay {recipe['weight_decay']:g}, "
-            f"batch of one bag, {stop}; {chosen}."
+            f"Recipe {recipe['name']}: {recipe['optimiser']}, learning rate {recipe['lr']:g}, weight decay "
+            f"{recipe['weight_decay']:g}, batch of one bag, {stop}; {chosen}."
         )
     if any(run.result["spec"]["standardise"] for run in done):
         notes.append("Features are standardised with statistics of the training fold.")
+    notes += list(dict.fromkeys(f"Said during training: {message}." for run in done for message in run.result["messages"]))
     if reference is not None:
         found = "† differs" if significant else "No row differs (†)"
         notes.append(f"{found} from {reference} at p < {ALPHA:g} after Holm's correction; see the paired comparison.")
     else:
-        notes.append(f"No paired comparison: the reference {plan.definition['table']['reference']} has no result beside another method.")
+        notes.append(
+            f"No paired comparison: the reference {plan.definition['table']['reference']} has no result beside another method."
+        )
     return notes
 
 
 def _paired(plan: Plan, blocks: dict, rows: list, heads: list, reference: tuple[str, str]) -> Table:
-    several = len({column for column, _ in heads}) > 1
-    lines, tidy = [], []
+    lines: list[Row] = []
+    tidy = []
     for column, metric in heads:
-        group, name = _head(plan, column, metric)
-        for i, row in enumerate(row for row in rows if row != reference):
+        lines.append(Row(", ".join(filter(None, _head(plan, column, metric))), [], rule=bool(lines)))
+        for row in rows:
             block = blocks[row, column, metric]
             c = block.comparison
-            prefix = [Entry(f"{group}, {name}" if several else name)]
+            if row == reference:
+                continue
             if c is None:
-                entries = [*prefix, *[Entry("–")] * 5]
-            else:
-                entries = [
-                    *prefix,
-                    Entry(f"{c.difference:+.3f}", dagger=block.p_holm < ALPHA),
-                    Entry("–" if math.isnan(c.low) else f"[{c.low:+.3f}, {c.high:+.3f}]"),
-                    Entry(f"{c.wins}/{c.ties}/{c.losses}"),
-                    Entry(_p(c.p)),
-                    Entry(_p(block.p_holm)),
-                ]
-                tidy.append({
-                    **{k: v for k, v in _tidy(row, column, block).items() if k not in ("mean", "sd", "runs", "expected_runs")},
-                    "reference": reference[0], "difference": c.difference, "low": c.low, "high": c.high, "wins": c.wins,
-                    "ties": c.ties, "losses": c.losses, "p": c.p, "p_holm": block.p_holm, "runs": c.runs,
-                })  # fmt: skip
-            lines.append(Row(row[1], entries, rule=i == 0 and bool(lines)))
+                lines.append(Row(row[1], [Entry("–")] * 5))
+                continue
+            entries = [
+                Entry(f"{c.difference:+.3f}", dagger=block.p_holm < ALPHA),
+                Entry("–" if math.isnan(c.low) else f"[{c.low:+.3f}, {c.high:+.3f}]"),
+                Entry(f"{c.wins}/{c.ties}/{c.losses}"),
+                Entry(_p(c.p)),
+                Entry(_p(block.p_holm)),
+            ]
+            lines.append(Row(row[1], entries))
+            tidy.append({
+                **{k: v for k, v in _tidy(row, column, block).items() if k not in ("mean", "sd", "runs", "expected_runs")},
+                "reference": reference[0], "difference": c.difference, "low": c.low, "high": c.high, "wins": c.wins,
+                "ties": c.ties, "losses": c.losses, "p": c.p, "p_holm": block.p_holm, "runs": c.runs,
+            })  # fmt: skip
     notes = [
         f"Difference = method - {reference[1]}, mean over the paired runs; W/T/L counts them.",
-        f"95 % interval and two-sided p: bootstrap over cases, stratified by class, drawn inside each fold, {REPLICATES:,} resamples, the same "
-        "for both methods. It says what other test cases would have shown, not what another training set would.",
+        f"95 % interval and two-sided p: bootstrap over cases, stratified by class, drawn inside each fold, {REPLICATES:,} "
+        "resamples, the same for both methods. It says what other test cases would have shown, not what another training set "
+        "would.",
         "Holm's correction runs over the methods of one column and metric.",
     ]
-    headers = [("", h) for h in ("metric", "difference", "95 % interval", "W/T/L", "p", "p (Holm)")]
-    return Table(f"{plan.definition['table']['name']}-paired", f"Paired comparison with {reference[1]}", headers, lines, notes, tidy)
+    headers = [("", h) for h in ("difference", "95 % interval", "W/T/L", "p", "p (Holm)")]
+    return Table(
+        f"{plan.definition['table']['name']}-paired", f"Paired comparison with {reference[1]}", headers, lines, notes, tidy
+    )
 
 
 def _p(value: float) -> str:

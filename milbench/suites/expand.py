@@ -49,8 +49,10 @@ def expand(
     variants = list({v.name: v for v in map(plugins.resolve, aggregators or grid.aggregator)}.values())
     seeds = list(dict.fromkeys(seeds or grid.seed))
     jobs, notes = [], []
+    magnifications: list[int | None] = [*grid.magnification] or [None]
+    patch_sizes: list[int | None] = [*grid.patch_size] or [None]
     for name, encoder, magnification, patch_size, split in product(
-        grid.dataset, grid.encoder, grid.magnification or [None], grid.patch_size or [None], grid.split
+        grid.dataset, grid.encoder, magnifications, patch_sizes, grid.split
     ):
         dataset = datasets.load(name, encoder, magnification, patch_size)
         if dataset.task != suite.task:
@@ -79,7 +81,7 @@ def expand(
                     seed=seed,
                     recipe=recipe,
                     threads=threads,
-                    device=device,  # type: ignore[arg-type]
+                    device=device,
                 )
                 jobs.append(_job(spec, variant, dataset.label))
     definition = suite.model_dump(mode="json")

@@ -20,7 +20,8 @@ class Grid(_Form):
     """Every combination is one trial per fold.
 
     Args:
-        dataset, encoder, magnification, patch_size, split: the columns; magnification and patch size stay out where they do not apply.
+        dataset, encoder, magnification, patch_size, split: the columns; magnification and patch size stay out where
+            they do not apply.
         fold: folds to run; all of the split unless given.
         seed: repetitions.
         aggregator: the rows, as `name` or `name[parameter=value]`.

@@ -92,7 +92,9 @@ def read(store: Store, suite: str) -> Plan:
     try:
         found = json.loads(path.read_bytes())
         if isinstance(found, dict) and found.get("schema") != SCHEMA:
-            raise MilbenchError(f"{path}: schema {found.get('schema_version')}, this milbench reads {SCHEMA}; use another --results folder")
+            raise MilbenchError(
+                f"{path}: schema {found.get('schema_version')}, this milbench reads {SCHEMA}; use another --results folder"
+            )
         return Plan.model_validate(found)
     except FileNotFoundError:
         known = names(store)
@@ -108,8 +110,8 @@ def read(store: Store, suite: str) -> Plan:
 def merge(store: Store, new: Plan) -> Plan:
     """Add a run's cells to what the suite already lists, and write it.
 
-    A cell of an earlier run stays when it may stand beside the new ones: same column, same context. Cells of another context (changed
-    data, another recipe) leave the list; their trials stay in the store, so asking for them again costs nothing.
+    A cell of an earlier run stays when it may stand beside the new ones: same column, same context. Cells of another context
+    (changed data, another recipe) leave the list; their trials stay in the store, so asking for them again costs nothing.
     """
     path = path_of(store, new.suite)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
 """Run one trial: data, model, fit, test, result. Whatever happens is recorded."""
 
+import contextlib
 import csv
+import logging
 import platform
 import subprocess
 import sys
@@ -28,7 +30,12 @@ OnEpoch = Callable[[int, dict[str, float | None]], None]
 
 
 def run_trial(
-    spec: TrialSpec, store: Store, labels: dict[str, str], *, keep_model: bool = False, on_epoch: OnEpoch = lambda epoch, row: None
+    spec: TrialSpec,
+    store: Store,
+    labels: dict[str, str],
+    *,
+    keep_model: bool = False,
+    on_epoch: OnEpoch = lambda epoch, row: None,
 ) -> Status:
     """Run `spec` and write its result to `store`; an error becomes a result too.
 
@@ -45,17 +52,34 @@ def run_trial(
     started = time.perf_counter()
     _reset_peak_memory(spec.device)
     files: dict[str, Callable[[Path], None]] = {}
+    messages = _Messages()
+    logging.getLogger("milbench").addHandler(messages)
     try:
         result, files = _run(spec, keep_model, on_epoch)
     except SkipTrial as skip:
         result = Result(trial_id=spec.trial_id, spec=spec, status="skipped", reason=str(skip))
     except Exception as error:
-        result = failure(spec, "oom" if _is_out_of_memory(error) else "failed", f"{type(error).__name__}: {error}", traceback.format_exc())
-    result.labels = labels
+        result = failure(
+            spec, "oom" if _is_out_of_memory(error) else "failed", f"{type(error).__name__}: {error}", traceback.format_exc()
+        )
+    finally:
+        logging.getLogger("milbench").removeHandler(messages)
+    result.labels, result.messages = labels, list(dict.fromkeys(messages.texts))
     result.cost |= {"seconds": round(time.perf_counter() - started, 3), "peak_memory_bytes": _peak_memory(spec.device)}
     result.provenance = provenance() | {"threads": spec.threads, "backends": {}}
     store.write(result, files)
     return result.status
+
+
+class _Messages(logging.Handler):
+    """Keeps what a plug-in has to say during the trial, for its result and for the report."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
 
 
 def failure(spec: TrialSpec, status: Status, reason: str, trace: str | None = None) -> Result:
@@ -93,7 +117,9 @@ def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, 
         curve=done.curve,
         cost={"seconds_per_step": done.seconds_per_step, "parameters": sum(p.numel() for p in model.parameters())},
     )
-    files: dict[str, Callable[[Path], None]] = {PREDICTIONS: lambda path: _write_predictions(path, task, spec.fold, test.samples, scores)}
+    files: dict[str, Callable[[Path], None]] = {
+        PREDICTIONS: lambda path: _write_predictions(path, task, spec.fold, test.samples, scores)
+    }
     if keep_model and (state := model.state_dict()):
         files[MODEL] = lambda path: safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in state.items()}, path)
     return result, files
@@ -120,7 +146,9 @@ def _write_predictions(
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({k: f"{v:.9g}" if isinstance(v, np.floating | np.ndarray) else v for k, v in row.items()} for row in rows)
+        writer.writerows(
+            {k: f"{v:.9g}" if isinstance(v, np.floating | np.ndarray) else v for k, v in row.items()} for row in rows
+        )
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -132,10 +160,8 @@ def _reset_peak_memory(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # resident high-water mark
-        except OSError:
-            pass  # some containers forbid it; then the mark is the process's, an upper bound
+        with contextlib.suppress(OSError):  # some containers forbid it; then the mark is the process's, an upper bound
+            Path("/proc/self/clear_refs").write_text("5")  # the resident high-water mark
 
 
 def _peak_memory(device: str) -> int | None:
@@ -153,7 +179,7 @@ def _peak_memory(device: str) -> int | None:
 def provenance() -> dict[str, Any]:
     """Where a number comes from: code, libraries, machine."""
     home = Path(milbench.__file__).parent.parent
-    git = lambda *words: subprocess.run(["git", "-C", home, *words], capture_output=True, text=True, check=False).stdout.strip()  # noqa: E731, S607
+    git = lambda *words: subprocess.run(["git", "-C", home, *words], capture_output=True, text=True, check=False).stdout.strip()  # noqa: E731
     in_checkout = (home / ".git").exists()
     return {
         "milbench": milbench.__version__,

@@ -38,6 +38,7 @@ class Result(BaseModel):
     metrics: dict[str, dict[str, Any]] = {}
     selected: dict[str, Any] = {}
     curve: list[dict[str, float | None]] = []
+    messages: list[str] = []
     cost: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
 

@@ -1,0 +1,47 @@
+# make quickstart   a real table on real bags, from nothing, in minutes
+# make test         linters, types, architecture and the test suite
+# make test-all     the slower checks (packaging)
+# make clean        remove the environment and caches; results stay
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: quickstart test test-all lint clean
+.DELETE_ON_ERROR:
+
+quickstart: .venv/quickstart
+	$(BIN)/milbench run --suite quickstart
+	$(BIN)/milbench report --suite quickstart
+
+test: lint
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-all: .venv/test
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "milbench needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+
+# torch comes first and pinned: asked for by range, pip would take the newest build with gigabytes of CUDA libraries.
+.venv/torch: constraints.txt | .venv/bin/python
+	$(PIP) torch
+	@touch $@
+
+.venv/quickstart: pyproject.toml constraints.txt .venv/torch
+	$(PIP) --editable '.[data]'
+	@touch $@
+
+.venv/test: pyproject.toml constraints.txt .venv/torch
+	$(PIP) --editable '.[data,test]'
+	@touch $@ .venv/quickstart
