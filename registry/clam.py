@@ -6,6 +6,7 @@ class learns that from the attention's own ranking. At test time CLAM-SB is AB-M
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -22,20 +23,18 @@ log = logging.getLogger("milbench")
 def smooth_top1_svm(scores: Tensor, target: Tensor, tau: float = 1.0) -> Tensor:
     """Smooth multi-class hinge: tau logsumexp_j((s_j - s_y + [j != y]) / tau), averaged over rows.
 
-    Rows whose two highest margins are at least tau ln(1000) apart take the hard maximum instead, as the official code does.
+    Rows whose two highest scores are at least tau ln(1000) apart take the hard maximum instead, as the official code does.
 
     Args:
         scores: (rows, C). target: (rows,) int64.
 
     Source: Berrada et al. 2018 (oval-group/smooth-topk, SmoothTop1SVM with alpha = 1).
     """
-    at = target[:, None]
-    margin = scores + 1 - F.one_hot(target, scores.shape[1])  # (rows, C), s_j + [j != y]
-    top2 = margin.topk(2, dim=1).values
-    own = scores.gather(1, at)[:, 0]
-    hard = top2[:, 0] - own
-    smooth = tau * ((margin - own[:, None]) / tau).logsumexp(dim=1)
-    return torch.where(top2[:, 0] - top2[:, 1] >= tau * math.log(1000), hard, smooth).mean()
+    own = scores.gather(1, target[:, None])  # (rows, 1)
+    margin = scores + 1 - F.one_hot(target, scores.shape[1]) - own  # (rows, C), s_j - s_y + [j != y]
+    first, second = scores.topk(2, dim=1).values.T
+    smooth = tau * (margin / tau).logsumexp(dim=1)
+    return torch.where(first - second >= tau * math.log(1000), margin.amax(dim=1), smooth).mean()
 
 
 @register("clam-sb", label="CLAM-SB", cite="lu2021", version=1)
@@ -112,6 +111,11 @@ class CLAM(Aggregator):
         else:
             logits, row = self.head(pooled)[0], attention[0]
         return Prediction(logits=logits, attention=row, extras={"instances": h, "attention": attention})
+
+    def rename_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The published checkpoints were saved from a parallel module, together with a buffer of the loss."""
+        plain = {name.replace("attention_net.module.", "attention_net."): value for name, value in state_dict.items()}
+        return super().rename_official({name: value for name, value in plain.items() if not name.startswith("instance_loss_fn.")})
 
     def training_loss(self, prediction: Prediction, target: Any, task: Task) -> Tensor:
         """Weighted sum of the bag loss and the instance loss."""

@@ -4,7 +4,6 @@ One stream scores instances and takes the maximum; the other weighs them by simi
 position matters.
 """
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -76,7 +75,8 @@ class DSMIL(Aggregator):
         scores = self.instance_head(x)  # (n, n_out)
         q = self.query(x)  # (n, query_dim)
         critical = q[scores.argmax(dim=0)]  # (n_out, query_dim)
-        attention = (critical @ q.T / math.sqrt(q.shape[1])).softmax(dim=1)  # (n_out, n)
+        scale = float(torch.tensor(q.shape[1], dtype=torch.float32).sqrt())  # the official code's root is float32, whatever q is
+        attention = (critical @ q.T / scale).softmax(dim=1)  # (n_out, n)
         embedding = attention @ self.value(x)  # (n_out, d)
         bag_logits = self.bag_head(embedding[None])[0, :, 0]  # (n_out,)
         highest = scores.amax(dim=0)

@@ -226,7 +226,7 @@ def status(suite: str | None, results: Path, as_json: bool) -> None:
         for run in own:
             if run.status in ("failed", "oom", "skipped"):
                 c = run.cell
-                where = {
+                place = {
                     "suite": name,
                     "aggregator": c.aggregator,
                     "dataset": c.dataset,
@@ -260,7 +260,7 @@ def report(suite: str | None, reports: Path, results: Path) -> None:
         paths = write(made, reports / name)
         for section in made.sections:
             for table in section.tables:
-                console.print()
+                console.print(f"\n{table.title}", style="bold", highlight=False, markup=False)
                 console.print(render.terminal(table))
                 for note in table.notes:
                     console.print(f"  {note}", style="dim", highlight=False, markup=False)

@@ -29,7 +29,7 @@ def latex(table: Table) -> str:
 
     def cell(entry: Entry) -> str:
         text = escape(entry.text)
-        text = re.sub(r"^([+-])(?=\d)", r"$\1$", text)  # a minus, not a hyphen
+        text = re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", text)  # a minus, not a hyphen
         if entry.style:
             text = f"\\{'textbf' if entry.style == 'best' else 'underline'}{{{text}}}"
         return text + ("$^{\\dagger}$" if entry.dagger else "") + (f"$^{{{entry.mark}}}$" if entry.mark else "")
@@ -84,10 +84,8 @@ def tidy_csv(table: Table) -> str:
 
 
 def terminal(table: Table) -> RichTable:
-    """The same table for a terminal."""
-    out = RichTable(
-        title=table.title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    """The same table for a terminal, without its title and notes."""
+    out = RichTable(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     out.add_column("Method", no_wrap=True)
     for group, label in table.headers:
         out.add_column(f"{group}\n{label}" if group else label, justify="right", no_wrap=True)

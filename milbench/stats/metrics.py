@@ -100,24 +100,35 @@ def brier(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) 
     return (w @ error) / w.sum(-1)
 
 
-def c_index(time: ArrayLike, event: ArrayLike, risk: ArrayLike, weight: ArrayLike | None = None, tied_tol: float = 1e-8) -> Array:
+def c_index(
+    time: ArrayLike,
+    event: ArrayLike,
+    risk: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    tied_tol: float = 1e-8,
+    equal_times: bool = True,
+) -> Array:
     """Harrell's c-index: over comparable pairs, how often the case that fails first has the higher risk.
 
-    (i, j) is comparable when i has an event and either time_i < time_j, or the times are equal and j is censored.
-    Risks closer than `tied_tol` count one half.
+    (i, j) is comparable when i has an event and time_i < time_j. Risks closer than `tied_tol` count one half.
 
     Args:
         time: (n,) any unit.
         event: (n,) bool, False where censored.
         risk: (n,), higher means earlier failure.
         weight: (..., n) counts.
+        equal_times: an event and a censored case of the same time are comparable too, as in scikit-survival and hence in the
+            published survival tables; False leaves them out, as Harrell did.
 
     Returns:
         (...), NaN without a comparable pair. Memory O(n^2).
     """
     time, risk = np.asarray(time, dtype=np.float64), np.asarray(risk, dtype=np.float64)
     event = np.asarray(event, dtype=bool)
-    later = (time[:, None] < time) | ((time[:, None] == time) & ~event)
+    later = time[:, None] < time
+    if equal_times:
+        later |= (time[:, None] == time) & ~event
     comparable = (event[:, None] & later).astype(np.float64)  # (n, n)
     ahead = risk[:, None] - risk
     concordant = comparable * np.where(np.abs(ahead) <= tied_tol, 0.5, ahead > 0)

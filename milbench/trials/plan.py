@@ -93,7 +93,7 @@ def read(store: Store, suite: str) -> Plan:
         found = json.loads(path.read_bytes())
         if isinstance(found, dict) and found.get("schema") != SCHEMA:
             raise MilbenchError(
-                f"{path}: schema {found.get('schema_version')}, this milbench reads {SCHEMA}; use another --results folder"
+                f"{path}: schema {found.get('schema')}, this milbench reads {SCHEMA}; use another --results folder"
             )
         return Plan.model_validate(found)
     except FileNotFoundError:

@@ -1,0 +1,143 @@
+"""The command through its entry point, as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import made_up_suite
+
+MILBENCH = [str(Path(sys.executable).parent / "milbench")]
+
+
+def milbench(*words, code=0, cwd=None):
+    done = subprocess.run([*MILBENCH, *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stdout + done.stderr
+
+
+def test_from_run_to_report(tmp_path):
+    """The two commands of the README, in small."""
+    few = ["run", "--suite", "quickstart", "--aggregators", "abmil,mean", "--folds", "0,1", "--epochs", "2"]
+    dry = milbench(*few, "--dry-run", cwd=tmp_path)
+    assert "4 trials: 4 pending. Nothing was run." in dry
+    assert list(tmp_path.iterdir()) == [], "a dry run writes nothing"
+
+    first = milbench(*few, cwd=tmp_path)
+    assert "4 trials, 4 ok." in first
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
+    assert len(before) == 5
+    second = milbench(*few, cwd=tmp_path)
+    assert "Nothing to run: 4 trials, 4 ok." in second
+    assert {p: p.stat().st_mtime_ns for p in before if "trials" in p.parts} == {
+        p: t for p, t in before.items() if "trials" in p.parts
+    }
+    assert "4 ok" in milbench(*few, "--dry-run", cwd=tmp_path).replace("4 done", "4 ok")
+
+    told = milbench("report", "--suite", "quickstart", cwd=tmp_path)
+    assert "(n = 24 slides)" in told or "(n = 23 slides)" in told
+    for path in told.split("Written:")[1].split():
+        assert (tmp_path / path).stat().st_size > 0
+    again = {path: path.read_bytes() for path in (tmp_path / "reports").rglob("*") if path.is_file()}
+    milbench("report", cwd=tmp_path)
+    assert again == {path: path.read_bytes() for path in again}, "same results, same bytes"
+
+    state = json.loads(milbench("status", "--json", cwd=tmp_path))
+    assert state == {
+        "suites": [{"suite": "quickstart", "trials": 4, "ok": 4, "failed": 0, "oom": 0, "skipped": 0, "pending": 0}],
+        "not_ok": [],
+    }
+    assert "quickstart" in milbench("status", cwd=tmp_path)
+
+
+def test_a_failed_trial_is_told_and_retried_when_asked(tmp_path):
+    flag = tmp_path / "mended"
+    (tmp_path / "shaky.py").write_text(
+        "from pathlib import Path\nfrom torch import nn\nfrom milbench import Aggregator, Prediction, register\n"
+        "@register('shaky', label='Shaky')\nclass Shaky(Aggregator):\n"
+        "    def __init__(self, in_dim: int, n_out: int) -> None:\n        super().__init__(in_dim, n_out)\n        self.head = nn.Linear(in_dim, n_out)\n"
+        f"    def forward(self, bag):\n        if not Path({str(flag)!r}).exists():\n            raise ValueError('not yet')\n"
+        "        return Prediction(self.head(bag.features.mean(0)))\n"
+    )
+    few = ["run", "--suite", "quickstart", "--plugin", "shaky.py", "--aggregators", "mean,shaky", "--folds", "0", "--epochs", "1"]
+    told = milbench(*few, code=1, cwd=tmp_path)
+    assert "failed: Shaky · ucsb-breast hand-crafted · fold 0 · seed 0: ValueError: not yet" in told
+    assert "Retry with: milbench run --suite quickstart --retry-failed" in told
+    flag.touch()
+    assert "Nothing to run" in milbench(*few, code=1, cwd=tmp_path), "a failed trial waits until it is asked for"
+    assert "2 trials, 2 ok." in milbench(*few, "--retry-failed", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "--suite", "quikstart"], "unknown suite 'quikstart'; did you mean quickstart?"),
+        (["run", "--suite", "quickstart", "--aggregators", "mean,abmill"], "unknown aggregator 'abmill'; did you mean abmil"),
+        (
+            ["run", "--suite", "quickstart", "--aggregators", "abmil[gate=1]"],
+            "unknown parameter of abmil 'gate'; did you mean gated?",
+        ),
+        (["run", "--suite", "quickstart", "--seeds", "0,x"], "--seeds '0,x': write whole numbers from 0 up"),
+        (["run", "--suite", "quickstart", "--seeds", "-1"], "--seeds '-1': write whole numbers from 0 up"),
+        (["run", "--suite", "quickstart", "--folds", "9"], "has folds 0 to 4, not 9"),
+        (["run", "--suite", "quickstart", "--plugin", "nowhere.py"], "--plugin nowhere.py: no such file"),
+        (["run", "--suite", "quickstart", "--device", "cuda"], "--device cuda: not available here; available: cpu"),
+        (["report", "--suite", "quickstart"], "nothing was run into results yet; start with: milbench run --suite quickstart"),
+        (["status"], "nothing was run into results yet"),
+        (["check", "aggregator", "abmill"], "unknown aggregator 'abmill'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(words, says, tmp_path):
+    if "cuda" in words:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a CUDA device here")
+    told = milbench(*words, code=2, cwd=tmp_path)
+    assert told.startswith(f"milbench: {says}") or says in told
+    assert len(told.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lists():
+    names = {row["name"]: row for row in json.loads(milbench("ls", "aggregators", "--json"))}
+    assert names["abmil"]["parameters_384"] == 461_572
+    assert names["abmil"]["parameters_1024"] == 789_252
+    assert names["transmil"]["parameters_1024"] == 2_672_659
+    assert [row["name"] for row in json.loads(milbench("ls", "suites", "--json"))] == ["quickstart"]
+    assert {row["name"]: row["available"] for row in json.loads(milbench("ls", "datasets", "--json"))}["ucsb-breast"]
+    assert {"name": "uni", "width": 1024} in json.loads(milbench("ls", "encoders", "--json"))
+    assert json.loads(milbench("ls", "backends", "--json"))[0]["available"]
+    for what in ("aggregators", "suites", "datasets", "encoders", "backends"):
+        assert len(milbench("ls", what).splitlines()) > 3
+
+
+def test_a_new_aggregator_holds_from_the_start(tmp_path):
+    assert "Next: milbench check aggregator my-own --plugin my_own.py" in milbench("new", "aggregator", "my-own", cwd=tmp_path)
+    assert "8 of 8 checks hold" in milbench("check", "aggregator", "my-own", "--plugin", "my_own.py", cwd=tmp_path)
+    assert "my_own.py exists" in milbench("new", "aggregator", "my-own", code=2, cwd=tmp_path)
+    text = (tmp_path / "my_own.py").read_text().replace("softmax(dim=0)", "cumsum(dim=0)")
+    (tmp_path / "my_own.py").write_text(text)
+    assert "FAIL  permutation: order_sensitive = False, but" in milbench(
+        "check", "aggregator", "my-own", "--plugin", "my_own.py", code=1, cwd=tmp_path
+    )
+
+
+def imported(words, modules, cwd):
+    """Which of `modules` are loaded after the command has run (and run well)."""
+    code = f"import sys; sys.argv[1:] = {words!r}\nfrom milbench.cli import main\ntry: main()\nexcept SystemExit as end: assert not end.code\n"
+    code += f"print('loaded:', *[name for name in {modules!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=cwd)
+    return done.stdout.splitlines()[-1].split()[1:]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["status"], ["report", "--help"], ["report"]])
+def test_reading_imports_no_torch(words, tmp_path):
+    made_up_suite(tmp_path / "results", {"abmil": 0.5, "max": 1.0})
+    assert not imported(words, ["torch"], tmp_path)
+
+
+def test_help_loads_nothing_heavy(tmp_path):
+    assert not imported(["--help"], ["torch", "pandas", "scipy", "numpy", "pydantic", "rich"], tmp_path)

@@ -1,0 +1,204 @@
+"""The local engine: same bytes however many workers, and no trial takes its siblings down."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from milbench import plugins, suites
+from milbench.engines import Done, Epoch, Started, run_local
+from milbench.trials.store import Store
+
+SUITE = """
+title = "Two folds of MUSK1"
+[grid]
+dataset = ["musk1"]
+encoder = ["hand-crafted"]
+split = ["kfold5"]
+fold = [0, 1]
+seed = [0]
+standardise = true
+aggregator = ["mean", "abmil", "clam-sb"]
+[recipe]
+name = "paper"
+max_epochs = 2
+[table]
+name = "two"
+metrics = ["macro_auc"]
+"""
+
+TROUBLE = """
+import os, signal
+import torch
+from torch import nn
+from milbench import Aggregator, Prediction, register
+
+class Plain(Aggregator):
+    def __init__(self, in_dim: int, n_out: int) -> None:
+        super().__init__(in_dim, n_out)
+        self.head = nn.Linear(in_dim, n_out)
+
+    def forward(self, bag):
+        return Prediction(self.head(bag.features.mean(0)))
+
+@register("raises", label="Raises")
+class Raises(Plain):
+    def forward(self, bag):
+        raise ValueError("no such luck")
+
+@register("killed", label="Killed")
+class Killed(Plain):
+    def forward(self, bag):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+@register("crashes", label="Crashes")
+class Crashes(Plain):
+    def forward(self, bag):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+@register("hungry", label="Hungry")
+class Hungry(Plain):
+    def forward(self, bag):
+        torch.empty(1 << 60)
+
+@register("needs-coords", label="Needs coords")
+class NeedsCoords(Plain):
+    needs_coords = True
+
+@register("slow", label="Slow")
+class Slow(Plain):
+    def forward(self, bag):
+        import time
+        time.sleep(0.2)
+        return super().forward(bag)
+"""
+
+
+@pytest.fixture
+def suite_file(tmp_path):
+    path = tmp_path / "two.toml"
+    path.write_text(SUITE)
+    return path
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    path = tmp_path / "trouble.py"
+    path.write_text(TROUBLE)
+    return path
+
+
+def predictions(store, jobs):
+    return {job.spec.trial_id: (store.folder(job.spec.trial_id) / "predictions.csv").read_bytes() for job in jobs}
+
+
+def test_same_bytes_with_one_worker_and_with_two(tmp_path, suite_file):
+    _, jobs = suites.expand(suites.load(str(suite_file)))
+    one, two, events = Store(tmp_path / "1"), Store(tmp_path / "2"), []
+    run_local(jobs, one, workers=1, on_event=events.append)
+    run_local(jobs[::-1], two, workers=2, keep_model=lambda job: True)
+    assert predictions(one, jobs) == predictions(two, jobs)
+    assert len(set(predictions(one, jobs).values())) == 6, "and they are not all the same file"
+    for job in jobs:
+        a, b = (store.read(job.spec.trial_id) for store in (one, two))
+        assert (a.metrics, a.curve, a.selected, a.spec) == (b.metrics, b.curve, b.selected, b.spec)
+        assert not (one.folder(job.spec.trial_id) / "model.safetensors").exists()
+        assert (two.folder(job.spec.trial_id) / "model.safetensors").exists()
+    counts = [sum(isinstance(event, kind) for event in events) for kind in (Started, Epoch, Done)]
+    assert counts == [6, 12, 6]
+
+
+def test_stored_weights_give_the_stored_predictions(tmp_path, suite_file):
+    import safetensors.torch
+    import torch
+
+    from milbench import datasets
+    from milbench.training import fold_bags
+
+    _, jobs = suites.expand(suites.load(str(suite_file)), aggregators=["abmil"], folds=[0])
+    store = Store(tmp_path)
+    run_local(jobs, store, keep_model=lambda job: True)
+    (job,) = jobs
+    data = datasets.load("musk1", "hand-crafted")
+    model = plugins.resolve("abmil").build(data.in_dim, 2).eval()
+    model.load_state_dict(safetensors.torch.load_file(store.folder(job.spec.trial_id) / "model.safetensors"))
+    *_, test = fold_bags(data, data.folds("kfold5")[0], standardise=True)
+    rows = (store.folder(job.spec.trial_id) / "predictions.csv").read_text().splitlines()[1:]
+    for bag, row in zip(test, rows, strict=True):
+        with torch.no_grad():
+            expected = model(bag).logits.softmax(0).tolist()
+        assert row.split(",")[0] == bag.slide_id
+        assert [float(p) for p in row.split(",")[4:]] == pytest.approx(expected, rel=1e-5)
+
+
+def test_trouble_is_recorded_and_siblings_go_on(tmp_path, suite_file, plugin):
+    plugins.discover([plugin])
+    names = ["raises", "killed", "mean", "crashes", "hungry", "needs-coords", "abmil"]
+    _, jobs = suites.expand(suites.load(str(suite_file)), aggregators=names, folds=[0])
+    store, events = Store(tmp_path / "r"), []
+    run_local(jobs, store, workers=2, plugins=[plugin], on_event=events.append)
+    found = {job.spec.aggregator: store.read(job.spec.trial_id) for job in jobs}
+    assert {name: result.status for name, result in found.items()} == {
+        "raises": "failed", "killed": "oom", "crashes": "failed", "hungry": "oom", "needs-coords": "skipped", "mean": "ok", "abmil": "ok",
+    }  # fmt: skip
+    assert "no such luck" in found["raises"].traceback
+    assert found["raises"].reason == "ValueError: no such luck"
+    assert "SIGKILL, most likely for want of memory" in found["killed"].reason
+    assert "SIGSEGV" in found["crashes"].reason
+    assert found["needs-coords"].reason == "Needs coords needs coordinates, dataset musk1 has none"
+    assert {event.trial_id for event in events if isinstance(event, Done)} == {job.spec.trial_id for job in jobs}
+    assert all(result.labels["aggregator"] and result.provenance["python"] for result in found.values())
+
+
+def test_ctrl_c_ends_cleanly_and_the_next_run_continues(tmp_path, suite_file, plugin):
+    command = [
+        sys.executable,
+        "-m",
+        "milbench",
+        "run",
+        "--suite",
+        str(suite_file),
+        "--results",
+        str(tmp_path / "r"),
+        "--plugin",
+        str(plugin),
+    ]
+    process = subprocess.Popen(
+        [*command, "--aggregators", "mean,slow", "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    assert process.stdout is not None
+    while "[1/4]" not in (line := process.stdout.readline()):
+        assert line, process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "the same command continues" in out
+    assert "Traceback" not in err
+    time.sleep(0.5)
+    store = Store(tmp_path / "r")
+    left = [path.name for path in store.trials.iterdir()]
+    assert 1 <= len(left) < 4
+    assert not any(name.startswith(".") for name in left)
+    assert all(store.status(name) == "ok" for name in left)
+    again = subprocess.run([*command, "--aggregators", "mean"], capture_output=True, text=True, check=True)
+    assert (
+        f"{len([n for n in left if store.read(n).spec.aggregator == 'mean'])} have a result" in again.stdout
+        or "Nothing to run" in again.stdout
+    )
+
+
+def test_a_stolen_dataset_is_noticed(tmp_path, suite_file):
+    """A trial planned on other data must not run under the old name."""
+    _, jobs = suites.expand(suites.load(str(suite_file)), aggregators=["mean"], folds=[0])
+    job = jobs[0]
+    changed = type(job)(job.spec.model_copy(update={"fingerprint": "sha256:other"}), job.labels, job.cell)
+    store = Store(tmp_path)
+    run_local([changed], store)
+    assert "changed since this trial was planned" in store.read(changed.spec.trial_id).reason

@@ -1,0 +1,106 @@
+"""Metrics against scikit-learn, against their definitions, and against published values."""
+
+import csv
+import gzip
+from itertools import product
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from milbench import stats
+
+RNG = np.random.default_rng(0)
+
+
+def cases(classes, n=60, ties=False):
+    target = RNG.integers(0, classes, n)
+    target[:classes] = range(classes)
+    score = RNG.dirichlet(np.ones(classes), n)
+    return target, np.round(score, 1) if ties else score
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("ties", [False, True])
+def test_against_scikit_learn(classes, ties):
+    target, score = cases(classes, ties=ties)
+    predicted = score.argmax(1)
+    one_hot = np.eye(classes)[target]
+    per_class = [sk.roc_auc_score(one_hot[:, c], score[:, c]) for c in range(classes)]
+    np.testing.assert_allclose(stats.per_class_auc(target, score), per_class, rtol=1e-12)
+    assert stats.macro_auc(target, score) == pytest.approx(np.mean(per_class), rel=1e-12)
+    assert stats.macro_f1(target, score) == pytest.approx(sk.f1_score(target, predicted, average="macro"), rel=1e-12)
+    assert stats.accuracy(target, score) == pytest.approx(sk.accuracy_score(target, predicted), rel=1e-12)
+    assert stats.balanced_accuracy(target, score) == pytest.approx(sk.balanced_accuracy_score(target, predicted), rel=1e-12)
+    np.testing.assert_array_equal(stats.confusion(target, score), sk.confusion_matrix(target, predicted, labels=range(classes)))
+    assert stats.brier(target, score) == pytest.approx(((score - one_hot) ** 2).sum(1).mean(), rel=1e-12)
+
+
+def test_binary_macro_auc_is_the_auc():
+    target, score = cases(2)
+    assert stats.macro_auc(target, score) == pytest.approx(sk.roc_auc_score(target, score[:, 1]), rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", [stats.macro_auc, stats.macro_f1, stats.accuracy, stats.balanced_accuracy, stats.brier])
+def test_weight_means_repetition(metric):
+    target, score = cases(3, ties=True)
+    counts = RNG.integers(0, 4, (5, len(target)))
+    counts[:, :3] += 1  # every class stays
+    repeated = [metric(np.repeat(target, c), np.repeat(score, c, axis=0)) for c in counts]
+    np.testing.assert_allclose(metric(target, score, counts), repeated, rtol=1e-12)
+
+
+def test_undefined_is_nan_and_f1_of_an_absent_class_is_zero():
+    score = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]])
+    assert np.isnan(stats.macro_auc([0, 1], score))
+    assert stats.macro_f1([0, 1], score) == pytest.approx(2 / 3)
+    assert np.isnan(stats.auc([True, True], [0.1, 0.2]))
+
+
+def naive_c_index(time, event, risk, equal_times=True):
+    won = pairs = 0.0
+    for i, j in product(range(len(time)), repeat=2):
+        if i != j and event[i] and (time[i] < time[j] or (equal_times and time[i] == time[j] and not event[j])):
+            pairs += 1
+            won += 0.5 if abs(risk[i] - risk[j]) <= 1e-8 else float(risk[i] > risk[j])
+    return won / pairs
+
+
+def test_c_index_against_its_definition():
+    for n in (2, 5, 40):
+        time, risk = RNG.integers(1, 12, n), RNG.integers(0, 9, n) / 3  # many ties in both
+        event = RNG.random(n) < 0.6
+        event[np.argmin(time)] = True
+        time[np.argmax(time)] += 1
+        for equal in (True, False):
+            expected = naive_c_index(time, event, risk, equal)
+            assert stats.c_index(time, event, risk, equal_times=equal) == pytest.approx(expected, rel=1e-12)
+
+
+def test_c_index_weight_means_repetition():
+    time, event, risk = RNG.random(20), RNG.random(20) < 0.7, RNG.random(20)
+    counts = RNG.integers(0, 3, (4, 20))
+    repeated = [stats.c_index(np.repeat(time, c), np.repeat(event, c), np.repeat(risk, c)) for c in counts]
+    np.testing.assert_allclose(stats.c_index(time, event, risk, counts), repeated, rtol=1e-12)
+
+
+def test_c_index_without_a_comparable_pair_is_nan():
+    assert np.isnan(stats.c_index([1.0, 2.0], [False, False], [0.1, 0.2]))
+
+
+def test_c_index_of_published_predictions(shared):
+    folder = shared / "data" / "published_results"
+    predictions = folder / "patchgcn_brca_predictions.csv.gz"
+    with gzip.open(predictions, "rt") as file:
+        rows = list(csv.DictReader(file))
+    with (folder / "patchgcn_brca_cindex_by_fold.csv").open() as file:
+        expected = list(csv.DictReader(file))
+    assert len(expected) == 5
+    for line in expected:
+        for fold in "01234":
+            own = [row for row in rows if row["model"] == line["model"] and row["fold"] == fold]
+            time, censored, risk = (
+                np.array([float(row[key]) for row in own]) for key in ("survival_months", "censorship", "risk")
+            )
+            found = stats.c_index(time, censored == 0, risk, equal_times=False)
+            assert found == pytest.approx(float(line[fold]), abs=1e-12), (line["model"], fold)

@@ -1,0 +1,114 @@
+"""The registry: names, variants, discovery, and what it says when something is wrong."""
+
+import pytest
+
+from milbench import Aggregator, MilbenchError, plugins, register
+
+PLUGIN = """
+from milbench import Aggregator, register
+
+@register("{name}", label="Mine")
+class Mine(Aggregator):
+    def __init__(self, in_dim: int, n_out: int, *, width: int = 3, rate: float | None = None) -> None:
+        super().__init__(in_dim, n_out)
+"""
+
+
+def test_equal_variants_have_one_name_and_one_parameter_set():
+    spellings = ["transmil[landmarks=32]", "transmil[ landmarks = 32.0 ]", "transmil[landmarks=32,heads=8]"]
+    variants = [plugins.resolve(text) for text in spellings]
+    assert {v.name for v in variants} == {"transmil[landmarks=32]"}
+    assert all(v.params == variants[0].params for v in variants)
+    assert variants[0].label == "TransMIL (landmarks=32)"
+    assert plugins.resolve("abmil[dropout=0]").params["dropout"] == 0.0
+    assert isinstance(plugins.resolve("abmil[dropout=0]").params["dropout"], float), "0 and 0.0 must hash alike"
+
+
+def test_preset_is_a_name_for_parameters():
+    assert plugins.resolve("clam-mb").params["branches"] == "multi"
+    assert plugins.resolve("clam-mb").name == "clam-mb"
+    assert plugins.resolve("clam-mb[k=4]").name == "clam-mb[k=4]"
+
+
+def test_list_is_split_outside_brackets_only():
+    assert plugins.split_list("mean, transmil[landmarks=32,heads=4] ,abmil") == [
+        "mean",
+        "transmil[landmarks=32,heads=4]",
+        "abmil",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("abmill", "unknown aggregator 'abmill'; did you mean abmil"),
+        ("abmil[gate=false]", "unknown parameter of abmil 'gate'; did you mean gated?"),
+        ("abmil[hidden=wide]", "abmil[hidden=wide]: hidden: input should be a valid integer"),
+        ("max[pick=all]", "input should be 'class' or 'instance'"),
+        ("abmil[gated]", "write parameter=value"),
+        ("abmil[gated=true", "cannot read aggregator"),
+    ],
+)
+def test_wrong_variant_is_named_with_what_is_near(text, says):
+    with pytest.raises(MilbenchError, match=__import__("re").escape(says)):
+        plugins.resolve(text)
+
+
+def test_taken_name_names_both_places(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN.format(name="abmil"))
+    with pytest.raises(MilbenchError, match=r"registered twice: .*abmil\.py:\d+ and .*mine\.py:\d+"):
+        plugins.discover([path])
+
+
+def test_malformed_name_is_refused():
+    with pytest.raises(MilbenchError, match="no name for an aggregator"):
+        register("Ab Mil", label="x")(Aggregator)
+
+
+def test_outside_plugin_is_identified_by_its_source(tmp_path):
+    first, second = tmp_path / "a.py", tmp_path / "b.py"
+    first.write_text(PLUGIN.format(name="mine"))
+    second.write_text(PLUGIN.format(name="other").replace("3", "4"))
+    plugins.discover([first, second])
+    plugins.discover([first])  # a second time is nothing
+    mine, other = plugins.resolve("mine").entry.implementation, plugins.resolve("other").entry.implementation
+    assert mine.startswith("mine@sha256:")
+    assert mine.split(":")[1] != other.split(":")[1]
+    assert plugins.resolve("abmil").entry.implementation == "abmil@1"
+    assert plugins.resolve("mine[rate=none]").params == {"width": 3, "rate": None}
+
+
+def test_half_a_plugin_is_no_plugin(tmp_path):
+    path = tmp_path / "half.py"
+    path.write_text(PLUGIN.format(name="half") + "\nraise ValueError('broken below')\n")
+    with pytest.raises(MilbenchError, match="ValueError: broken below"):
+        plugins.discover([path])
+    assert "half" not in [entry.name for entry in plugins.entries()]
+
+
+def test_missing_plugin_file(tmp_path):
+    with pytest.raises(MilbenchError, match="no such file"):
+        plugins.discover([tmp_path / "nowhere.py"])
+
+
+def test_entry_points_are_discovered(tmp_path, monkeypatch):
+    (tmp_path / "their_package.py").write_text(PLUGIN.format(name="theirs"))
+    info = tmp_path / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[milbench.aggregators]\ntheirs = their_package\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins.discover()
+    assert plugins.resolve("theirs").entry.label == "Mine"
+
+
+def test_load_official_lists_everything_that_does_not_fit():
+    model = plugins.resolve("abmil").build(10, 3)
+    official = {name: value for name, value in plugins.resolve("abmil").build(10, 3).state_dict().items() if name != "head.bias"}
+    official["head.weight"] = official["head.weight"][:, :-1]
+    official["stranger"] = official["head.weight"]
+    with pytest.raises(MilbenchError) as error:
+        model.load_official(official)
+    for part in ("missing head.bias", "unknown stranger", "head.weight is (3, 511), expected (3, 512)"):
+        assert part in str(error.value)
