@@ -171,7 +171,7 @@ def test_smooth_svm():
         close(loss.detach(), arrays[f"{case}/loss"], FORWARD)
         loss.backward()
         close(x.grad, arrays[f"{case}/grad"], GRADIENT)
-        rows = [float(smooth_top1_svm(x[i : i + 1], y[i : i + 1], tau)) for i in range(len(x))]
+        rows = [float(smooth_top1_svm(x[i : i + 1].detach(), y[i : i + 1], tau)) for i in range(len(x))]
         close(rows, arrays[f"{case}/per_row"], FORWARD)
 
 
