@@ -24,6 +24,7 @@ METRICS: dict[str, tuple[str, Callable[..., NDArray[np.float64]], int]] = {  # l
 }
 REPLICATES = 10_000
 ALPHA = 0.05
+FEW = 100  # slides below which a table says that its ranking is mostly chance
 
 
 @dataclass
@@ -236,9 +237,13 @@ def _head(plan: Plan, column: tuple[object, ...], metric: str) -> tuple[str, str
 
 
 def _title(plan: Plan, runs: Sequence[Run]) -> str:
-    tested = {(run.cell.dataset, slide) for run in runs if run.status == "ok" for slide in run.predictions["slide"]}
     unit = next((run.result["spec"]["unit"] for run in runs if run.result), "slide")
-    return f"{plan.definition['title']} (n = {len(tested)} {unit}s)"
+    return f"{plan.definition['title']} (n = {_tested(runs)} {unit}s)"
+
+
+def _tested(runs: Sequence[Run]) -> int:
+    """How many different slides (or cases) the table rests on."""
+    return len({(run.cell.dataset, slide) for run in runs if run.status == "ok" for slide in run.predictions["slide"]})
 
 
 def _how(plan: Plan, runs: Sequence[Run], reference: str | None, *, significant: bool) -> list[str]:
@@ -256,6 +261,10 @@ def _how(plan: Plan, runs: Sequence[Run], reference: str | None, *, significant:
         else ""
     )
     notes.append(f"{spread}{size}. Best in bold, second underlined.")
+    if (total := _tested(runs)) < FEW:
+        notes.append(
+            f"n = {total} is few: the ranking above is mostly chance, read the intervals of the paired comparison instead."
+        )
     for recipe in {str(run.result["spec"]["recipe"]): run.result["spec"]["recipe"] for run in done}.values():
         stop = (
             f"at most {recipe['max_epochs']} epochs, patience {recipe['patience']}"
@@ -311,7 +320,7 @@ def _paired(plan: Plan, blocks: dict, rows: list, heads: list, reference: tuple[
                 "ties": c.ties, "losses": c.losses, "p": c.p, "p_holm": block.p_holm, "runs": c.runs,
             })  # fmt: skip
     notes = [
-        f"Difference = method - {reference[1]}, mean over the paired runs; W/T/L counts them.",
+        f"Difference = method minus {reference[1]}, mean over the paired runs; W/T/L counts them.",
         f"95 % interval and two-sided p: bootstrap over cases, stratified by class, drawn inside each fold, {REPLICATES:,} "
         "resamples, the same for both methods. It says what other test cases would have shown, not what another training set "
         "would.",
