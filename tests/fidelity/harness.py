@@ -1,0 +1,131 @@
+"""Vectors: inputs, weights and outputs that a method's official code produced, and how ours are held against them.
+
+A vector is `<name>.npz` with `<name>.json` beside it; keys are `w/<official parameter>` and `<case>/<array>`. An adapter is a function of
+a vector that checks everything in it; it registers itself by the vector's name, or by several.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+HERE = Path(__file__).parent
+FORWARD, GRADIENT, DOUBLE = 2e-5, 1e-4, 1e-8  # largest deviation, relative to the largest value of the official array
+HALF = 1e-3  # arrays that were stored as float16 to save room
+
+
+def folder() -> Path:
+    """MILBENCH_VECTORS, else the optional shared folder beside the repository, else the selection that travels with it."""
+    if given := os.environ.get("MILBENCH_VECTORS"):
+        return Path(given)
+    beside = HERE.parents[2] / "shared" / "golden"
+    return beside if beside.is_dir() else HERE.parent / "vectors"
+
+
+@dataclass
+class Case:
+    """One input with its outputs.
+
+    Args:
+        name: "c0" and so on.
+        about: what the JSON says of it (n, label, ...).
+        arrays: every array of the case, without its prefix.
+    """
+
+    name: str
+    about: dict
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def label(self) -> Tensor:
+        return torch.tensor(self.about["label"])
+
+    def tensor(self, key: str, *, double: bool = False, grad: bool = False) -> Tensor:
+        """An input as a tensor of its own."""
+        array = self.arrays[key]
+        kind = torch.float64 if double else torch.float32
+        out = torch.from_numpy(array.copy())
+        return (out.to(kind) if array.dtype.kind == "f" else out).requires_grad_(grad)
+
+
+class Vector:
+    """One file of vectors."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.stem
+        with np.load(path) as file:
+            self.arrays = dict(file)
+        self.about = json.loads(path.with_suffix(".json").read_text())
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """The official state dict."""
+        return {key[2:]: torch.from_numpy(value) for key, value in self.arrays.items() if key.startswith("w/")}
+
+    def cases(self) -> Iterator[Case]:
+        """Every case that the arrays hold, whether or not the JSON describes it."""
+        names = dict.fromkeys(key.split("/")[0] for key in self.arrays if "/" in key and not key.startswith("w/"))
+        for name in names:
+            arrays = {key[len(name) + 1 :]: value for key, value in self.arrays.items() if key.startswith(f"{name}/")}
+            yield Case(name, self.about.get("cases", {}).get(name, {}), arrays)
+
+
+Adapter = Callable[[Vector], None]
+ADAPTERS: dict[str, Adapter] = {}
+
+
+def adapter(*names: str) -> Callable[[Adapter], Adapter]:
+    """Register a check for the vectors of these names."""
+
+    def add(function: Adapter) -> Adapter:
+        for name in names:
+            assert name not in ADAPTERS, f"two adapters for {name}"
+            ADAPTERS[name] = function
+        return function
+
+    return add
+
+
+def close(ours: object, official: np.ndarray, tolerance: float, what: str = "") -> None:
+    """Equal within `tolerance` of the official array's largest value; shapes may differ in axes of length one."""
+    if isinstance(ours, Tensor):
+        ours = ours.detach().cpu().numpy()
+    ours, official = np.asarray(ours, dtype=np.float64), np.asarray(official)
+    if official.dtype == np.float16:
+        tolerance = max(tolerance, HALF)
+    official = official.astype(np.float64)
+    assert ours.size == official.size, f"{what}: {ours.shape} against the official {official.shape}"
+    off = np.abs(ours.reshape(official.shape) - official).max(initial=0.0)
+    scale = np.abs(official).max(initial=0.0)
+    assert off <= tolerance * max(scale, 1e-30) or off < 1e-12, (
+        f"{what}: off by {off:.2e} of {scale:.2e}, allowed {tolerance:.0e}"
+    )
+
+
+def gradients(vector: Vector, case: Case, x: Tensor, parameters: dict[str, nn.Parameter], *, prefix: str = "") -> None:
+    """Input gradient, and norm of each parameter's gradient, after `backward`.
+
+    Args:
+        x: the input, with its gradient.
+        parameters: official name -> our parameter, for every name of the vector's `param_order`.
+        prefix: of the arrays inside the case, such as "svm_sub/".
+    """
+    assert x.grad is not None
+    close(x.grad, case.arrays[f"{prefix}grad_x"], GRADIENT, f"{vector.name} {case.name} {prefix}grad_x")
+    if f"{prefix}param_grad_l2" not in case.arrays:
+        return
+    norms = [0.0 if (g := parameters[name].grad) is None else float(g.double().norm()) for name in vector.about["param_order"]]
+    close(norms, case.arrays[f"{prefix}param_grad_l2"], GRADIENT, f"{vector.name} {case.name} {prefix}param_grad_l2")
+
+
+def by_official_name(model: nn.Module, vector: Vector) -> dict[str, nn.Parameter]:
+    """Official parameter name -> our parameter, for a model whose `rename_official` maps names one to one."""
+    ours = dict(model.named_parameters())
+    renamed = {name: next(iter(model.rename_official({name: value}))) for name, value in vector.weights.items()}
+    return {name: ours[new] for name, new in renamed.items() if new in ours}

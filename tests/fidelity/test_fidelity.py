@@ -1,0 +1,28 @@
+"""Every vector in the folder against our code: logits, attention, losses, gradients. New files and new cases run unasked."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from harness import ADAPTERS, Vector, folder
+
+for module in sorted(Path(__file__).parent.glob("adapt_*.py")):
+    importlib.import_module(module.stem)
+
+PATHS = sorted(folder().glob("*.npz"))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_vector(path):
+    assert path.stem in ADAPTERS, f"vector {path.stem} has no adapter; write one in tests/fidelity/adapt_*.py"
+    vector = Vector(path)
+    assert list(vector.arrays), "an empty vector proves nothing"
+    ADAPTERS[path.stem](vector)
+
+
+def test_there_are_vectors():
+    assert PATHS, f"no vectors in {folder()}"
