@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from milbench.bags import Bag
 from milbench.errors import MilbenchError
+from milbench.nn.optimisers import Optimiser
+from milbench.nn.optimisers import build as build_optimiser
 
 if TYPE_CHECKING:
     from milbench.recipes import Recipe
@@ -55,10 +57,11 @@ class Aggregator(nn.Module):
     `name[parameter=value]` can be checked and recorded.
     """
 
-    needs_coords: ClassVar[bool] = False  # without coordinates a trial is recorded as skipped
+    needs_coords: bool = False  # without coordinates a trial is recorded as skipped; a variant may set it in __init__
     order_sensitive: ClassVar[bool] = False  # True where permuting the bag changes the prediction
     complexity: ClassVar[str] = "?"  # time in the number of instances, as a formula: "n", "n^2"
     official_names: ClassVar[Mapping[str, str]] = {}  # prefix in the official state dict -> prefix in ours
+    official_recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # task -> values of the method's own recipe
 
     def __init__(self, in_dim: int, n_out: int) -> None:
         super().__init__()
@@ -89,21 +92,14 @@ class Aggregator(nn.Module):
         """False for a method that overrides :meth:`fit`."""
         return type(self).fit is Aggregator.fit
 
-    def optimisers(self, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    def optimisers(self, recipe: Recipe) -> list[Optimiser]:
         """The optimisers of a recipe; one over all parameters unless a method needs more."""
-        common: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
-        match recipe.optimiser:
-            case "adamw":
-                return [torch.optim.AdamW(self.parameters(), **common)]
-            case "adam":
-                return [torch.optim.Adam(self.parameters(), **common)]
-            case "sgd":
-                return [torch.optim.SGD(self.parameters(), momentum=0.9, **common)]
+        return [build_optimiser(recipe, self.parameters())]
 
-    def training_step(self, bag: Bag, target: Any, task: Task, optimisers: Sequence[torch.optim.Optimizer]) -> Tensor:
-        """One update from one bag; returns the loss before it, detached."""
+    def training_step(self, bag: Bag, target: Any, task: Task, optimisers: Sequence[Optimiser]) -> Tensor:
+        """One update from one bag; returns the loss before it, detached. Optimisers accumulate and clip by themselves."""
         for optimiser in optimisers:
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad()
         loss = self.training_loss(self(bag), target, task)
         loss.backward()
         for optimiser in optimisers:

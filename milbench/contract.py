@@ -74,7 +74,7 @@ def shapes(variant: Variant) -> None:
 def coordinates(variant: Variant) -> None:
     """With needs_coords = False a bag without coordinates is predicted; with True the positions change the prediction."""
     model, bag = _fresh(variant), _bag(37, seed=1)
-    if not variant.entry.cls.needs_coords:
+    if not model.needs_coords:
         with torch.no_grad():
             without = model(_bag(37, seed=1, coords=False)).logits
         _require(torch.equal(without, model(bag).logits), "predicts otherwise without coordinates; set needs_coords = True")

@@ -89,6 +89,15 @@ class Variant:
         """The name for tables: `TransMIL (landmarks=32)`."""
         return self.entry.label + (f" ({_spell(self.changes, ', ')})" if self.changes else "")
 
+    @property
+    def implementation(self) -> str:
+        """The entry's, and the hash of the file that a parameter `weights` names."""
+        weights = self.params.get("weights")
+        if not weights or not Path(weights).is_file():
+            return self.entry.implementation
+        with open(weights, "rb") as file:
+            return f"{self.entry.implementation}+sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+
     def build(self, in_dim: int, n_out: int) -> Aggregator:
         """A fresh model."""
         return self.entry.cls(in_dim, n_out, **self.params)

@@ -1,6 +1,7 @@
 """Recipes: how a model is fitted. One recipe for all aggregators of a table is what makes the comparison fair."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -8,53 +9,91 @@ from milbench.errors import unknown
 
 
 class Recipe(BaseModel):
-    """Everything about the fit that is not the aggregator or the data; part of a trial's identity.
+    """Everything about the fit that is not the aggregator or the data; part of a trial's identity. Batches are one bag.
 
-    Batches are one bag, the order of bags is drawn anew each epoch.
+    Args:
+        name: "paper", "official", or a name of one's own.
+        optimiser, lr, betas, weight_decay: as torch means them; sgd has momentum 0.9, lookahead-radam alpha 0.5 and k 6.
+        decay_vectors: False leaves biases and norms without weight decay.
+        schedule: "cosine" falls to `final_lr` by epochs, "cosine-per-step" by steps, "multistep" times `gamma` at each milestone.
+        warmup_epochs: of linear warm-up.
+        accumulate: bags whose mean gradient makes one step.
+        clip: largest norm of the gradient.
+        max_epochs, min_epochs, patience: training stops after `patience` epochs without a better one, never before `min_epochs`.
+        select: which epoch's model is tested: highest validation metric (ties: lower loss), lowest validation loss, or the last.
+        select_after: epochs up to this one cannot be selected.
+        sampling: "shuffle" shows each bag once an epoch, "class-balanced" draws as many with replacement, classes equally often.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    optimiser: Literal["adamw", "adam", "sgd", "lookahead-radam"] = "adamw"
     lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1e-2, ge=0)
+    decay_vectors: bool = True
+    schedule: Literal["constant", "cosine", "cosine-per-step", "multistep"] = "constant"
+    final_lr: float = Field(0.0, ge=0)
+    milestones: tuple[int, ...] = ()
+    gamma: float = Field(0.1, gt=0)
+    warmup_epochs: int = Field(0, ge=0)
+    accumulate: int = Field(1, ge=1)
+    clip: float | None = Field(None, gt=0)
     max_epochs: int = Field(50, ge=1)
-    patience: int | None = Field(
-        10, ge=1, description="epochs without a better validation score before stopping; None never stops"
-    )
-    select: Literal["best on val", "last"] = Field("best on val", description="which epoch's model is tested")
+    min_epochs: int = Field(0, ge=0)
+    patience: int | None = Field(10, ge=1)
+    select: Literal["best on val", "best val loss", "last"] = "best on val"
+    select_after: int = Field(0, ge=0)
+    sampling: Literal["shuffle", "class-balanced"] = "shuffle"
 
 
 # Learning rate, weight decay and batch of one are the LongMIL paper's (section 4, appendix A.5.3). It names no optimiser,
 # number of epochs or selection rule: AdamW is the natural reading of a weight decay of 1e-2, the rest is ours.
-_RECIPES: dict[str, dict[str, Recipe]] = {
-    "paper": {
-        "subtyping": Recipe(name="paper"),
-        "survival": Recipe(name="paper", max_epochs=20, patience=None, select="last"),
-    },
-}
+_PAPER: dict[str, dict[str, Any]] = {"subtyping": {}, "survival": {"max_epochs": 20, "patience": None, "select": "last"}}
 
 EPOCHS_WITHOUT_VALIDATION = 20
 
 
 def names() -> list[str]:
     """Names of the recipes."""
-    return sorted(_RECIPES)
+    return ["official", "paper"]
 
 
-def get(name: str, task: str, *, has_validation: bool = True, **changes: object) -> Recipe:
+def get(
+    name: str,
+    task: str,
+    *,
+    has_validation: bool = True,
+    official: Mapping[str, Mapping[str, Any]] | None = None,
+    **changes: object,
+) -> Recipe:
     """The recipe `name` for `task`, with `changes` to single values.
 
-    Without a validation part there is nothing to select on: a fixed number of epochs is run and the last one tested.
+    "official" is the method's own; a method that published none for the task gets "paper", under that name. Without a
+    validation part there is nothing to select on: a fixed number of epochs is run and the last one tested.
+
+    Args:
+        name: "paper" or "official".
+        task: "subtyping" or "survival".
+        has_validation: whether the fold has a validation part.
+        official: task -> values of the method's own recipe.
 
     Raises:
         MilbenchError: no recipe of that name.
         pydantic.ValidationError: a change that is not a field or has a bad value.
     """
-    if name not in _RECIPES:
-        raise unknown("recipe", name, _RECIPES)
-    values = _RECIPES[name][task].model_dump()
-    if not has_validation:
-        values.update(patience=None, select="last", max_epochs=EPOCHS_WITHOUT_VALIDATION)
+    if name not in names():
+        raise unknown("recipe", name, names())
+    values: dict[str, Any] = {"name": "paper", **_PAPER[task]}
+    if name == "official" and task in (official or {}):
+        values = {"name": "official", **(official or {})[task]}
+    if not has_validation and values.get("select") != "last":
+        values |= {
+            "patience": None,
+            "select": "last",
+            "min_epochs": 0,
+            "select_after": 0,
+            "max_epochs": EPOCHS_WITHOUT_VALIDATION,
+        }
     return Recipe.model_validate({**values, **changes})

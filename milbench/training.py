@@ -17,10 +17,11 @@ from torch import Tensor
 
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
-from milbench.datasets import Dataset, Fold
+from milbench.datasets import Dataset, Fold, Sample
 from milbench.errors import MilbenchError
+from milbench.nn.optimisers import learning_rate
 from milbench.recipes import Recipe
-from milbench.tasks import Subtyping, Survival
+from milbench.tasks import Subtyping, Survival, SurvivalTarget
 
 
 def derive_seed(*axes: object) -> int:
@@ -148,17 +149,21 @@ def fit(
         return Fit()
 
     optimisers = model.optimisers(recipe)
-    selecting = recipe.select == "best on val"
+    full_rates = [(group, group["lr"]) for optimiser in optimisers for group in optimiser.param_groups]
+    selecting = recipe.select != "last"
     if selecting and not val:
         raise MilbenchError(f"recipe {recipe.name} selects on validation, but this fold has no validation part")
     result, best, waited, stepping = Fit(selected_on="val" if selecting else "none"), (-math.inf, -math.inf), 0, 0.0
     kept: dict[str, Tensor] = {}
     for epoch in range(1, recipe.max_epochs + 1):
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(derive_seed(*axes, "order", epoch))).tolist()
+        order = _order(train.samples, targets, recipe, torch.Generator().manual_seed(derive_seed(*axes, "order", epoch)))
         model.train()
         losses = []
         started = time.perf_counter()
-        for i in order:
+        for at, i in enumerate(order):
+            progress = epoch - 1 + (at / len(order) if recipe.schedule == "cosine-per-step" else 0)
+            for group, full_rate in full_rates:
+                group["lr"] = full_rate * learning_rate(recipe, progress)
             losses.append(model.training_step(train[i], targets[i], task, optimisers))
         train_loss = float(torch.stack(losses).mean())
         stepping += time.perf_counter() - started
@@ -169,17 +174,18 @@ def fit(
             scores, val_loss = predict(model, val, task)
             metric = task.metrics(val.samples, scores)[task.metric]
             row |= {"val_loss": val_loss, f"val_{task.metric}": None if math.isnan(metric) else metric}
-            rank = (-math.inf if math.isnan(metric) else metric, -val_loss)
+            by_metric = recipe.select == "best on val" and not math.isnan(metric)
+            rank = (metric if by_metric else -math.inf, -val_loss)
         result.curve.append(row)
         on_epoch(epoch, row)
-        if not selecting:
+        if not selecting or epoch <= recipe.select_after < recipe.max_epochs:
             continue
         if rank > best:
             best, result.epoch, waited = rank, epoch, 0
             kept = copy.deepcopy(model.state_dict())
         else:
             waited += 1
-            if recipe.patience is not None and waited >= recipe.patience:
+            if recipe.patience is not None and waited >= recipe.patience and epoch >= recipe.min_epochs:
                 break
     if selecting:
         model.load_state_dict(kept)
@@ -187,6 +193,15 @@ def fit(
         result.epoch = len(result.curve)
     result.seconds_per_step = stepping / (len(result.curve) * len(train))
     return result
+
+
+def _order(samples: Sequence[Sample], targets: Sequence[Any], recipe: Recipe, generator: torch.Generator) -> list[int]:
+    """Which bags an epoch shows, in order."""
+    if recipe.sampling == "shuffle":
+        return torch.randperm(len(samples), generator=generator).tolist()
+    kinds = [(int(t.bin), int(t.event)) if isinstance(t, SurvivalTarget) else int(t) for t in targets]
+    weight = torch.tensor([1 / kinds.count(kind) for kind in kinds])
+    return torch.multinomial(weight, len(samples), replacement=True, generator=generator).tolist()
 
 
 def _to(target: Any, device: torch.device) -> Any:

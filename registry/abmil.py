@@ -3,9 +3,13 @@
 A small network scores each instance on its own, so the prediction depends neither on order nor on position.
 """
 
-from torch import Tensor, nn
+from typing import Any, Literal
 
-from milbench import Aggregator, Bag, Prediction, register
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from milbench import Aggregator, Bag, MilbenchError, Prediction, register
+from milbench.aggregator import Task
 from milbench.nn import AttentionScore
 
 
@@ -13,7 +17,7 @@ from milbench.nn import AttentionScore
 class ABMIL(Aggregator):
     """Gated attention pooling, the form that WSI papers call AB-MIL.
 
-    h = relu(W x); a = softmax over instances of score(h); logits = head(sum_i a_i h_i).
+    h = relu(W x); a = softmax over instances of score(h); logits = head(rho(sum_i a_i h_i)).
 
     Args:
         in_dim: width d of an instance.
@@ -22,12 +26,21 @@ class ABMIL(Aggregator):
         attention_dim: width of the scoring network.
         gated: multiply the tanh branch by a sigmoid branch (eq. 9) instead of using it alone (eq. 8).
         dropout: on projected instances and inside the scoring network, in training.
+        rho: width of a Linear, ReLU, Dropout between pooling and head; 0 for none. `abmil[rho=256]` is the AMIL of the
+            Patch-GCN and HIPT survival tables.
+        lineage: "clam": one logit per class, the task's loss. "original": in subtyping -log P(true class), P clamped to
+            [1e-5, 1 - 1e-5]; for two classes a single logit s, given as logits (0, s), whose softmax is (1 - sigmoid(s),
+            sigmoid(s)). `abmil[lineage=original,hidden=500,attention_dim=128,gated=false,dropout=0]` is the paper's model.
 
-    Source: Ilse et al. 2018, eq. 7-9; widths of mahmoodlab/CLAM (CLAM_SB without its instance loss). Deviations: none.
+    Source: Ilse et al. 2018, eq. 7-9 (AMLab-Amsterdam/AttentionDeepMIL); the defaults are mahmoodlab/CLAM's (CLAM_SB without its
+    instance loss); rho is MIL_Attention_FC_surv's in mahmoodlab/Patch-GCN. Traps: dropout inside the official scoring networks is
+    0.25 whenever the dropout flag is set at all; a clamped P passes no gradient; the official recipe is CLAM's in either lineage
+    (the original trained with Adam, learning rate 5e-4, weight decay 1e-4, 20 epochs). Deviations: with more than two classes, or
+    with time bins, the original lineage has one logit for each; it was published for two classes only.
     """
 
     complexity = "n"
-    official_names = {  # CLAM_SB's state dict -> ours
+    official_names = {  # CLAM_SB's state dict, the survival model's and the original's -> ours
         "attention_net.0": "project.0",
         "attention_net.3.attention_a.0": "score.tanh_branch",
         "attention_net.3.attention_b.0": "score.sigmoid_branch",
@@ -35,19 +48,63 @@ class ABMIL(Aggregator):
         "attention_net.3.module.0": "score.tanh_branch",  # the ungated form
         "attention_net.3.module.2": "score.out",
         "classifiers": "head",
+        "classifier": "head",
+        "feature_extractor_part2.0": "project.0",
+        "attention.0": "score.tanh_branch",
+        "attention.2": "score.out",
+        "attention_V.0": "score.tanh_branch",
+        "attention_U.0": "score.sigmoid_branch",
+        "attention_w": "score.out",
+        "classifier.0": "head",
     }
+    official_recipe = {
+        "subtyping": {  # CLAM's, where early stopping is an option of the script
+            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "max_epochs": 200, "min_epochs": 50, "patience": 20,
+            "select": "best val loss", "sampling": "class-balanced",
+        },
+        "survival": {  # the loop that Patch-GCN and HIPT share
+            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "accumulate": 32, "max_epochs": 20, "patience": None,
+            "select": "last", "sampling": "class-balanced",
+        },
+    }  # fmt: skip
 
     def __init__(
-        self, in_dim: int, n_out: int, *, hidden: int = 512, attention_dim: int = 256, gated: bool = True, dropout: float = 0.25
+        self,
+        in_dim: int,
+        n_out: int,
+        *,
+        hidden: int = 512,
+        attention_dim: int = 256,
+        gated: bool = True,
+        dropout: float = 0.25,
+        rho: int = 0,
+        lineage: Literal["clam", "original"] = "clam",
     ) -> None:
         super().__init__(in_dim, n_out)
+        self.lineage, self.one_logit = lineage, lineage == "original" and n_out == 2
         self.project = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU(), nn.Dropout(dropout))
         self.score = AttentionScore(hidden, attention_dim, gated=gated, dropout=dropout)
-        self.head = nn.Linear(hidden, n_out)
+        self.rho = nn.Sequential(nn.Linear(hidden, rho), nn.ReLU(), nn.Dropout(dropout)) if rho else nn.Identity()
+        self.head = nn.Linear(rho or hidden, 1 if self.one_logit else n_out)
 
     def forward(self, bag: Bag) -> Prediction:
         """Predict one bag."""
         h: Tensor = self.project(bag.features)  # (n, hidden)
         weight = self.score(h).softmax(dim=0)  # (n, 1)
         z = (weight * h).sum(dim=0)  # (hidden,)
-        return Prediction(logits=self.head(z), attention=weight[:, 0])
+        logits = self.head(self.rho(z))
+        return Prediction(logits=F.pad(logits, (1, 0)) if self.one_logit else logits, attention=weight[:, 0])
+
+    def training_loss(self, prediction: Prediction, target: Any, task: Task) -> Tensor:
+        """The task's loss; in the original lineage the clamped negative log-likelihood of the class.
+
+        Raises:
+            MilbenchError: two time bins in the original lineage, which has one logit for two outputs.
+        """
+        if self.lineage == "clam" or task.name != "subtyping":
+            if self.one_logit:
+                raise MilbenchError(
+                    "abmil[lineage=original] has one logit for two outputs, two time bins need two; use lineage=clam"
+                )
+            return task.loss(prediction.logits, target)
+        return -prediction.logits.softmax(dim=0)[target].clamp(1e-5, 1 - 1e-5).log()

@@ -64,6 +64,12 @@ class CLAM(Aggregator):
     """
 
     complexity = "n"
+    official_recipe = {  # early stopping is an option of the official script
+        "subtyping": {
+            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "max_epochs": 200, "min_epochs": 50, "patience": 20,
+            "select": "best val loss", "sampling": "class-balanced",
+        }
+    }  # fmt: skip
     official_names = {
         "attention_net.0": "project.0",
         "attention_net.3.attention_a.0": "score.tanh_branch",

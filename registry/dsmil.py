@@ -28,6 +28,7 @@ class DSMIL(Aggregator):
         nonlinear: q is Linear, ReLU, Linear, Tanh instead of a single Linear.
         values: "identity", or a projection of the instances: "relu" (Dropout, Linear, ReLU) or "linear" (Dropout, Linear).
         dropout: before that projection, in training.
+        orthogonal: start from orthogonal weights and zero biases, as the official script does.
         lineage: "official": loss 0.5 BCE(bag) + 0.5 BCE(max) on one-hot targets, scores sigmoid(bag), so class scores need not
             sum to 1. "hipt": logits 0.5 (bag + max) and the task's own loss; with `nonlinear=false,values=linear` this is the
             DS-MIL of the survival tables. In survival the official lineage puts the task's loss on both streams.
@@ -38,6 +39,16 @@ class DSMIL(Aggregator):
     """
 
     complexity = "n"
+    official_recipe = {
+        "subtyping": {
+            "optimiser": "adam", "lr": 1e-4, "betas": (0.5, 0.9), "weight_decay": 1e-3, "schedule": "cosine", "final_lr": 5e-6,
+            "max_epochs": 50, "patience": 10,
+        },
+        "survival": {  # HIPT's loop
+            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "accumulate": 32, "max_epochs": 20, "patience": None,
+            "select": "last", "sampling": "class-balanced",
+        },
+    }  # fmt: skip
     official_names = {
         "i_classifier.fc.0": "instance_head",
         "b_classifier.q": "query",
@@ -54,6 +65,7 @@ class DSMIL(Aggregator):
         nonlinear: bool = True,
         values: Literal["identity", "relu", "linear"] = "identity",
         dropout: float = 0.0,
+        orthogonal: bool = False,
         lineage: Literal["official", "hipt"] = "official",
     ) -> None:
         super().__init__(in_dim, n_out)
@@ -68,6 +80,10 @@ class DSMIL(Aggregator):
                 nn.Dropout(dropout), nn.Linear(in_dim, in_dim), nn.ReLU() if values == "relu" else nn.Identity()
             )
         self.bag_head = nn.Conv1d(n_out, n_out, kernel_size=in_dim)
+        for layer in self.modules() if orthogonal else ():
+            if isinstance(layer, nn.Linear | nn.Conv1d):
+                nn.init.orthogonal_(layer.weight)
+                nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
 
     def forward(self, bag: Bag) -> Prediction:
         """Predict one bag. extras: bag (n_out,), max (n_out,), instances (n, n_out), attention (n_out, n)."""

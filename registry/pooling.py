@@ -15,15 +15,16 @@ class _Pooling(Aggregator):
 
     complexity = "n"
 
-    def __init__(self, in_dim: int, n_out: int, hidden: int, dropout: float) -> None:
+    def __init__(self, in_dim: int, n_out: int, hidden: int, dropout: float, rho: int = 0) -> None:
         super().__init__(in_dim, n_out)
-        self.project = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU(), nn.Dropout(dropout)) if hidden else nn.Identity()
-        self.head = nn.Linear(hidden or in_dim, n_out)
+        block = lambda d, out: nn.Sequential(nn.Linear(d, out), nn.ReLU(), nn.Dropout(dropout)) if out else nn.Identity()  # noqa: E731
+        self.project, self.rho = block(in_dim, hidden), block(hidden or in_dim, rho)
+        self.head = nn.Linear(rho or hidden or in_dim, n_out)
 
 
 @register("mean", label="Mean-pooling", version=1)
 class MeanPooling(_Pooling):
-    """Mean of the instances' logits, which is the head applied to the mean projected instance.
+    """The head applied to the mean projected instance, which is the mean of the instances' logits.
 
     Args:
         in_dim: width d of an instance.
@@ -31,16 +32,34 @@ class MeanPooling(_Pooling):
         hidden: width of a projected instance; 0 for a linear probe on the mean feature.
         dropout: on projected instances, in training.
 
+        reduce: "sum" adds the projected instances instead, so that larger bags weigh more.
+        rho: width of a Linear, ReLU, Dropout between pooling and head; 0 for none. `mean[reduce=sum,rho=256]` is the Deep Sets of
+            the Patch-GCN survival tables.
+
     Source: no official code; the trunk that MambaMIL and MIL_BASELINE share. Published "mean-pooling" rows rarely say which
-    trunk they use.
+    trunk they use. Deep Sets: MIL_Sum_FC_surv of mahmoodlab/Patch-GCN.
     """
 
-    def __init__(self, in_dim: int, n_out: int, *, hidden: int = 512, dropout: float = 0.25) -> None:
-        super().__init__(in_dim, n_out, hidden, dropout)
+    official_names = {"phi.0": "project.0", "classifier": "head"}
+
+    def __init__(
+        self,
+        in_dim: int,
+        n_out: int,
+        *,
+        hidden: int = 512,
+        dropout: float = 0.25,
+        reduce: Literal["mean", "sum"] = "mean",
+        rho: int = 0,
+    ) -> None:
+        super().__init__(in_dim, n_out, hidden, dropout, rho)
+        self.reduce = reduce
 
     def forward(self, bag: Bag) -> Prediction:
         """Predict one bag."""
-        return Prediction(logits=self.head(self.project(bag.features).mean(dim=0)))
+        h: Tensor = self.project(bag.features)  # (n, hidden)
+        pooled = h.mean(dim=0) if self.reduce == "mean" else h.sum(dim=0)  # (hidden,)
+        return Prediction(logits=self.head(self.rho(pooled)))
 
 
 @register("max", label="Max-pooling", version=1)

@@ -65,6 +65,12 @@ class TransMIL(Aggregator):
 
     complexity = "n landmarks"
     order_sensitive = True
+    official_recipe = {
+        "subtyping": {
+            "optimiser": "lookahead-radam", "lr": 2e-4, "weight_decay": 1e-5, "decay_vectors": False, "accumulate": 2,
+            "max_epochs": 200, "patience": 10, "select": "best val loss",
+        }
+    }  # fmt: skip
     official_names = {"_fc1.0": "project.0", "_fc2": "head", "pos_layer": "ppeg"}
 
     def __init__(

@@ -47,7 +47,7 @@ def spec(**changes):
 def cell_of(trial, label=None):
     """The place of a trial in a plan."""
     return Cell(
-        trial_id=trial.trial_id, context=trial.context(), aggregator=trial.aggregator, label=label or trial.aggregator,
+        trial_id=trial.trial_id, context=trial.context(trial.recipe.model_dump()), aggregator=trial.aggregator, label=label or trial.aggregator,
         dataset=trial.dataset, dataset_label="Toy", encoder=trial.encoder, magnification=trial.magnification,
         patch_size=trial.patch_size, split=trial.split, fold=trial.fold, seed=trial.seed,
     )  # fmt: skip

@@ -23,7 +23,7 @@ FILES = predictions_file(["a", "b"], [0, 1], SCORE)
 
 
 def test_trial_id_is_fixed_for_ever():
-    assert spec().trial_id == "d947f4ba7c4f45fd", (
+    assert spec().trial_id == "2a4d4a540e802bdf", (
         "the identity of trials changed: raise the result schema, or every store is orphaned"
     )
 
@@ -38,8 +38,11 @@ def test_everything_that_decides_a_number_changes_the_id(field):
 
 
 def test_methods_of_one_column_share_a_context():
-    assert spec(aggregator="max", params={}, implementation="max@3", fold=4, seed=9).context() == spec().context()
-    assert spec(recipe=Recipe(name="paper", max_epochs=2)).context() != spec().context()
+    asked = {"name": "official"}
+    other = spec(aggregator="max", params={}, implementation="max@3", fold=4, seed=9, recipe=Recipe(name="official", lr=1.0))
+    assert other.context(asked) == spec().context(asked)
+    assert spec().context({"name": "paper"}) != spec().context(asked)
+    assert spec(threads=2).context(asked) != spec().context(asked)
 
 
 def test_a_result_comes_back_as_it_was(tmp_path):

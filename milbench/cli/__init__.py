@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from milbench import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from milbench.plugins import Variant
     from milbench.suites import Job, Suite
     from milbench.trials.plan import Plan
 
@@ -30,6 +32,7 @@ RESULTS = click.option(
 PLUGIN = click.option(
     "--plugin", "plugin_files", multiple=True, metavar="FILE.py", help="A file that registers aggregators; may be repeated."
 )
+WIDTHS = (384, 1024)  # of features, for which `ls aggregators` counts parameters
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
@@ -77,6 +80,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
 @click.option("--seeds", metavar="0,1,2", help="Instead of the suite's.")
 @click.option("--folds", metavar="0,1", help="Only these folds.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's maximum.")
+@click.option("--recipe", metavar="NAME", help="Instead of the suite's: paper, or official for each method's own.")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
@@ -100,9 +104,9 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
 @RESULTS
 @PLUGIN
 def run(
-    suite: str, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None, device: str,
-    workers: int | None, threads: int, keep_models: str, retry_failed: bool, dry_run: bool, results: Path,
-    plugin_files: tuple[str, ...],
+    suite: str, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None, recipe: str | None,
+    device: str, workers: int | None, threads: int, keep_models: str, retry_failed: bool, dry_run: bool, results: Path,
+    forced: tuple[str, ...], plugin_files: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Run every trial of a suite that has no result yet.
 
@@ -111,6 +115,7 @@ def run(
     wanted_seeds, wanted_folds = _numbers(seeds, "seeds"), _numbers(folds, "folds")
 
     from milbench import plugins
+    from milbench.ops import backends
     from milbench.suites import expand, load
     from milbench.suites.model import with_includes
     from milbench.trials import plan as plans
@@ -118,10 +123,21 @@ def run(
 
     plugins.discover(plugin_files)
     device = _device(device)
+    backends.force(forced)
+    backends.check_forced(device)
     whole = load(suite)
     names = plugins.split_list(aggregators) if aggregators is not None else None
     expanded = [
-        expand(leaf, aggregators=names, seeds=wanted_seeds, folds=wanted_folds, epochs=epochs, device=device, threads=threads)
+        expand(
+            leaf,
+            aggregators=names,
+            seeds=wanted_seeds,
+            folds=wanted_folds,
+            epochs=epochs,
+            recipe=recipe,
+            device=device,
+            threads=threads,
+        )
         for leaf in with_includes(whole)
     ]
     jobs = list({job.spec.trial_id: job for _, some in expanded for job in some}.values())
@@ -145,6 +161,7 @@ def run(
         store,
         workers=min(workers, len(todo)),
         plugins=[Path(file).resolve() for file in plugin_files],
+        backends=forced,
         keep_model=lambda job: job.spec.seed in kept_seeds,
         already=len(jobs) - len(todo),
     )
@@ -283,22 +300,48 @@ def ls() -> None:
 @AS_JSON
 def ls_aggregators(plugin_files: tuple[str, ...], as_json: bool) -> None:
     """Every registered aggregator."""
-    import torch
-
     from milbench import plugins
 
     plugins.discover(plugin_files)
     rows = []
     for entry in plugins.entries():
-        variant, sizes = plugins.resolve(entry.name), {}
-        for width in (384, 1024):
-            with torch.device("meta"):
-                sizes[f"parameters_{width}"] = sum(p.numel() for p in variant.build(width, 3).parameters())
-        about = {"name": entry.name, "label": entry.label, "cite": entry.cite, "complexity": f"O({entry.cls.complexity})"}
-        flags = {"needs_coords": entry.cls.needs_coords, "order_sensitive": entry.cls.order_sensitive}
-        rows.append({**about, **flags, **sizes, "implementation": entry.implementation, "parameters": variant.params})
-    shown = ["name", "label", "cite", "complexity", "needs_coords", "order_sensitive", "parameters_384", "parameters_1024"]
+        variant = plugins.resolve(entry.name)
+        rows.append({
+            "name": entry.name,
+            "label": entry.label,
+            "cite": entry.cite,
+            "complexity": f"O({entry.cls.complexity})",
+            "needs_coords": entry.cls.needs_coords,
+            "order_sensitive": entry.cls.order_sensitive,
+            "recipes": ["paper"] + (["official"] if entry.cls.official_recipe else []),
+            **{f"parameters_{width}": _size(variant, width) for width in WIDTHS},
+            "implementation": entry.implementation,
+            "parameters": variant.params,
+        })  # fmt: skip
+    shown = [
+        "name",
+        "label",
+        "cite",
+        "complexity",
+        "needs_coords",
+        "order_sensitive",
+        "recipes",
+        *(f"parameters_{width}" for width in WIDTHS),
+    ]
     _print_rows(rows, as_json, shown)
+
+
+def _size(variant: Variant, width: int) -> int | None:
+    """Parameters of a model for features of that width and three classes; None for one that needs weights it does not have."""
+    import torch
+
+    from milbench.errors import SkipTrial
+
+    try:
+        with torch.device("meta"):
+            return sum(p.numel() for p in variant.build(width, 3).parameters())
+    except SkipTrial:
+        return None
 
 
 @ls.command("suites")
@@ -340,20 +383,14 @@ def ls_encoders(as_json: bool) -> None:
 @ls.command("backends")
 @AS_JSON
 def ls_backends(as_json: bool) -> None:
-    """What trials can compute on here."""
+    """What operations compute with here, and why not with something faster."""
     import torch
 
-    cuda = torch.cuda.is_available()
-    rows = [
-        {"device": "cpu", "available": True, "detail": f"torch {torch.__version__}, {os.cpu_count()} cores"},
-        {
-            "device": "cuda",
-            "available": cuda,
-            "detail": torch.cuda.get_device_name() if cuda else "no CUDA device, or a CPU build of torch",
-        },
-        {"device": "mps", "available": torch.backends.mps.is_available(), "detail": ""},
-    ]
-    _print_rows(rows, as_json, ["device", "available", "detail"])
+    from milbench.ops import backends
+
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    rows = [{"device": device, **row} for device in devices for row in backends.table(device)]
+    _print_rows(rows, as_json, ["device", "op", "backend", "available", "chosen", "why_not"])
 
 
 @main.group()
@@ -383,6 +420,62 @@ def check_aggregator(name: str, plugin_files: tuple[str, ...]) -> None:
             click.echo(f"ok    {one.name}: {one.says}")
     click.echo(f"{variant.name}: {len(contract.CHECKS) - broken} of {len(contract.CHECKS)} checks hold")
     raise SystemExit(1 if broken else 0)
+
+
+@main.group()
+def profile() -> None:
+    """Measure what things cost on this machine."""
+
+
+@profile.command("ops")
+@click.option("--small", is_flag=True, help="An eighth of the sizes: for the form of the table, not for its numbers.")
+@click.option("--noisy", is_flag=True, help="Print ratios although something else is running.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@AS_JSON
+def profile_ops(small: bool, noisy: bool, threads: int | None, as_json: bool) -> None:
+    """Every operation beside its public alternatives, in one run, and the performance budget held against it.
+
+    Times are medians after a warm-up. On a machine where something else is running, no ratio is printed.
+    """
+    import torch
+
+    from milbench.analysis import measure
+    from milbench.analysis import profile_ops as ops
+
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    noise = measure.others()
+    rate = ops.sgemm_rate()
+    measured = []
+    for row in ops.rows(small=small):
+        measured.append(row)
+        if not as_json and sys.stdout.isatty():
+            click.echo(f"{row.op}, {row.contender}, n = {row.n}", err=True)
+    noise = noise or measure.others()
+    quiet = noise is None or noisy
+    measured = ops.with_ratios(measured)
+    if not quiet:
+        measured = [dataclasses.replace(row, ratio=None) for row in measured]
+    told = ops.report(measured, rate, noise)
+    if not quiet:
+        told["budget"] = []
+    if as_json:
+        click.echo(json.dumps(told, indent=1))
+        return
+    shown = ["op", "contender", "n", "setting", "forward", "both", "extra_mib", "ratio", "note"]
+    _print_table(
+        ["op", "contender", "n", "setting", "forward s", "fwd + bwd s", "extra MiB", "time / ours", "note"],
+        [
+            [f"{value:.3g}" if isinstance(value, float) else value for value in (row[name] for name in shown)]
+            for row in told["rows"]
+        ],
+    )
+    click.echo(f"sgemm {rate / 1e9:.0f} GF/s on {told['threads']} threads, torch {told['torch']}")
+    for bar in told["budget"]:
+        value = "not measured" if bar["value"] is None else f"{bar['value']:.2f}"
+        mark = {True: "ok  ", False: "FAIL", None: "-   "}[bar["holds"]]
+        click.echo(f"{mark} {bar['what']}: {value} ({'at least' if bar['at_least'] else 'at most'} {bar['limit']:g})")
+    if not quiet:
+        click.echo(f"No ratios: {noise}. Try again on a quiet machine, or pass --noisy.", err=True)
 
 
 @main.group()
@@ -429,6 +522,8 @@ def _console() -> Console:
 
 def _cell(value: object) -> str:
     match value:
+        case None:
+            return "–"
         case bool():
             return "yes" if value else "no"
         case int():

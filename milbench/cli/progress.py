@@ -72,7 +72,14 @@ def _score(row: dict[str, float | None]) -> str:
 
 
 def run(
-    jobs: Sequence[Job], store: Store, *, workers: int, plugins: Sequence[Path], keep_model: Callable[[Job], bool], already: int
+    jobs: Sequence[Job],
+    store: Store,
+    *,
+    workers: int,
+    plugins: Sequence[Path],
+    backends: Sequence[str],
+    keep_model: Callable[[Job], bool],
+    already: int,
 ) -> int:
     """Run `jobs` and show how it goes: bars on a terminal, plain lines elsewhere.
 
@@ -87,7 +94,7 @@ def run(
     view: _Bars | _Lines = _Bars(by_id, clock) if sys.stdout.isatty() else _Lines(by_id, clock, store)
     try:
         with view:
-            run_local(jobs, store, workers=workers, plugins=plugins, keep_model=keep_model, on_event=view.show)
+            run_local(jobs, store, workers=workers, plugins=plugins, backends=backends, keep_model=keep_model, on_event=view.show)
     except KeyboardInterrupt:
         click.echo(f"\nStopped. {view.done} of {len(jobs)} trials were finished and are kept; the same command continues.")
         return 130

@@ -28,6 +28,7 @@ def run_local(
     *,
     workers: int = 1,
     plugins: Sequence[Path] = (),
+    backends: Sequence[str] = (),
     keep_model: Callable[[Job], bool] = lambda job: False,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> None:
@@ -41,6 +42,7 @@ def run_local(
         store: where results go.
         workers: processes at a time.
         plugins: files that register aggregators, loaded in each worker.
+        backends: forced backends of operations, as `milbench run --backend` takes them.
         keep_model: which trials keep their weights.
         on_event: progress, called in this process.
 
@@ -53,7 +55,7 @@ def run_local(
 
     def hire() -> _Worker:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, store.root, [str(p) for p in plugins]), daemon=True)
+        process = context.Process(target=_work, args=(theirs, store.root, [str(p) for p in plugins], list(backends)), daemon=True)
         process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -107,14 +109,16 @@ def _bury(job: Job, exit_code: int | None, store: Store) -> Done:
     return Done(job.spec.trial_id, result.status, reason)
 
 
-def _work(pipe: Connection, root: Path, plugin_files: Sequence[str]) -> None:
+def _work(pipe: Connection, root: Path, plugin_files: Sequence[str], forced: Sequence[str]) -> None:
     """Body of a worker: take jobs until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave through `finally`, so that half a write is removed
     from milbench import plugins
+    from milbench.ops import backends
     from milbench.trials.run import run_trial
 
     plugins.discover(plugin_files)
+    backends.force(forced)
     store = Store(root)
     while True:
         try:

@@ -265,21 +265,7 @@ def _how(plan: Plan, runs: Sequence[Run], reference: str | None, *, significant:
         notes.append(
             f"n = {total} is few: the ranking above is mostly chance, read the intervals of the paired comparison instead."
         )
-    for recipe in {str(run.result["spec"]["recipe"]): run.result["spec"]["recipe"] for run in done}.values():
-        stop = (
-            f"at most {recipe['max_epochs']} epochs, patience {recipe['patience']}"
-            if recipe["patience"]
-            else f"{recipe['max_epochs']} epochs"
-        )
-        chosen = (
-            "the epoch is chosen on validation, never on test"
-            if recipe["select"] == "best on val"
-            else "the last epoch is tested"
-        )
-        notes.append(
-            f"Recipe {recipe['name']}: {recipe['optimiser']}, learning rate {recipe['lr']:g}, weight decay "
-            f"{recipe['weight_decay']:g}, batch of one bag, {stop}; {chosen}."
-        )
+    notes += _recipes(done)
     if any(run.result["spec"]["standardise"] for run in done):
         notes.append("Features are standardised with statistics of the training fold.")
     notes += list(dict.fromkeys(f"Said during training: {message}." for run in done for message in run.result["messages"]))
@@ -290,6 +276,32 @@ def _how(plan: Plan, runs: Sequence[Run], reference: str | None, *, significant:
         notes.append(
             f"No paired comparison: the reference {plan.definition['table']['reference']} has no result beside another method."
         )
+    return notes
+
+
+def _recipes(done: Sequence[Run]) -> list[str]:
+    """One sentence per recipe; where rows differ in it, their names come with it."""
+    used: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for run in done:
+        recipe = run.result["spec"]["recipe"]
+        used.setdefault(str(recipe), (recipe, []))[1].append(run.cell.label)
+    notes = []
+    for recipe, labels in used.values():
+        parts = [recipe["optimiser"], f"learning rate {recipe['lr']:g}", f"weight decay {recipe['weight_decay']:g}"]
+        if recipe["schedule"] != "constant":
+            parts.append(f"{recipe['schedule']} schedule")
+        if recipe["accumulate"] > 1:
+            parts.append(f"a step every {recipe['accumulate']} bags")
+        if recipe["clip"]:
+            parts.append(f"gradients clipped at {recipe['clip']:g}")
+        parts += ["batch of one bag"] + (["classes drawn equally often"] if recipe["sampling"] != "shuffle" else [])
+        patience = f", patience {recipe['patience']}" if recipe["patience"] else ""
+        parts.append(
+            f"at most {recipe['max_epochs']} epochs{patience}" if recipe["select"] != "last" else f"{recipe['max_epochs']} epochs"
+        )
+        chosen = "the last epoch is tested" if recipe["select"] == "last" else "the epoch is chosen on validation, never on test"
+        rows = f" ({', '.join(dict.fromkeys(labels))})" if len(used) > 1 else ""
+        notes.append(f"Recipe {recipe['name']}{rows}: {', '.join(parts)}; {chosen}.")
     return notes
 
 

@@ -1,8 +1,9 @@
 """From a suite to trials."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -29,6 +30,7 @@ def expand(
     seeds: Sequence[int] | None = None,
     folds: Sequence[int] | None = None,
     epochs: int | None = None,
+    recipe: str | None = None,
     device: str = "cpu",
     threads: int = 1,
 ) -> tuple[Plan, list[Job]]:
@@ -38,6 +40,7 @@ def expand(
         suite: what to run.
         aggregators, seeds, folds: instead of the suite's.
         epochs: instead of the recipe's maximum.
+        recipe: instead of the suite's, without the suite's changes to it.
         device, threads: what each trial computes on.
 
     Raises:
@@ -48,6 +51,9 @@ def expand(
         raise MilbenchError(f"suite {suite.name} has no grid of its own")
     variants = list({v.name: v for v in map(plugins.resolve, aggregators or grid.aggregator)}.values())
     seeds = list(dict.fromkeys(seeds or grid.seed))
+    asked: dict[str, Any] = {"name": recipe} if recipe else dict(suite.recipe)
+    if epochs is not None:
+        asked["max_epochs"] = epochs
     jobs, notes = [], []
     magnifications: list[int | None] = [*grid.magnification] or [None]
     patch_sizes: list[int | None] = [*grid.patch_size] or [None]
@@ -61,7 +67,6 @@ def expand(
         notes += [f"{dataset.label}: {note}" for note in dataset.notes]
         parts = dataset.folds(split)
         for fold in _folds(folds or grid.fold, len(parts), f"{name}, split {split}"):
-            recipe = _recipe(suite, has_validation=bool(parts[fold].val), epochs=epochs)
             for variant, seed in product(variants, seeds):
                 spec = TrialSpec(
                     dataset=name,
@@ -74,25 +79,25 @@ def expand(
                     standardise=grid.standardise,
                     aggregator=variant.entry.name,
                     params=variant.params,
-                    implementation=variant.entry.implementation,
+                    implementation=variant.implementation,
                     split=split,
                     split_fingerprint=dataset.split_fingerprint(split),
                     fold=fold,
                     seed=seed,
-                    recipe=recipe,
+                    recipe=_recipe(asked, suite, variant, has_validation=bool(parts[fold].val)),
                     threads=threads,
                     device=device,
                 )
-                jobs.append(_job(spec, variant, dataset.label))
+                jobs.append(_job(spec, variant, dataset.label, spec.context(asked)))
     definition = suite.model_dump(mode="json")
     definition["grid"]["aggregator"] = [plugins.resolve(a).name for a in grid.aggregator]
     return Plan(suite=suite.name, definition=definition, notes=list(dict.fromkeys(notes)), cells=[job.cell for job in jobs]), jobs
 
 
-def _job(spec: TrialSpec, variant: plugins.Variant, dataset_label: str) -> Job:
+def _job(spec: TrialSpec, variant: plugins.Variant, dataset_label: str, context: str) -> Job:
     cell = Cell(
         trial_id=spec.trial_id,
-        context=spec.context(),
+        context=context,
         aggregator=variant.name,
         label=variant.label,
         dataset=spec.dataset,
@@ -107,13 +112,12 @@ def _job(spec: TrialSpec, variant: plugins.Variant, dataset_label: str) -> Job:
     return Job(spec, {"aggregator": variant.label, "dataset": dataset_label, "encoder": spec.encoder}, cell)
 
 
-def _recipe(suite: Suite, *, has_validation: bool, epochs: int | None) -> recipes.Recipe:
-    changes = dict(suite.recipe)
+def _recipe(asked: Mapping[str, Any], suite: Suite, variant: plugins.Variant, *, has_validation: bool) -> recipes.Recipe:
+    changes = dict(asked)
     name = changes.pop("name")
-    if epochs is not None:
-        changes["max_epochs"] = epochs
+    official = variant.entry.cls.official_recipe
     try:
-        return recipes.get(name, suite.task, has_validation=has_validation, **changes)
+        return recipes.get(name, suite.task, has_validation=has_validation, official=official, **changes)
     except ValidationError as error:
         raise from_validation(error, f"suite {suite.name}: recipe") from error
 

@@ -22,6 +22,7 @@ import milbench
 from milbench import datasets, plugins, tasks
 from milbench.datasets import Sample
 from milbench.errors import MilbenchError, SkipTrial
+from milbench.ops import backends
 from milbench.training import derive_seed, fit, fold_bags, predict
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import MODEL, PREDICTIONS, Result, Status, Store
@@ -52,6 +53,7 @@ def run_trial(
     started = time.perf_counter()
     _reset_peak_memory(spec.device)
     files: dict[str, Callable[[Path], None]] = {}
+    backends.forget()
     messages = _Messages()
     logging.getLogger("milbench").addHandler(messages)
     try:
@@ -66,7 +68,7 @@ def run_trial(
         logging.getLogger("milbench").removeHandler(messages)
     result.labels, result.messages = labels, list(dict.fromkeys(messages.texts))
     result.cost |= {"seconds": round(time.perf_counter() - started, 3), "peak_memory_bytes": _peak_memory(spec.device)}
-    result.provenance = provenance() | {"threads": spec.threads, "backends": {}}
+    result.provenance = provenance() | {"threads": spec.threads, "backends": backends.used()}
     store.write(result, files)
     return result.status
 
@@ -94,13 +96,13 @@ def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, 
     if (dataset.fingerprint, dataset.split_fingerprint(spec.split)) != (spec.fingerprint, spec.split_fingerprint):
         raise MilbenchError(f"dataset {spec.dataset} changed since this trial was planned; run the suite again")
     entry = plugins.resolve(spec.aggregator).entry
-    if entry.cls.needs_coords and not dataset.has_coords:
-        raise SkipTrial(f"{entry.label} needs coordinates, dataset {dataset.name} has none")
     fold = dataset.folds(spec.split)[spec.fold]
     task = tasks.for_fold(dataset, fold.train)
-    train, val, test = fold_bags(dataset, fold, standardise=spec.standardise, device=spec.device)
     torch.manual_seed(derive_seed(*spec.axes, "weights"))
     model = entry.cls(dataset.in_dim, task.n_out, **spec.params).to(spec.device)
+    if model.needs_coords and not dataset.has_coords:
+        raise SkipTrial(f"{entry.label} needs coordinates, dataset {dataset.name} has none")
+    train, val, test = fold_bags(dataset, fold, standardise=spec.standardise, device=spec.device)
     torch.manual_seed(derive_seed(*spec.axes, "training"))
     done = fit(model, train, val, task, spec.recipe, spec.axes, on_epoch)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -65,7 +66,11 @@ class TrialSpec(BaseModel):
         """The named axes that random draws derive from: the same for every aggregator, so comparisons are paired."""
         return (self.dataset, self.split, self.fold, self.seed)
 
-    def context(self) -> str:
-        """Hash of all that two methods must share to stand in one column: everything but method, fold and seed."""
-        shared = self.model_dump(exclude={"aggregator", "params", "implementation", "fold", "seed"})
-        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
+    def context(self, recipe: Mapping[str, Any]) -> str:
+        """Hash of all that two methods must share to stand in one column: everything but method, fold and seed.
+
+        Args:
+            recipe: the recipe as it was asked for; under "official" each method has values of its own.
+        """
+        shared = self.model_dump(exclude={"aggregator", "params", "implementation", "fold", "seed", "recipe"})
+        return hashlib.sha256(json.dumps([shared, recipe], sort_keys=True).encode()).hexdigest()[:12]

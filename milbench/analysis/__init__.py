@@ -1,0 +1,1 @@
+"""Analysis: what methods cost and why they differ."""

@@ -1,0 +1,152 @@
+"""Which implementation an operation uses here: the built-in one everywhere, a GPU kernel where it was shown to work.
+
+A backend counts as available only after a tiny real call, forward and backward, on the device. What was used is remembered for a
+trial's provenance; a forced backend that is not available is an error with the reason, never a fallback.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from milbench.errors import MilbenchError, unknown
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of one operation.
+
+    Args:
+        op, name: "full_attention", "flash-attn".
+        device: the type of device it is for, or "any".
+        dtypes: what it computes in, or None for everything.
+        call: takes the operation's own arguments.
+        example: makes small arguments on a device, for the probe; the first is a tensor.
+    """
+
+    op: str
+    name: str
+    device: str
+    call: Callable[..., Tensor]
+    example: Callable[[str], tuple[Any, ...]]
+    dtypes: tuple[torch.dtype, ...] | None = None
+
+    def why_not(self, device: str) -> str | None:
+        """None when a tiny call works on a device of that type, else the reason."""
+        if self.device not in ("any", device):
+            return f"needs {self.device}"
+        if device == "cuda" and not torch.cuda.is_available():
+            return "no CUDA device"
+        return _probe(self, device)
+
+
+@cache
+def _probe(backend: Backend, device: str) -> str | None:
+    try:
+        with torch.enable_grad():
+            arguments = backend.example(device)
+            for a in arguments:
+                if isinstance(a, Tensor) and a.is_floating_point():
+                    a.requires_grad_()
+            out = backend.call(*arguments)
+            out.float().sum().backward()
+        return None if bool(torch.isfinite(out).all()) else "a tiny call gave values that are not finite"
+    except Exception as error:  # whatever a foreign kernel raises is the reason
+        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+_backends: dict[str, list[Backend]] = {}
+_forced: dict[str, str] = {}
+_used: dict[str, str] = {}
+
+
+def offer(backend: Backend) -> None:
+    """Make a backend known; of one operation, the first available one is chosen."""
+    _backends.setdefault(backend.op, []).append(backend)
+
+
+def force(choices: Iterable[str]) -> None:
+    """Use these backends and no others: "full_attention=flash-attn", or a bare name for every operation that has it.
+
+    Raises:
+        MilbenchError: unknown operation or backend.
+    """
+    _forced.clear()
+    for text in choices:
+        op, equals, name = text.rpartition("=")
+        if equals and op not in _backends:
+            raise unknown("operation", op, _backends)
+        ops = [op] if equals else [o for o, some in _backends.items() if name in {b.name for b in some}]
+        known = {b.name for o in ([op] if equals else _backends) for b in _backends[o]}
+        if name not in known:
+            raise unknown(f"backend of {op}" if equals else "backend", name, known)
+        _forced.update(dict.fromkeys(ops, name))
+
+
+def choose(op: str, device: str, dtype: torch.dtype | None = None) -> Backend:
+    """The backend of `op` for tensors of that dtype on a device of that type; None stands for any dtype.
+
+    Raises:
+        MilbenchError: the forced backend does not work here.
+    """
+
+    def refuses(backend: Backend) -> str | None:
+        if dtype is not None and backend.dtypes is not None and dtype not in backend.dtypes:
+            return f"computes in {' or '.join(map(str, backend.dtypes))}, not in {dtype}"
+        return backend.why_not(device)
+
+    if op in _forced:
+        backend = next(b for b in _backends[op] if b.name == _forced[op])
+        if reason := refuses(backend):
+            raise MilbenchError(f"backend {backend.name} of {op} was asked for and does not work on {device}: {reason}")
+    else:
+        backend = next(b for b in _backends[op] if refuses(b) is None)
+    _used[op] = backend.name
+    return backend
+
+
+def check_forced(device: str) -> None:
+    """Try every forced backend on a device of that type.
+
+    Raises:
+        MilbenchError: one does not work there.
+    """
+    for op in _forced:
+        choose(op, device)
+
+
+def used() -> dict[str, str]:
+    """Operation -> backend, of everything called since :func:`forget`."""
+    return dict(sorted(_used.items()))
+
+
+def forget() -> None:
+    """Start a new list of what was used."""
+    _used.clear()
+
+
+def table(device: str) -> list[dict[str, Any]]:
+    """One row per backend: operation, name, whether it works on `device`, whether it would be chosen, and why not."""
+    rows = []
+    for op, some in sorted(_backends.items()):
+        try:
+            chosen = choose(op, device).name
+        except MilbenchError:
+            chosen = ""
+        for backend in some:
+            reason = backend.why_not(device)
+            works = reason is None
+            rows.append(
+                {
+                    "op": op,
+                    "backend": backend.name,
+                    "available": works,
+                    "chosen": works and backend.name == chosen,
+                    "why_not": reason or "",
+                }
+            )
+    forget()
+    return rows

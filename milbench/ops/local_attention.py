@@ -1,0 +1,187 @@
+"""Exact attention of every patch to the patches within a Euclidean radius on the slide's grid: the local layer of LongMIL.
+
+Time O(n r^2 d), memory O(n d): the backward pass recomputes the windows from q, k, v, the output and the log-sum-exp.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from milbench.errors import MilbenchError
+from milbench.ops.arguments import check
+
+if TYPE_CHECKING:
+    from milbench.ops.local_attention_cpu import Plan
+
+T = TypeVar("T")
+
+
+def local_attention_2d(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Tensor,
+    radius: float,
+    *,
+    scale: float | None = None,
+    alibi: Tensor | None = None,
+    regions: Tensor | None = None,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Softmax attention in which patch i attends patch j iff the Euclidean distance of their cells is at most `radius`.
+
+    Args:
+        q: (heads, n, d) queries; half types are computed in float32.
+        k: (heads, n, d) keys.
+        v: (heads, n, d_v) values.
+        grid: (n, 2) integer (column, row) of each patch; duplicates attend each other.
+        radius: in grid steps, 0 or more; a patch always attends itself.
+        scale: of the scores, d^-0.5 unless given.
+        alibi: (heads,) slopes; -slope * distance is added to the scores. Takes no gradient.
+        regions: (n,) integer labels; patches attend their own label only (HIPT's slicing). None: no such mask.
+        dropout: probability of dropping an attention weight; a caller in evaluation passes 0.
+        generator: of the dropout; torch's global one unless given.
+
+    Returns:
+        (heads, n, d_v) in the dtype of v.
+
+    Raises:
+        MilbenchError: naming the argument that has a wrong shape, dtype or value.
+
+    Source: LongMIL (NeurIPS 2024), local attention with 2-D distance mask; ALiBi by Press et al. 2022.
+    """
+    dtype = check("q (heads, n, d), k (heads, n, d), v (heads, n, d_v)", q, k, v)
+    _check_window(len(q), q.shape[1], grid, radius, alibi, regions, dropout)
+    if q.device.type != "cpu":
+        raise MilbenchError(f"local_attention_2d: q is on {q.device}, this kernel runs on a CPU")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    seed = int(torch.randint(2**31, (), generator=generator)) if dropout else 0
+    slopes = torch.zeros(len(q)) if alibi is None else alibi.detach()
+    arguments = (_plan(grid, regions, radius), scale, slopes.to(dtype).numpy(), dropout, seed)
+    return _LocalAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype), *arguments).to(v.dtype)
+
+
+def local_attention_2d_naive(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Tensor,
+    radius: float,
+    *,
+    scale: float | None = None,
+    alibi: Tensor | None = None,
+    regions: Tensor | None = None,
+) -> Tensor:
+    """The definition of :func:`local_attention_2d` with an n x n matrix."""
+    distance = torch.cdist(*2 * (grid.to(torch.float64),), compute_mode="donot_use_mm_for_euclid_dist")  # (n, n)
+    allowed = distance <= radius
+    if regions is not None:
+        allowed &= regions[:, None] == regions
+    score = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)  # (heads, n, n)
+    if alibi is not None:
+        score = score - alibi[:, None, None] * distance.to(score.dtype)
+    return score.masked_fill(~allowed, -torch.inf).softmax(-1) @ v
+
+
+def _check_window(
+    heads: int, n: int, grid: Tensor, radius: float, alibi: Tensor | None, regions: Tensor | None, dropout: float
+) -> None:
+    integers = (torch.int32, torch.int64)
+    if grid.shape != (n, 2) or grid.dtype not in integers:
+        raise MilbenchError(f"grid must be ({n}, 2) integers like q, got {grid.dtype} of {tuple(grid.shape)}")
+    if not radius >= 0:
+        raise MilbenchError(f"radius must be 0 or more grid steps, got {radius}")
+    if alibi is not None and (alibi.shape != (heads,) or alibi.requires_grad or not alibi.isfinite().all()):
+        raise MilbenchError(f"alibi must be ({heads},) finite slopes without gradient, one per head, got {alibi}")
+    if regions is not None and (regions.shape != (n,) or regions.dtype not in integers):
+        raise MilbenchError(f"regions must be ({n},) integers like q, got {regions.dtype} of {tuple(regions.shape)}")
+    if not 0 <= dropout < 1:
+        raise MilbenchError(f"dropout must lie in [0, 1), got {dropout}")
+
+
+class _LocalAttention(torch.autograd.Function):
+    """Forward and backward by the CPU kernels; keeps q, sorted k and v, the output and the log-sum-exp."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: "Plan", *options: Any) -> Tensor:
+        from milbench.ops import local_attention_cpu as cpu
+
+        out, lse = torch.empty_like(v, memory_format=torch.contiguous_format), q.new_empty(q.shape[:2])
+        q, k, v = q.contiguous(), _sorted(k, plan), _sorted(v, plan)
+        inputs, results = [t.detach().numpy() for t in (q, k, v)], [t.numpy() for t in (out, lse)]
+        pieces = _pieces(plan, 8 * torch.get_num_threads())  # more than threads, for balance
+        _in_threads(lambda tiles: cpu.forward(tiles, plan, *inputs, *options, *results), pieces)  # type: ignore[call-arg]
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.plan, ctx.options = plan, options
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        from milbench.ops import local_attention_cpu as cpu
+
+        q, k, v, *_ = ctx.saved_tensors
+        plan = ctx.plan
+        inputs, given = [t.numpy() for t in (q, k, v)], [t.numpy() for t in (*ctx.saved_tensors[3:], grad.contiguous())]
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(q), torch.zeros_like(grad, memory_format=torch.contiguous_format)
+
+        def run(tiles: tuple[int, int]) -> tuple[int, int, np.ndarray, np.ndarray]:
+            first, end = cpu.key_range(tiles, plan)
+            sums = [np.zeros((len(x), end - first + cpu.PAD, x.shape[2]), x.dtype) for x in inputs[1:]]
+            cpu.backward(tiles, plan, *inputs, *ctx.options, *given, first, dq.numpy(), *sums)
+            return first, end, *sums
+
+        # each thread sums the gradients of the keys it meets; neighbours overlap by a window and are added in a fixed order
+        for first, end, *sums in _in_threads(run, _pieces(plan, torch.get_num_threads())):
+            place = torch.from_numpy(plan.order[first:end])
+            for total, part in zip((dk, dv), sums, strict=True):
+                total.index_add_(1, place, torch.from_numpy(part)[:, : end - first, : total.shape[2]])
+        return dq, dk, dv, *[None] * 5
+
+
+def _plan(grid: Tensor, regions: Tensor | None, radius: float) -> "Plan":
+    from milbench.ops import local_attention_cpu as cpu
+
+    cells = grid.cpu().numpy().astype(np.int64)
+    cells = cells - cells.min(0)
+    extent = cells.max(0)
+    radius = min(float(radius), math.hypot(*extent))  # nothing is farther
+    if radius > cpu.LARGEST_RADIUS or extent.max() >= 2**30:
+        raise MilbenchError(f"radius of {radius:.0f} cells in a grid of {extent + 1} cells: at most {cpu.LARGEST_RADIUS} in 2^30")
+    label = np.zeros(len(cells), np.int64) if regions is None else np.unique(regions.cpu().numpy(), return_inverse=True)[1]
+    near = math.floor(radius**2)  # may be off by one, by rounding
+    squared = max(s for s in (0, near - 1, near, near + 1) if s >= 0 and math.sqrt(s) <= radius)
+    short, long = np.argsort(extent)  # rows along the longer side: more of them for the threads
+    return cpu.make_plan(cells[:, short], cells[:, long], label, squared)
+
+
+def _sorted(x: Tensor, plan: "Plan") -> Tensor:
+    from milbench.ops import local_attention_cpu as cpu
+
+    heads, n, d = x.shape
+    out = x.new_zeros(heads, n + cpu.PAD, cpu.padded_width(d, x.element_size()))
+    out[:, :n, :d] = x[:, torch.from_numpy(plan.order)]
+    return out
+
+
+def _pieces(plan: "Plan", count: int) -> list[tuple[int, int]]:
+    """The tiles in at most `count` runs of about equal length."""
+    tiles = len(plan.tile_start) - 1
+    bounds = np.linspace(0, tiles, min(count, tiles) + 1).astype(int).tolist()
+    return list(itertools.pairwise(bounds))
+
+
+def _in_threads(run: Callable[[tuple[int, int]], T], pieces: list[tuple[int, int]]) -> list[T]:
+    threads = min(torch.get_num_threads(), len(pieces))
+    if threads == 1:
+        return [run(piece) for piece in pieces]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(run, pieces))
