@@ -57,8 +57,9 @@ class Aggregator(nn.Module):
     `name[parameter=value]` can be checked and recorded.
     """
 
-    needs_coords: bool = False  # without coordinates a trial is recorded as skipped; a variant may set it in __init__
-    order_sensitive: ClassVar[bool] = False  # True where permuting the bag changes the prediction
+    # Of the class's defaults; a variant that differs sets its own in __init__.
+    needs_coords: bool = False  # without coordinates a trial is recorded as skipped
+    order_sensitive: bool = False  # True where permuting the bag changes the prediction
     complexity: ClassVar[str] = "?"  # time in the number of instances, as a formula: "n", "n^2"
     official_names: ClassVar[Mapping[str, str]] = {}  # prefix in the official state dict -> prefix in ours
     official_recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # task -> values of the method's own recipe

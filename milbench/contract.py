@@ -96,7 +96,7 @@ def permutation(variant: Variant) -> None:
             assert bag.coords is not None
             permuted = Bag(bag.features[order], bag.coords[order], bag.step, slide_id=bag.slide_id, case_id=bag.case_id)
             largest = max(largest, float((model(permuted).logits - reference).abs().max() / reference.abs().max()))
-    if variant.entry.cls.order_sensitive:
+    if model.order_sensitive:
         _require(largest > 1e-5, f"order_sensitive = True, but a permutation changes the logits by {largest:.1e} only")
     else:
         _require(largest < 1e-4, f"order_sensitive = False, but a permutation changes the logits by {largest:.1e}")

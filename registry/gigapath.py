@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from milbench import Aggregator, Bag, MilbenchError, Prediction, register
 from milbench.errors import SkipTrial
-from milbench.nn.dilated_attention import DilatedSelfAttention
+from milbench.nn.longnet import LongNetLayer
 from milbench.nn.optimisers import Optimiser
 from milbench.recipes import Recipe
 
@@ -34,37 +34,6 @@ def sincos_table(size: int, dim: int) -> Tensor:
     rate = 10000 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
     angle = torch.arange(size, dtype=torch.float64)[:, None] * rate  # (size, dim / 2)
     return torch.cat([angle.sin(), angle.cos()], dim=1).float()
-
-
-class _FFN(nn.Module):
-    """Two Linears with a norm between them (sub-LN)."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.ffn_layernorm = nn.LayerNorm(hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.ffn_layernorm(F.gelu(self.fc1(x))))
-
-
-class _Layer(nn.Module):
-    """Pre-norm dilated self-attention, then the FFN. In training a branch is dropped as a whole with probability `drop_path`."""
-
-    def __init__(self, dim: int, heads: int, ffn: int, segments: list[int], dropout: float, drop_path: float) -> None:
-        super().__init__()
-        self.self_attn = DilatedSelfAttention(dim, heads, segments=segments, ratios=RATIOS)
-        self.self_attn_layer_norm, self.final_layer_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.ffn = _FFN(dim, ffn)
-        self.dropout, self.drop_path = dropout, drop_path
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self._drop(self.self_attn(self.self_attn_layer_norm(x)))
-        return x + self._drop(self.ffn(self.final_layer_norm(x)))
-
-    def _drop(self, branch: Tensor) -> Tensor:
-        kept = F.dropout(branch.new_ones(()), self.drop_path, self.training)  # 0, or 1 / (1 - drop_path)
-        return F.dropout(branch, self.dropout, self.training) * kept
 
 
 @register("gigapath-random", label="GigaPath (random)", cite="xu2024", version=1)
@@ -150,7 +119,10 @@ class GigaPath(Aggregator):
         self.patch_embed = nn.Linear(encoder_dim, dim)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         rates = [drop_path * k / max(1, depth - 1) for k in range(depth)]
-        self.layers = nn.ModuleList(_Layer(dim, heads, ffn or 4 * dim, segments, dropout, rate) for rate in rates)
+        self.layers = nn.ModuleList(
+            LongNetLayer(dim, heads, ffn=ffn or 4 * dim, segments=segments, ratios=RATIOS, dropout=dropout, drop_path=rate)
+            for rate in rates
+        )
         self.layer_norm, self.norm = nn.LayerNorm(dim), nn.LayerNorm(dim, eps=1e-6)
         self.register_buffer("axis_code", sincos_table(grid_size, dim // 2), persistent=False)  # (grid_size, dim / 2)
         for module in self.modules():

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from milbench import Aggregator, Bag, Prediction, register
-from milbench.nn.mixers import GLAMixer, MambaMixer, MixerBlock, RetentionMixer, token_order
+from milbench.nn.mixers import GLAMixer, MambaMixer, RetentionMixer, token_order
 from milbench.nn.ss2d import SS2DMixer
+from milbench.nn.transformer import RECOMPUTE_ABOVE, Block
 from milbench.ops.scan_orders import Kind
 
 
@@ -23,13 +24,14 @@ class _MixerMIL(Aggregator):
     order_sensitive = True
 
     def __init__(
-        self, in_dim: int, n_out: int, mixer: Callable[[], nn.Module], dim: int, blocks: int, ffn: bool, order: Kind = "storage"
+        self, in_dim: int, n_out: int, dim: int, block: Callable[[], Block], blocks: int, order: Kind = "storage"
     ) -> None:
         super().__init__(in_dim, n_out)
         self.order: Kind = order
-        self.needs_coords = self.needs_coords or order in ("raster", "hilbert")
+        if order in ("raster", "hilbert"):  # by position, so file order is forgotten
+            self.needs_coords, self.order_sensitive = True, False
         self.project = nn.Sequential(nn.Linear(in_dim, dim), nn.ReLU())
-        self.blocks = nn.ModuleList(MixerBlock(dim, mixer(), ffn=ffn) for _ in range(blocks))
+        self.blocks = nn.ModuleList(block() for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, n_out)
 
@@ -57,6 +59,7 @@ class RetNet(_MixerMIL):
         heads: one fixed decay each.
         ffn: an FFN of width 4 dim after each mixer.
         order: "storage", "raster" or "hilbert" (these two need coordinates), or "random", see mamba-random.
+        recompute_above: tokens from which training recomputes activations instead of storing them.
 
     Source: Sun et al. 2023; microsoft/torchscale, the numbers of its recurrent form. Traps: causal, so the order of the patches
     matters and the first ones see nothing; torchscale's three forms differ by the eps of a norm, see `RetentionMixer`.
@@ -73,8 +76,12 @@ class RetNet(_MixerMIL):
         heads: int = 4,
         ffn: bool = True,
         order: Kind = "storage",
+        recompute_above: int = RECOMPUTE_ABOVE,
     ) -> None:
-        super().__init__(in_dim, n_out, lambda: RetentionMixer(dim, heads=heads), dim, blocks, ffn, order)
+        def block() -> Block:
+            return Block(dim, RetentionMixer(dim, heads=heads), ffn=ffn, recompute_above=recompute_above)
+
+        super().__init__(in_dim, n_out, dim, block, blocks, order)
 
 
 @register("gla", label="GLA", cite="yang2024", version=1)
@@ -89,6 +96,7 @@ class GLA(_MixerMIL):
         heads: attention heads.
         ffn: an FFN of width 4 dim after each mixer.
         order: "storage", "raster" or "hilbert" (these two need coordinates), or "random", see mamba-random.
+        recompute_above: tokens from which training recomputes activations instead of storing them.
 
     Source: Yang et al. 2024; fla-org/flash-linear-attention's layer at its defaults. Traps: causal, so the order of the patches
     matters; there is no form that looks both ways. Deviations: the layout around the mixer is ours.
@@ -104,8 +112,12 @@ class GLA(_MixerMIL):
         heads: int = 4,
         ffn: bool = True,
         order: Kind = "storage",
+        recompute_above: int = RECOMPUTE_ABOVE,
     ) -> None:
-        super().__init__(in_dim, n_out, lambda: GLAMixer(dim, heads=heads), dim, blocks, ffn, order)
+        def block() -> Block:
+            return Block(dim, GLAMixer(dim, heads=heads), ffn=ffn, recompute_above=recompute_above)
+
+        super().__init__(in_dim, n_out, dim, block, blocks, order)
 
 
 @register("mamba-random", label="Mamba (random)", cite="gu2024", version=1, preset={"order": "random"})
@@ -123,6 +135,7 @@ class Mamba(_MixerMIL):
         order: "storage"; "raster" or "hilbert", which need coordinates; "random": one permutation of the stored order for all
             blocks, drawn anew at each training step, fixed by the slide's name in evaluation (the paper does not say), and
             undone afterwards.
+        recompute_above: tokens from which training recomputes activations instead of storing them.
 
     Source: Gu and Dao 2024; state-spaces/mamba, mamba_simple at its defaults. Traps: causal. Deviations: the layout around the
     mixer is ours; weight decay reaches A and D too, which the official code exempts.
@@ -138,8 +151,12 @@ class Mamba(_MixerMIL):
         states: int = 16,
         ffn: bool = False,
         order: Kind = "storage",
+        recompute_above: int = RECOMPUTE_ABOVE,
     ) -> None:
-        super().__init__(in_dim, n_out, lambda: MambaMixer(dim, states=states), dim, blocks, ffn, order)
+        def block() -> Block:
+            return Block(dim, MambaMixer(dim, states=states), ffn=ffn, recompute_above=recompute_above)
+
+        super().__init__(in_dim, n_out, dim, block, blocks, order)
 
 
 @register("vmamba", label="V-Mamba", cite="liu2024", version=1)
@@ -155,6 +172,7 @@ class VMamba(_MixerMIL):
         ffn: an FFN of width 4 dim after each mixer, as in the backbone for natural images.
         dense: scan the whole bounding box with zeros in the background, as officially, at a cost of its area; the default scans
             only the cells that hold tissue.
+        recompute_above: tokens from which training recomputes activations instead of storing them.
 
     Source: Liu et al. 2024; MzeroMiko/VMamba SS2D v05_noz. Traps: patches that share a cell are averaged for the map and get the
     cell's value back; the slides of a case stand side by side on the map, so rows run on from one to the next. Deviations: the
@@ -165,6 +183,18 @@ class VMamba(_MixerMIL):
     order_sensitive = False
 
     def __init__(
-        self, in_dim: int, n_out: int, *, dim: int = 384, blocks: int = 2, states: int = 1, ffn: bool = False, dense: bool = False
+        self,
+        in_dim: int,
+        n_out: int,
+        *,
+        dim: int = 384,
+        blocks: int = 2,
+        states: int = 1,
+        ffn: bool = False,
+        dense: bool = False,
+        recompute_above: int = RECOMPUTE_ABOVE,
     ) -> None:
-        super().__init__(in_dim, n_out, lambda: SS2DMixer(dim, states=states, dense=dense), dim, blocks, ffn)
+        def block() -> Block:
+            return Block(dim, SS2DMixer(dim, states=states, dense=dense), ffn=ffn, recompute_above=recompute_above)
+
+        super().__init__(in_dim, n_out, dim, block, blocks)

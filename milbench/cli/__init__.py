@@ -404,6 +404,7 @@ def check() -> None:
 def check_aggregator(name: str, plugin_files: tuple[str, ...]) -> None:
     """Hold the aggregator NAME against the contract: the same checks that the test suite runs."""
     from milbench import contract, plugins
+    from milbench.errors import MilbenchError, SkipTrial
 
     plugins.discover(plugin_files)
     variant = plugins.resolve(name)
@@ -411,6 +412,8 @@ def check_aggregator(name: str, plugin_files: tuple[str, ...]) -> None:
     for one in contract.CHECKS:
         try:
             one.run(variant)
+        except SkipTrial as skip:
+            raise MilbenchError(f"{variant.name} cannot be checked here: {skip}") from skip
         except Exception as error:
             broken += 1
             click.echo(

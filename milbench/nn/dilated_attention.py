@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from milbench.errors import MilbenchError
 from milbench.ops.dilated_attention import dilated_attention
 
 
@@ -23,6 +24,8 @@ class DilatedSelfAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, *, segments: Sequence[int], ratios: Sequence[int]) -> None:
         super().__init__()
+        if dim % heads:
+            raise MilbenchError(f"{heads} heads do not divide a width of {dim}")
         self.heads, self.segments, self.ratios = heads, tuple(segments), tuple(ratios)
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
         self.inner_attn_ln = nn.LayerNorm(dim)

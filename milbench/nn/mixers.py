@@ -219,24 +219,6 @@ def step_bias(channels: int, low: float = 1e-3, high: float = 0.1) -> Tensor:
     return step + torch.log(-torch.expm1(-step))
 
 
-class MixerBlock(nn.Module):
-    """A mixer as a residual block: x + mixer(LayerNorm(x)), then, with `ffn`, x + FFN(LayerNorm(x)) of width 4 E with GELU.
-
-    Shapes: (n, dim), grid (n, 2) or None -> (n, dim).
-    """
-
-    def __init__(self, dim: int, mixer: nn.Module, *, ffn: bool) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.mixer = mixer
-        self.ffn = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)) if ffn else None
-
-    def forward(self, x: Tensor, grid: Tensor | None = None) -> Tensor:
-        """Mix the tokens, then each on its own."""
-        x = x + self.mixer(self.norm(x), grid)
-        return x if self.ffn is None else x + self.ffn(x)
-
-
 def token_order(kind: Kind, n: int, grid: Tensor | None, *, key: str, training: bool, device: torch.device) -> Tensor:
     """The permutation in which a mixer reads n tokens; `x[order]` is in scan order.
 

@@ -1,8 +1,8 @@
 """CPU kernels of the selective scan, compiled by numba on first use and cached on disk.
 
-One call serves one group and one block of channels: its states stay in the first-level cache, and the innermost loops run over the
-channels of the block, which are vector lanes. Callers run blocks on threads (the kernels release the GIL); a block's arithmetic
-does not depend on who runs it, so results do not depend on the number of threads.
+One call serves one group and one block of channels: its states stay in the first-level cache, and the innermost loops run over
+the channels of the block, which are vector lanes. Callers run blocks on threads (the kernels release the GIL); a block's
+arithmetic does not depend on who runs it, so results do not depend on the number of threads.
 """
 
 import math
@@ -15,7 +15,7 @@ from numba.extending import overload
 
 LANES = 64
 SPAN = 64  # tokens between stored states
-F, I = np.float32, np.int32
+F32, I32 = np.float32, np.int32
 MATHS = {"contract", "reassoc", "nsz", "arcp"}  # may use fused multiply-add and reorder sums, must honour NaN and infinity
 
 
@@ -25,16 +25,16 @@ def _exp(x: Any) -> Any:
 
 
 def _exp32(x: Any) -> Any:
-    """The same in float32, as 2^k e^r with |r| <= ln(2) / 2, to 1 ulp: the library's exp is a call per number, this vectorises."""
-    x = max(x, F(-87.0))
-    k = np.floor(x * F(1.44269504) + F(0.5))
-    r = (x - k * F(0.693359375)) + k * F(2.12194440e-4)  # ln(2) in two parts
-    p = F(1.9875691500e-4) * r + F(1.3981999507e-3)  # coefficients of Cephes' expf
-    p = p * r + F(8.3334519073e-3)
-    p = p * r + F(4.1665795894e-2)
-    p = p * r + F(1.6666665459e-1)
-    p = p * r + F(5.0000001201e-1)
-    return (p * r * r + r + F(1.0)) * I((I(k) + I(127)) << I(23)).view(F)  # 2^k by its exponent bits
+    """The same in float32 to 1 ulp, as 2^k e^r with |r| <= ln(2) / 2: the library's exp is a call per number, this vectorises."""
+    x = max(x, F32(-87.0))
+    k = np.floor(x * F32(1.44269504) + F32(0.5))
+    r = (x - k * F32(0.693359375)) + k * F32(2.12194440e-4)  # ln(2) in two parts
+    p = F32(1.9875691500e-4) * r + F32(1.3981999507e-3)  # coefficients of Cephes' expf
+    p = p * r + F32(8.3334519073e-3)
+    p = p * r + F32(4.1665795894e-2)
+    p = p * r + F32(1.6666665459e-1)
+    p = p * r + F32(5.0000001201e-1)
+    return (p * r * r + r + F32(1.0)) * I32((I32(k) + I32(127)) << I32(23)).view(F32)  # 2^k by its exponent bits
 
 
 @overload(_exp, inline="always")

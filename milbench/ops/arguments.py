@@ -19,8 +19,8 @@ def check(spec: str, *tensors: Tensor) -> torch.dtype:
         The dtype to compute in: float64 for float64, otherwise float32 (so also for the half types of autocast).
 
     Raises:
-        MilbenchError: naming the argument, for axes of other sizes, dtypes that are not floating point, float64 mixed with others,
-            tensors on two devices, and NaN or infinite values.
+        MilbenchError: naming the argument, for axes of other sizes, dtypes that are not floating point, float64 mixed with
+            others, tensors on two devices, and NaN or infinite values.
     """
     sizes: dict[str, int] = {}
     for (name, axes), t in zip(re.findall(r"(\w+) \(([^)]*)\)", spec), tensors, strict=True):

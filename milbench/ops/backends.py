@@ -23,6 +23,7 @@ class Backend:
         op, name: "full_attention", "flash-attn".
         device: the type of device it is for, or "any".
         dtypes: what it computes in, or None for everything.
+        cannot: what it does not support, of the facts that the operation tells :func:`choose`, such as "dropout".
         call: takes the operation's own arguments.
         example: makes small arguments on a device, for the probe; the first is a tensor.
     """
@@ -33,6 +34,7 @@ class Backend:
     call: Callable[..., Tensor]
     example: Callable[[str], tuple[Any, ...]]
     dtypes: tuple[torch.dtype, ...] | None = None
+    cannot: tuple[str, ...] = ()
 
     def why_not(self, device: str) -> str | None:
         """None when a tiny call works on a device of that type, else the reason."""
@@ -86,8 +88,13 @@ def force(choices: Iterable[str]) -> None:
         _forced.update(dict.fromkeys(ops, name))
 
 
-def choose(op: str, device: str, dtype: torch.dtype | None = None) -> Backend:
-    """The backend of `op` for tensors of that dtype on a device of that type; None stands for any dtype.
+def choose(op: str, device: str, dtype: torch.dtype | None = None, **facts: object) -> Backend:
+    """The backend of `op` for a call.
+
+    Args:
+        op: the operation.
+        device, dtype: type of the tensors' device, and their dtype (None: any).
+        facts: what the call asks for, such as dropout=0.1.
 
     Raises:
         MilbenchError: the forced backend does not work here.
@@ -96,6 +103,8 @@ def choose(op: str, device: str, dtype: torch.dtype | None = None) -> Backend:
     def refuses(backend: Backend) -> str | None:
         if dtype is not None and backend.dtypes is not None and dtype not in backend.dtypes:
             return f"computes in {' or '.join(map(str, backend.dtypes))}, not in {dtype}"
+        if asked := [fact for fact in backend.cannot if facts.get(fact)]:
+            return f"has no {' or '.join(asked)}"
         return backend.why_not(device)
 
     if op in _forced:

@@ -1,10 +1,14 @@
 """Full attention: every token to every token, in O(n) memory."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from milbench.errors import MilbenchError
 from milbench.ops.arguments import check
+from milbench.ops.backends import Backend, choose, offer
+from milbench.ops.gpu import HALVES, flash_attention
+from milbench.ops.local_attention import tiled_attention
 
 
 def full_attention_naive(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
@@ -14,7 +18,7 @@ def full_attention_naive(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, dropout: float = 0.0) -> Tensor:
-    """The same by torch's fused kernel, which never holds an n x n matrix.
+    """The same, without ever holding an n x n matrix.
 
     Args:
         q, k: (heads, n, d).
@@ -31,9 +35,25 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = Non
     check("q (heads, n, d), k (heads, n, d), v (heads, n, d_v)", q, k, v)
     if not 0 <= dropout < 1:
         raise MilbenchError(f"dropout must lie in [0, 1), got {dropout}")
-    return _sdpa(q, k, v, scale=scale, dropout=dropout)
+    backend = choose("full_attention", q.device.type, q.dtype, dropout=dropout)
+    return backend.call(q, k, v, scale=scale, dropout=dropout)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, dropout: float = 0.0) -> Tensor:
     # A batch axis of one: without it torch takes the path that materialises the scores.
     return F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale, dropout_p=dropout)[0]
+
+
+def _tiled(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, dropout: float = 0.0) -> Tensor:
+    # Local attention in which all tokens share one cell: faster here than torch's CPU kernel, which has no dropout either.
+    return tiled_attention(q, k, v, torch.zeros(q.shape[1], 2, dtype=torch.int64), 0.0, scale=scale, dropout=dropout)
+
+
+def _example(device: str) -> tuple[Tensor, ...]:
+    kind = torch.float16 if device == "cuda" else torch.float32
+    return tuple(torch.randn(2, 40, 32, device=device, dtype=kind) for _ in range(3))
+
+
+offer(Backend("full_attention", "flash-attn", "cuda", flash_attention, _example, dtypes=HALVES))
+offer(Backend("full_attention", "tiles", "cpu", _tiled, _example))
+offer(Backend("full_attention", "sdpa", "any", _sdpa, _example))

@@ -25,9 +25,9 @@ def gated_linear_attention_naive(q: Tensor, k: Tensor, v: Tensor, log_gate: Tens
 def gated_linear_attention(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, *, chunk: int = 64) -> Tensor:
     """Same result in O(n): products inside a chunk, one (d_k, d_v) state between chunks, exact for gates of any strength.
 
-    Inside a chunk a pair needs exp(G_i - G_j), G the running sum of the log gates. Split at a boundary b between i and j it is
-    exp(G_i - G_b) exp(G_b - G_j), a product of two factors that never exceed 1; halving the chunk again and again gives every pair
-    its boundary, so all pairs are matrix products and nothing overflows.
+    Inside a chunk, what is left of token j at token i is exp(sum of log gates in between). Split at a boundary between them it is
+    a product of two factors that never exceed 1, one for i and one for j; halving the chunk again and again gives every pair its
+    boundary, so all pairs are matrix products and nothing overflows.
 
     Args:
         q, k: (heads, n, d_k); scale them before, nothing is scaled here.
@@ -39,8 +39,8 @@ def gated_linear_attention(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, *,
         (heads, n, d_v), in the dtype of `v`. Half types are computed in float32. Memory O(n d), in the backward pass too.
 
     Raises:
-        MilbenchError: naming the argument, for shapes that do not agree, dtypes that are not floating point, NaN, a positive log_gate,
-            or a chunk that is not a power of two.
+        MilbenchError: naming the argument, for shapes that do not agree, dtypes that are not floating point, NaN, a positive
+            log_gate, or a chunk that is not a power of two.
 
     Source: Yang et al. 2024, section 4; fla-org/flash-linear-attention for the meaning. Double backward is not supported.
     """
@@ -52,78 +52,83 @@ def gated_linear_attention(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, *,
         raise MilbenchError(f"chunk must be a power of two, got {chunk}")
     n = q.shape[1]
     chunk = min(chunk, 1 << (n - 1).bit_length())
-    chunks = (F.pad(t.to(dtype), (0, 0, 0, -n % chunk)).unflatten(1, (-1, chunk)) for t in (q, k, v, log_gate))
+    padded = (F.pad(t.to(dtype), (0, 0, 0, -n % chunk)).contiguous() for t in (q, k, v, log_gate))  # zeros change nothing before
+    chunks = (t.unflatten(1, (-1, chunk)) for t in padded)  # (heads, chunks, c, d)
     return _ChunkedGLA.apply(*chunks).flatten(1, 2)[:, :n].to(v.dtype)
 
 
+def _halves(t: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """First and second half of every run of 2m tokens: (..., c, d) -> two of (..., c / 2m, m, d), views."""
+    first, second = t.unflatten(-2, (-1, 2, m)).unbind(-3)
+    return first, second
+
+
 def _blocks(scores: Tensor, m: int) -> Tensor:
-    """Of (..., c, c): the blocks where the second half of every run of 2m rows meets its first half, (..., c / 2m, m, m), a view."""
+    """Where the second half of every run of 2m tokens looks at its first half: (..., c, c) -> (..., c / 2m, m, m), a view."""
     split = scores.unflatten(-1, (-1, 2, m)).unflatten(-4, (-1, 2, m))  # (..., c / 2m, 2, m, c / 2m, 2, m)
     return split[..., 1, :, :, 0, :].diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
 
 
-def _halvings(q: Tensor, k: Tensor, total: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
-    """For m = c/2 ... 1: m, queries of the second halves and keys of the first halves, and what each forgets to the boundary."""
-    m = q.shape[-2] // 2
-    while m:
-        (q2, g2), (k1, g1) = ([t.unflatten(-2, (-1, 2, m))[..., half, :, :] for t in pair] for half, pair in ((1, (q, total)), (0, (k, total))))
-        boundary = g1[..., -1:, :]
-        yield m, q2, k1, (g2 - boundary).exp_(), (boundary - g1).exp_()
-        m //= 2
+def _doublings(since: Tensor, until: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """For m = 1, 2 ... c/2: m, what first halves of 2m tokens keep until the boundary, what second halves keep since.
 
-
-def _scores(q: Tensor, k: Tensor, total: Tensor) -> Tensor:
-    """A_ij = sum_d q_id k_jd exp(G_id - G_jd) for j <= i, else 0. (..., c, d) -> (..., c, c)."""
-    scores = torch.diag_embed((q * k).sum(-1))
-    for m, q2, k1, keep_q, keep_k in _halvings(q, k, total):
-        _blocks(scores, m).copy_((q2 * keep_q) @ (k1 * keep_k).mT)
-    return scores
-
-
-def _scores_backward(d_scores: Tensor, q: Tensor, k: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    diagonal = d_scores.diagonal(dim1=-2, dim2=-1)[..., None]
-    dq, dk = diagonal * k, diagonal * q
-    for m, q2, k1, keep_q, keep_k in _halvings(q, k, total):
-        block = _blocks(d_scores, m)
-        dq.unflatten(-2, (-1, 2, m))[..., 1, :, :].addcmul_(keep_q, block @ (k1 * keep_k))
-        dk.unflatten(-2, (-1, 2, m))[..., 0, :, :].addcmul_(keep_k, block.mT @ (q2 * keep_q))
-    return dq, dk
+    `since` starts as the log gates, `until` as zeros; they are summed up in place (differences of long sums would lose
+    digits) and end as the sums from the start of the chunk to each token, and from after each token to its end.
+    """
+    m = 1
+    while m < since.shape[-2]:
+        (since1, since2), (until1, _) = _halves(since, m), _halves(until, m)
+        yield m, until1.exp(), since2.exp()
+        until1 += since2[..., -1:, :]
+        since2 += since1[..., -1:, :]
+        m *= 2
 
 
 class _ChunkedGLA(torch.autograd.Function):
-    """q, k, log_gate (heads, chunks, c, d_k) and v (heads, chunks, c, d_v) -> (heads, chunks, c, d_v). Saves one state per chunk."""
+    """q, k, log_gate (heads, chunks, c, d_k), v (heads, chunks, c, d_v) -> (heads, chunks, c, d_v). Saves one state per chunk."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            total = log_gate.cumsum(2)  # G, within a chunk
-            end = total[:, :, -1:]  # (heads, chunks, 1, d_k)
-            states = (k * (end - total).exp_()).mT @ v  # (heads, chunks, d_k, d_v), what each chunk adds to its end
-            keep = end.mT.exp()  # (heads, chunks, d_k, 1)
-            for i in range(1, states.shape[1]):
-                states[:, i].addcmul_(keep[:, i], states[:, i - 1])  # now: the state after each chunk
-            out = _scores(q, k, total) @ v
-            out[:, 1:] += (q * total.exp())[:, 1:] @ states[:, :-1]
-            ctx.save_for_backward(q, k, v, total, states)
+            scores, since, until = torch.diag_embed((q * k).sum(-1)), log_gate.clone(), torch.zeros_like(log_gate)
+            for m, keep1, keep2 in _doublings(since, until):
+                _blocks(scores, m).copy_((_halves(q, m)[1] * keep2) @ (_halves(k, m)[0] * keep1).mT)
+            keep = since[:, :, -1].exp()[..., None]  # (heads, chunks, d_k, 1)
+            added, states = (k * until.exp_()).mT @ v, v.new_zeros(*q.shape[:2], q.shape[3], v.shape[3])
+            for i in range(states.shape[1] - 1):  # the state before each chunk
+                torch.addcmul(added[:, i], keep[:, i], states[:, i], out=states[:, i + 1])
+            out = scores @ v + (q * since.exp_()) @ states
+            ctx.save_for_backward(q, k, v, log_gate, states)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor, ...]:
-        q, k, v, total, states = ctx.saved_tensors
+        q, k, v, log_gate, states = ctx.saved_tensors
+        do = do.contiguous()
         with torch.autocast(q.device.type, enabled=False):
-            end = total[:, :, -1:]
-            keep = end.mT.exp()
-            kept, to_end = total.exp(), (end - total).exp_()
-            d_states = torch.zeros_like(states)  # gradient of the state after each chunk
-            d_states[:, :-1] = ((q * kept).mT @ do)[:, 1:]
-            for i in range(states.shape[1] - 2, -1, -1):
-                d_states[:, i].addcmul_(keep[:, i + 1], d_states[:, i + 1])
-            dq, dk = _scores_backward(do @ v.mT, q, k, total)
-            dq[:, 1:].addcmul_(kept[:, 1:], do[:, 1:] @ states[:, :-1].mT)
-            dk.addcmul_(to_end, v @ d_states.mT)
-            dv = _scores(q, k, total).mT @ do + (k * to_end) @ d_states
-            # G_i enters with q_i and with 1 / k_i; what flows through the end of the chunk reaches all its tokens.
-            d_total = q * dq - k * dk
-            d_gate = d_total.flip(2).cumsum(2).flip(2) + (states * d_states).sum(-1)[:, :, None]
+            d_scores = do @ v.mT
+            scores, since, until = torch.diag_embed((q * k).sum(-1)), log_gate.clone(), torch.zeros_like(log_gate)
+            dq, dk = torch.zeros_like(q), torch.zeros_like(k)
+            for m, keep1, keep2 in _doublings(since, until):
+                q2, k1, block = _halves(q, m)[1] * keep2, _halves(k, m)[0] * keep1, _blocks(d_scores, m).contiguous()
+                _blocks(scores, m).copy_(q2 @ k1.mT)
+                _halves(dq, m)[1].addcmul_(keep2, block @ k1)
+                _halves(dk, m)[0].addcmul_(keep1, block.mT @ q2)
+            keep = since[:, :, -1].exp()[..., None]
+            since.exp_(), until.exp_()
+            added, d_states = (q * since).mT @ do, torch.zeros_like(states)
+            for i in range(states.shape[1] - 1, 0, -1):  # gradient of the state after each chunk
+                torch.addcmul(added[:, i], keep[:, i], d_states[:, i], out=d_states[:, i - 1])
+            dq.addcmul_(since, do @ states.mT)
+            dk.addcmul_(until, v @ d_states.mT)
+            dv = scores.mT @ do + (k * until) @ d_states
+            # A gate meets every pair that it lies between: the sum over later tokens of q dq - k dk, plus what flows on past the
+            # chunk's end. A token's own pair has no gate in between, so it is added to dq and dk only afterwards.
+            upper = torch.ones_like(scores[0, 0]).triu()
+            d_gate = upper @ (q * dq - k * dk)
+            d_gate[:, :-1] += (states[:, 1:] * d_states[:, :-1]).sum(-1)[:, :, None]
+            own = d_scores.diagonal(dim1=-2, dim2=-1)[..., None]
+            dq.addcmul_(own, k)
+            dk.addcmul_(own, q)
         return dq, dk, dv, d_gate

@@ -131,7 +131,7 @@ def _exp(x, real):
     """exp(x) for x <= 0 to rounding, as a polynomial that runs in vector lanes; `real` is the dtype."""
     x = x if x > real(-87) else real(-87)
     whole = np.floor(x * real(1.4426950408889634) + real(0.5))
-    part = (x - whole * (real(0.693145751953125))) - whole * (real(1.4286068203094172e-06))  # ln 2 in two pieces
+    part = (x - whole * real(0.693145751953125)) - whole * real(1.4286068203094172e-06)  # ln 2 in two pieces
     total = real(_TAYLOR[13])
     for k in range(12, -1, -1):
         total = total * part + real(_TAYLOR[k])

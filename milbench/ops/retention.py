@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from milbench.errors import MilbenchError
 from milbench.ops.arguments import check
@@ -39,63 +40,82 @@ def retention(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, *, chunk: int = 12
         (heads, n, d_v), in the dtype of `v`. Half types are computed in float32. Memory O(n d), in the backward pass too.
 
     Raises:
-        MilbenchError: naming the argument, for shapes that do not agree, dtypes that are not floating point, NaN, a decay outside (0, 1).
+        MilbenchError: naming the argument, for shapes that do not agree, dtypes that are not floating point, NaN, or a
+            decay outside (0, 1).
 
-    Source: Sun et al. 2023; the gradients are retentions, too (see :class:`_Retention`).
+    Source: Sun et al. 2023, eq. 5-7. Double backward is not supported.
     """
     dtype = check("q (heads, n, d_k), k (heads, n, d_k), v (heads, n, d_v), decay (heads)", q, k, v, decay)
     if not ((decay > 0) & (decay < 1)).all():
         raise MilbenchError(f"decay must lie in (0, 1), got {decay.tolist()}")
     if chunk < 1:
         raise MilbenchError(f"chunk must be at least 1, got {chunk}")
-    with torch.autocast(q.device.type, enabled=False):
-        return _Retention.apply(q.to(dtype), k.to(dtype), v.to(dtype), decay.to(dtype), chunk).to(v.dtype)
+    return _Retention.apply(q.to(dtype), k.to(dtype), v.to(dtype), decay.to(dtype), chunk).to(v.dtype)
 
 
 class _Retention(torch.autograd.Function):
-    """o = (Q K^T . W) V with W_ij = decay^(i-j) for j <= i, else 0. The same form gives each gradient:
-
-    dQ = (dO V^T . W) K, and with time reversed dK = (V dO^T . W^T) Q and dV = (K Q^T . W^T) dO. As W_ij grows with i - j only,
-    decay x d(decay) = sum_i i (q_i . dq_i) - sum_j j (k_j . dk_j).
-    """
+    """Saves the state before each chunk. The backward pass runs over the chunks from the end and carries the state's gradient."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, chunk: int) -> Tensor:
-        ctx.save_for_backward(q, k, v, decay)
+        with torch.autocast(q.device.type, enabled=False):
+            out, states = _forward(q, k, v, decay, chunk)
+        ctx.save_for_backward(q, k, v, decay, states)
         ctx.chunk = chunk
-        return _chunked(q, k, v, decay, chunk)
+        return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, decay = ctx.saved_tensors
-        need_q, need_k, need_v, need_decay, _ = ctx.needs_input_grad
-        dq = dk = dv = d_decay = None
-        if need_q or need_decay:
-            dq = _Retention.apply(do, v, k, decay, ctx.chunk)
-        if need_k or need_v or need_decay:
-            q_back, k_back, v_back, do_back = (t.flip(1) for t in (q, k, v, do))
-            if need_k or need_decay:
-                dk = _Retention.apply(v_back, do_back, q_back, decay, ctx.chunk).flip(1)
-            if need_v:
-                dv = _Retention.apply(k_back, q_back, do_back, decay, ctx.chunk).flip(1)
-        if need_decay:
-            step = torch.arange(q.shape[1], dtype=torch.float64, device=q.device)  # a difference of two large sums
-            d_decay = ((q * dq - k * dk).sum(-1).double() @ step / decay.double()).to(decay.dtype)
-        return dq, dk, dv, d_decay, None
+        q, k, v, decay, states = ctx.saved_tensors
+        with torch.autocast(do.device.type, enabled=False):
+            if not ctx.needs_input_grad[3]:
+                return *_backward(do.contiguous(), q, k, v, decay, states, ctx.chunk), None, None
+            # decay x d(decay) = sum_i i (q_i . dq_i) - sum_j j (k_j . dk_j): the difference of two large sums needs digits.
+            q, k, v, decay = (t.double() for t in (q, k, v, decay))
+            _, states = _forward(q, k, v, decay, ctx.chunk)
+            dq, dk, dv = _backward(do.double().contiguous(), q, k, v, decay, states, ctx.chunk)
+            step = torch.arange(q.shape[1], dtype=q.dtype, device=q.device)
+            d_decay = (q * dq - k * dk).sum(-1) @ step / decay
+        return *(t.to(do.dtype) for t in (dq, dk, dv, d_decay)), None
 
 
-def _chunked(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, chunk: int) -> Tensor:
+def _weights(decay: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Inside a chunk (heads, c, c); what is left of the state at each row, and of each row at the chunk's end (heads, c, 1)."""
+    step, decay = torch.arange(chunk, device=decay.device), decay[:, None, None]
+    age = step[:, None] - step
+    inside = torch.where(age >= 0, decay ** age.clamp(min=0), 0.0)
+    return inside, decay ** (step[:, None] + 1), inside[:, -1, :, None].contiguous()
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Outputs, and the state before each chunk (chunks, heads, d_k, d_v)."""
     n = q.shape[1]
-    step = torch.arange(min(chunk, n), device=q.device)
-    age = step[:, None] - step  # (c, c)
-    weight = torch.where(age >= 0, decay[:, None, None] ** age.clamp(min=0), 0.0)  # (heads, c, c)
-    from_state = decay[:, None, None] ** (step[:, None] + 1)  # (heads, c, 1): what is left of the state at each row
-    to_end = from_state.flip(1) / decay[:, None, None]  # (heads, c, 1): what is left of each row at the chunk's end
-    state, out = q.new_zeros(len(q), q.shape[2], v.shape[2]), v.new_empty(v.shape)
-    for start in range(0, n, chunk):
+    inside, from_state, to_end = _weights(decay, min(chunk, n))
+    out, states = v.new_empty(v.shape), v.new_zeros(-(-n // chunk), len(q), q.shape[2], v.shape[2])
+    for i, start in enumerate(range(0, n, chunk)):
         qc, kc, vc = (t[:, start : start + chunk] for t in (q, k, v))
         c = qc.shape[1]
-        scores = (qc @ kc.mT).mul_(weight[:, :c, :c])  # (heads, c, c)
-        out[:, start : start + chunk] = torch.baddbmm(scores @ vc, qc * from_state[:, :c], state)
-        state = torch.baddbmm(state * from_state[:, c - 1 : c], (kc * to_end[:, -c:]).mT, vc)
-    return out
+        scores = (qc @ kc.mT).mul_(inside[:, :c, :c])  # (heads, c, c)
+        out[:, start : start + c] = torch.baddbmm(scores @ vc, qc * from_state[:, :c], states[i])
+        if start + c < n:
+            torch.baddbmm(states[i] * from_state[:, -1:], (kc * to_end).mT, vc, out=states[i + 1])
+    return out, states
+
+
+def _backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, states: Tensor, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = q.shape[1]
+    inside, from_state, to_end = _weights(decay, min(chunk, n))
+    (dq, dk, dv), d_state = (t.new_empty(t.shape) for t in (q, k, v)), torch.zeros_like(states[0])
+    for i, start in reversed(list(enumerate(range(0, n, chunk)))):
+        rows = slice(start, start + chunk)
+        qc, kc, vc, doc = (t[:, rows] for t in (q, k, v, do))
+        c = qc.shape[1]
+        scores, d_scores = ((a @ b.mT).mul_(inside[:, :c, :c]) for a, b in ((qc, kc), (doc, vc)))  # (heads, c, c)
+        dq[:, rows] = torch.baddbmm(d_scores @ kc, doc * from_state[:, :c], states[i].mT)
+        dk[:, rows] = torch.baddbmm(d_scores.mT @ qc, vc * to_end[:, -c:], d_state.mT)
+        dv[:, rows] = torch.baddbmm(scores.mT @ doc, kc * to_end[:, -c:], d_state)
+        d_state = torch.baddbmm(d_state * from_state[:, c - 1 : c], (qc * from_state[:, :c]).mT, doc)
+    return dq, dk, dv

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from milbench.errors import MilbenchError
 from milbench.ops.arguments import check
 
+SPAN = 128  # tokens whose states exist at a time where the compiled kernels cannot run
+
 
 def selective_scan_naive(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None) -> Tensor:
     """The definition, one token after the other: h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t, y_t = C_t . h_t + D u_t."""
@@ -37,10 +39,11 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
         (g, n, c), in the dtype of `u`. Half types are computed in float32.
 
     Raises:
-        MilbenchError: naming the argument, for shapes that do not agree, dtypes that are not floating point, NaN, or a wrong sign.
+        MilbenchError: naming the argument, for shapes that do not agree, dtypes that are not floating point, NaN, or a wrong
+            sign.
 
-    Source: Gu and Dao 2023, alg. 2; B discretised by Euler's rule as in state-spaces/mamba (selective_scan_ref). Double backward is not
-    supported on a CPU.
+    Source: Gu and Dao 2023, alg. 2; B discretised by Euler's rule as in state-spaces/mamba (selective_scan_ref). Double backward
+    is not supported on a CPU.
     """
     spec = "u (g, n, c), delta (g, n, c), A (g, c, s), B (g, n, s), C (g, n, s)"
     dtype = check(spec, u, delta, A, B, C) if D is None else check(f"{spec}, D (g, c)", u, delta, A, B, C, D)
@@ -101,11 +104,11 @@ class _CacheScan(torch.autograd.Function):
         return du, ddelta, dA.mT, dB.sum(0), dC.sum(0)
 
 
-def _scan_in_spans(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, span: int = 128) -> Tensor:
+def _scan_in_spans(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """The scan on any device: spans in sequence, each by doubling, each recomputed in the backward pass."""
     h, out = torch.zeros_like(A), []
-    for start in range(0, u.shape[1], span):
-        tokens = (t[:, start : start + span] for t in (u, delta, B, C))
+    for start in range(0, u.shape[1], SPAN):
+        tokens = (t[:, start : start + SPAN] for t in (u, delta, B, C))
         h, y = checkpoint(_span, h, A, *tokens, use_reentrant=False)
         out.append(y)
     return torch.cat(out, dim=1)

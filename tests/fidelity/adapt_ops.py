@@ -35,7 +35,6 @@ def gla_op(vector):
             (out * case.tensor("w")[0]).sum().backward()
             for name, leaf in leaves.items():
                 close(leaf.grad, case.arrays[f"d{name}"], GRADIENT, f"d{name}")
-            assert op is not gated_linear_attention_naive or case.arrays["state"].shape[1:] == (len(q), k.shape[2], v.shape[2])
 
 
 @adapter("selective_scan_ref")
