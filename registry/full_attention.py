@@ -21,8 +21,9 @@ class FullAttention(Aggregator):
         positions: "rope", rotary by (column, row), or "none", which needs no coordinates and sees no order.
         dropout: on attention probabilities, in training.
 
-    Source: LongMIL (NeurIPS 2024), section 3.2 and appendix A.5; no official code. Traps: attention is exact and never materialised, so
-    memory is O(n), but time is O(n^2). Deviations: the paper names neither the projection nor the FFN; both are LongMIL's.
+    Source: LongMIL (NeurIPS 2024), section 3.2 and appendix A.5; no official code. Traps: attention is exact and never
+    materialised, so memory is O(n), but time is O(n^2). Deviations: the paper names neither the projection nor the FFN; both are
+    LongMIL's.
     """
 
     complexity = "n^2"

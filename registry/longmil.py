@@ -51,15 +51,15 @@ class LongMIL(Aggregator):
         blocks: local blocks before the pooling.
         radius: of the local window in grid steps (patches) at every magnification, Euclidean, on every head.
         heads: of the local and the global attention.
-        global_layer: "full" attention with 2-D rotary positions, or a linear mixer; "mamba-single" reads the pooled cells row by row,
-            "mamba-random" in an order redrawn each training step and fixed per slide otherwise.
+        global_layer: "full" attention with 2-D rotary positions, or a linear mixer; "mamba-single" reads the pooled cells row
+            by row, "mamba-random" in an order redrawn each training step and fixed per slide otherwise.
         dropout: on attention probabilities, in training.
         recompute_above: tokens from which training recomputes activations instead of storing them.
 
     Source: LongMIL (NeurIPS 2024), section 3.3, eq. 10-14, and appendix A.5.3 for the defaults. Its authors' repository holds an
     earlier version only, with known faults (window on one head, scrambled rotation, uneven cells, dropout at test time), which
-    are not reproduced. Deviations, where the paper is silent: patches pool by their mean over absolute 2x2 cells; pooled cells are in
-    raster order; local blocks carry no positions but their window; the FFN is 4x with GELU.
+    are not reproduced. Deviations, where the paper is silent: patches pool by their mean over absolute 2x2 cells; pooled
+    cells are in raster order; local blocks carry no positions but their window; the FFN is 4x with GELU.
     """
 
     complexity = "n radius^2 + (n/4)^2"

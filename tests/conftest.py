@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from milbench import plugins
 
+torch.set_num_threads(1)  # tests run side by side
 plugins.discover()  # at import, so that tests can be parametrised over the registry
 
 SHARED = Path(os.environ.get("MILBENCH_SHARED", Path(__file__).parents[2] / "shared"))

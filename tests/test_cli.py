@@ -109,7 +109,8 @@ def test_lists():
     assert [row["name"] for row in json.loads(milbench("ls", "suites", "--json"))] == ["quickstart"]
     assert {row["name"]: row["available"] for row in json.loads(milbench("ls", "datasets", "--json"))}["ucsb-breast"]
     assert {"name": "uni", "width": 1024} in json.loads(milbench("ls", "encoders", "--json"))
-    assert json.loads(milbench("ls", "backends", "--json"))[0]["available"]
+    chosen = {row["op"]: row["backend"] for row in json.loads(milbench("ls", "backends", "--json")) if row["chosen"]}
+    assert set(chosen) == {"full_attention", "local_attention_2d", "retention", "gated_linear_attention", "selective_scan"}
     for what in ("aggregators", "suites", "datasets", "encoders", "backends"):
         assert len(milbench("ls", what).splitlines()) > 3
 

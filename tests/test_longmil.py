@@ -123,7 +123,10 @@ def test_local_blocks_never_cross_slides():
     block = Block(16, SelfAttention(16, radius=10.0)).double()
     one, two = tissue(20, 1, 16), tissue(30, 2, 16)
     both = Bag(
-        torch.cat([one.features, two.features]), torch.cat([one.coords, two.coords]), 448.0, slide_index=torch.tensor([0] * 20 + [1] * 30)
+        torch.cat([one.features, two.features]),
+        torch.cat([one.coords, two.coords]),
+        448.0,
+        slide_index=torch.tensor([0] * 20 + [1] * 30),
     )
     alone = torch.cat([block(bag.features, bag.grid()) for bag in (one, two)])
     torch.testing.assert_close(block(both.features, both.grid(gap=12)), alone, rtol=1e-9, atol=1e-9)

@@ -1,5 +1,6 @@
 """The linear mixers, the causal convolution, dilated attention and the scan orders against their naive twins."""
 
+import importlib
 import subprocess
 import sys
 
@@ -8,14 +9,15 @@ import torch
 
 from milbench.errors import MilbenchError
 from milbench.nn.dilated_attention import DilatedSelfAttention
-from milbench.ops import dilated_attention as dilated
-from milbench.ops import selective_scan as scan
 from milbench.ops.causal_conv import causal_conv1d, causal_conv1d_naive
 from milbench.ops.dilated_attention import dilated_attention, dilated_attention_naive
 from milbench.ops.gated_linear_attention import gated_linear_attention, gated_linear_attention_naive
 from milbench.ops.retention import retention, retention_naive, retention_recurrent
 from milbench.ops.scan_orders import cross_scan, scan_order
 from milbench.ops.selective_scan import selective_scan, selective_scan_naive
+
+dilated = importlib.import_module("milbench.ops.dilated_attention")  # the package exports functions of the same names
+scan = importlib.import_module("milbench.ops.selective_scan")
 
 SIZES = (1, 2, 7, 37, 63, 64, 65, 128, 129, 257)  # odd sizes, and the borders of chunks and spans
 BRANCHES = [((16, 32, 64), (1, 2, 4)), ((8, 8), (1, 2)), ((16, 48), (1, 3)), ((10, 7), (4, 3)), ((5,), (8,)), ((1024,), (2,))]

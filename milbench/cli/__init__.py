@@ -88,6 +88,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     show_default=True,
     help="auto takes CUDA where there is one.",
 )
+@click.option("--backend", "forced", multiple=True, metavar="[OP=]NAME", help="Use this backend or fail (milbench ls backends).")
 @click.option("--workers", type=click.IntRange(min=1), help="Trials at a time. [default: all cores on CPU, else 1]")
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of one trial; part of its identity."

@@ -21,7 +21,7 @@ class Block(nn.Module):
         dim: width E of a token.
         mixer: called as mixer(x, grid) -> x.
         ffn: whether there is an FFN.
-        recompute_above: bags of more tokens are trained with recomputation: about 3 values of width E kept per token instead of 20.
+        recompute_above: bags of more tokens are trained with recomputation.
 
     Shapes: (n, dim), grid (n, 2) or None -> (n, dim).
     """
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 def _recomputed(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-    return checkpoint(function, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+    return checkpoint(function, *inputs, use_reentrant=False)
 
 
 class SelfAttention(nn.Module):
@@ -67,10 +67,13 @@ class SelfAttention(nn.Module):
     Source: LongMIL (NeurIPS 2024), section 3.
     """
 
-    def __init__(self, dim: int, heads: int = 1, *, radius: float | None = None, rope: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, heads: int = 1, *, radius: float | None = None, rope: bool = False, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         if dim % heads or (rope and dim // heads % 4):
-            raise ValueError(f"{heads} heads do not divide a width of {dim} into {'parts of a multiple of 4' if rope else 'equal parts'}")
+            parts = "parts of a multiple of 4" if rope else "equal parts"
+            raise ValueError(f"{heads} heads do not divide a width of {dim} into {parts}")
         self.heads, self.radius, self.rope, self.dropout = heads, radius, rope, dropout
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim)

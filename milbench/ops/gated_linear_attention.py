@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from milbench.errors import MilbenchError
 from milbench.ops.arguments import check
+from milbench.ops.backends import Backend, choose, offer
+from milbench.ops.gpu import fla_gated_linear_attention
 
 
 def gated_linear_attention_naive(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> Tensor:
@@ -45,12 +47,16 @@ def gated_linear_attention(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, *,
     Source: Yang et al. 2024, section 4; fla-org/flash-linear-attention for the meaning. Double backward is not supported.
     """
     spec = "q (heads, n, d_k), k (heads, n, d_k), v (heads, n, d_v), log_gate (heads, n, d_k)"
-    dtype = check(spec, q, k, v, log_gate)
+    check(spec, q, k, v, log_gate)
     if (log_gate.detach() > 0).any():
         raise MilbenchError("log_gate must not be positive; pass the logarithm of a gate in (0, 1]")
     if chunk < 1 or chunk & (chunk - 1):
         raise MilbenchError(f"chunk must be a power of two, got {chunk}")
-    n = q.shape[1]
+    return choose("gated_linear_attention", q.device.type, q.dtype).call(q, k, v, log_gate, chunk=chunk)
+
+
+def _in_chunks(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, *, chunk: int = 64) -> Tensor:
+    dtype, n = torch.float64 if q.dtype == torch.float64 else torch.float32, q.shape[1]
     chunk = min(chunk, 1 << (n - 1).bit_length())
     padded = (F.pad(t.to(dtype), (0, 0, 0, -n % chunk)).contiguous() for t in (q, k, v, log_gate))  # zeros change nothing before
     chunks = (t.unflatten(1, (-1, chunk)) for t in padded)  # (heads, chunks, c, d)
@@ -132,3 +138,12 @@ class _ChunkedGLA(torch.autograd.Function):
             dq.addcmul_(own, k)
             dk.addcmul_(own, q)
         return dq, dk, dv, d_gate
+
+
+def _example(device: str) -> tuple[Tensor, ...]:
+    q, k, v, gate = (torch.randn(2, 70, 32, device=device) for _ in range(4))
+    return q, k, v, F.logsigmoid(gate) / 16
+
+
+offer(Backend("gated_linear_attention", "fla", "cuda", fla_gated_linear_attention, _example))
+offer(Backend("gated_linear_attention", "chunks", "any", _in_chunks, _example))

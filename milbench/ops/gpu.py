@@ -32,9 +32,7 @@ def fla_retention(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, *, chunk: int 
     """fla's chunk kernel for a fixed decay per head. Shapes as in our own operation; no gradient of decay."""
     from fla.ops.simple_gla import chunk_simple_gla
 
-    if decay.requires_grad:
-        raise ValueError("fla's kernel gives no gradient of decay")
-    out, _ = chunk_simple_gla(*(_fla(t) for t in (q, k, v)), g_gamma=decay.float().log(), scale=1.0)
+    out, _ = chunk_simple_gla(*(_fla(t) for t in (q, k, v)), g_gamma=decay.detach().float().log(), scale=1.0)
     return out[0].transpose(0, 1)
 
 
@@ -151,8 +149,7 @@ def flex_local_attention(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """flex_attention over the blocks of the tissue. Arguments as in :func:`milbench.ops.local_attention.local_attention_2d`."""
-    if dropout:
-        raise ValueError("flex_attention has no dropout")
+    assert not dropout, "flex_attention has no dropout"
     from torch.nn.attention.flex_attention import BlockMask
 
     order, at, label, near = tissue_blocks(grid, radius, regions)

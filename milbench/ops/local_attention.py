@@ -147,9 +147,9 @@ class _LocalAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         from milbench.ops import local_attention_cpu as cpu
 
-        q, k, v, *_ = ctx.saved_tensors
+        q, k, v, out, lse = ctx.saved_tensors  # looked at once: a checkpoint computes them again for each look
         plan = ctx.plan
-        inputs, given = [t.numpy() for t in (q, k, v)], [t.numpy() for t in (*ctx.saved_tensors[3:], grad.contiguous())]
+        inputs, given = [t.numpy() for t in (q, k, v)], [t.numpy() for t in (out, lse, grad.contiguous())]
         dq, dk, dv = (_zeros(t.shape, t) for t in (q, q, grad))
 
         def run(tiles: tuple[int, int]) -> tuple[int, int, np.ndarray, np.ndarray]:

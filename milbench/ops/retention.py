@@ -8,6 +8,8 @@ from torch.autograd.function import once_differentiable
 
 from milbench.errors import MilbenchError
 from milbench.ops.arguments import check
+from milbench.ops.backends import Backend, choose, offer
+from milbench.ops.gpu import fla_retention
 
 
 def retention_naive(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
@@ -45,11 +47,17 @@ def retention(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, *, chunk: int = 12
 
     Source: Sun et al. 2023, eq. 5-7. Double backward is not supported.
     """
-    dtype = check("q (heads, n, d_k), k (heads, n, d_k), v (heads, n, d_v), decay (heads)", q, k, v, decay)
+    check("q (heads, n, d_k), k (heads, n, d_k), v (heads, n, d_v), decay (heads)", q, k, v, decay)
     if not ((decay > 0) & (decay < 1)).all():
         raise MilbenchError(f"decay must lie in (0, 1), got {decay.tolist()}")
     if chunk < 1:
         raise MilbenchError(f"chunk must be at least 1, got {chunk}")
+    backend = choose("retention", q.device.type, q.dtype, **{"gradient of decay": decay.requires_grad})
+    return backend.call(q, k, v, decay, chunk=chunk)
+
+
+def _in_chunks(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, *, chunk: int = 128) -> Tensor:
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return _Retention.apply(q.to(dtype), k.to(dtype), v.to(dtype), decay.to(dtype), chunk).to(v.dtype)
 
 
@@ -119,3 +127,12 @@ def _backward(
         dv[:, rows] = torch.baddbmm(scores.mT @ doc, kc * to_end[:, -c:], d_state)
         d_state = torch.baddbmm(d_state * from_state[:, c - 1 : c], (qc * from_state[:, :c]).mT, doc)
     return dq, dk, dv
+
+
+def _example(device: str) -> tuple[Tensor, ...]:
+    q, k, v = (torch.randn(2, 70, 32, device=device) for _ in range(3))
+    return q, k, v, torch.tensor([0.9, 0.97], device=device)
+
+
+offer(Backend("retention", "fla", "cuda", fla_retention, _example, cannot=("gradient of decay",)))
+offer(Backend("retention", "chunks", "any", _in_chunks, _example))

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from milbench.errors import MilbenchError
 from milbench.ops.arguments import check
+from milbench.ops.backends import Backend, choose, offer
+from milbench.ops.gpu import mamba_scan
 
 SPAN = 128  # tokens whose states exist at a time where the compiled kernels cannot run
 
@@ -46,14 +49,24 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
     is not supported on a CPU.
     """
     spec = "u (g, n, c), delta (g, n, c), A (g, c, s), B (g, n, s), C (g, n, s)"
-    dtype = check(spec, u, delta, A, B, C) if D is None else check(f"{spec}, D (g, c)", u, delta, A, B, C, D)
+    check(spec, u, delta, A, B, C) if D is None else check(f"{spec}, D (g, c)", u, delta, A, B, C, D)
     if (delta.detach() < 0).any():
         raise MilbenchError("delta must not be negative; pass it after its softplus")
     if (A.detach() > 0).any():
         raise MilbenchError("A must not be positive; pass -exp(A_log)")
-    full = [t.to(dtype) for t in (u, delta, A, B, C)]
-    y = _CacheScan.apply(*full) if u.device.type == "cpu" else _scan_in_spans(*full)
-    return (y if D is None else torch.addcmul(y, D[:, None].to(dtype), full[0])).to(u.dtype)
+    return choose("selective_scan", u.device.type, u.dtype).call(u, delta, A, B, C, D)
+
+
+def _by(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A scan of u, delta, A, B, C in full precision as one with D in any."""
+
+    def call(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None) -> Tensor:
+        dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+        full = [t.to(dtype) for t in (u, delta, A, B, C)]
+        y = scan(*full)
+        return (y if D is None else torch.addcmul(y, D[:, None].to(dtype), full[0])).to(u.dtype)
+
+    return call
 
 
 def _run(kernel: Callable[..., None], blocks: list[tuple[Any, ...]]) -> None:
@@ -125,3 +138,13 @@ def _span(h: Tensor, A: Tensor, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) 
         decay = torch.cat([decay[:, :lag], decay[:, lag:] * decay[:, :-lag]], dim=1)
         lag *= 2
     return x[:, -1], (x * C[:, :, None]).sum(-1)
+
+
+def _example(device: str) -> tuple[Tensor, ...]:
+    u, step, B, C = (torch.randn(2, 70, size, device=device) for size in (32, 32, 16, 16))
+    return u, F.softplus(step), -torch.rand(2, 32, 16, device=device) - 0.5, B, C, torch.ones(2, 32, device=device)
+
+
+offer(Backend("selective_scan", "mamba-ssm", "cuda", mamba_scan, _example))
+offer(Backend("selective_scan", "cache", "cpu", _by(_CacheScan.apply), _example))
+offer(Backend("selective_scan", "spans", "any", _by(_scan_in_spans), _example))
