@@ -367,3 +367,22 @@ def test_official_recipe_slows_the_layers_near_the_input():
     assert [rate[id(p)] / 5e-4 for p in chosen] == pytest.approx(expected)
     assert decay[id(model.head.bias)] == 0
     assert decay[id(model.head.weight)] == 1e-5
+
+
+def test_v_mamba_directions_one_by_one_give_the_same_gradients(monkeypatch):
+    """The form for large maps against the form for small ones."""
+    from milbench.nn import ss2d
+
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.randint(0, 9, (40, 2), generator=generator)
+    found = []
+    for above in (8_192, 0):
+        monkeypatch.setattr(ss2d, "RECOMPUTE_ABOVE", above)
+        torch.manual_seed(0)
+        mixer = ss2d.SS2DMixer(32).double()
+        x = torch.randn(40, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+        y = mixer(x, grid)
+        y.square().sum().backward()
+        found.append([y.detach(), x.grad, *(p.grad for p in mixer.parameters())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)

@@ -112,7 +112,10 @@ def _local(n: int, heads: int, contenders: Sequence[str]) -> Iterator[Row]:
 
 def _full(n: int) -> Iterator[Row]:
     q, k, v = _inputs(*[(1, n, WIDTH)] * 3)
-    yield _run(Row("full_attention", "ours", n, "1 head"), lambda: ops.full_attention(q, k, v), (q, k, v))
+    row = Row("full_attention", "ours", n, "1 head")
+    yield _run(row, lambda: ops.full_attention(q, k, v), (q, k, v))
+    sdpa = replace(row, contender="torch SDPA")
+    yield _run(sdpa, lambda: F.scaled_dot_product_attention(q[None], k[None], v[None])[0], (q, k, v))
 
 
 def _retention(n: int, reference: bool) -> Iterator[Row]:

@@ -460,7 +460,7 @@ def profile_ops(small: bool, noisy: bool, threads: int | None, as_json: bool) ->
     if not quiet:
         measured = [dataclasses.replace(row, ratio=None) for row in measured]
     told = ops.report(measured, rate, noise)
-    if not quiet:
+    if not quiet or small:  # the budget is for full sizes
         told["budget"] = []
     if as_json:
         click.echo(json.dumps(told, indent=1))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from milbench.nn.mixers import step_bias
 from milbench.ops.scan_orders import cross_scan
@@ -107,6 +108,9 @@ class _Merge(torch.autograd.Function):
         return _Spread.apply(grads[0], order, inverse), None, None
 
 
+RECOMPUTE_ABOVE = 8_192  # cells from which training computes the four directions one by one, and again in the backward pass
+
+
 class SS2DMixer(nn.Module):
     """Selective scans along rows, columns and both reversed, summed; before them a depth-wise 3x3 convolution of the map.
 
@@ -168,8 +172,20 @@ class SS2DMixer(nn.Module):
         inverse = order.argsort(dim=1)
         u = F.silu(tissue_conv(self.in_proj(x), self.conv2d.weight, cells))  # (m, inner)
         maps = self.x_proj(u).unflatten(1, (4, -1)).transpose(0, 1)  # (4, m, rank + 2 states)
+        if torch.is_grad_enabled() and len(x) > RECOMPUTE_ABOVE:
+            parts = [checkpoint(self._direction, u, maps[i], order[i], inverse[i], i, use_reentrant=False) for i in range(4)]
+            return self.out_proj(self.out_norm(sum(parts[1:], parts[0])))
         step, B, C = maps.gather(1, order[..., None].expand(-1, -1, maps.shape[2])).split(self.widths, dim=2)
         delta = torch.baddbmm(self.dt_projs_bias[:, None], step, self.dt_projs.weight.unflatten(0, (4, -1)).mT)
         A, D = -self.A_logs.exp().unflatten(0, (4, -1)), self.Ds.unflatten(0, (4, -1))  # (4, inner, states), (4, inner)
         y = selective_scan(_Spread.apply(u, order, inverse), F.softplus(delta), A, B, C, D)  # (4, m, inner)
         return self.out_proj(self.out_norm(_Merge.apply(y, order, inverse)))
+
+    def _direction(self, u: Tensor, maps: Tensor, order: Tensor, inverse: Tensor, i: int) -> Tensor:
+        """The scan of one direction alone, so that the backward pass needs the arrays of one direction at a time."""
+        step, B, C = maps[order].split(self.widths, dim=1)
+        own = slice(i * self.inner, (i + 1) * self.inner)
+        delta = F.softplus(torch.addmm(self.dt_projs_bias[i], step, self.dt_projs.weight[own].T))  # (m, inner)
+        A, D = -self.A_logs[own].exp(), self.Ds[own]
+        y = selective_scan(u[order][None], delta[None], A[None], B[None], C[None], D[None])[0]
+        return y[inverse]  # (m, inner)
