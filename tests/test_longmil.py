@@ -142,3 +142,31 @@ def test_dropout_acts_in_training_only():
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match="5 heads do not divide a width of 384"):
         plugins.resolve("longmil[heads=5]").build(8, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["longmil-retnet", "longmil-gla", "longmil-mamba-single", "longmil-vmamba"])
+def test_a_hundred_thousand_patches_train_in_three_gigabytes(name):
+    """One training step with a linear global layer, in a process of its own: growth of resident memory."""
+    import subprocess
+    import sys
+
+    program = f"""
+import torch
+from milbench import Bag, plugins
+from milbench.analysis.measure import extra_bytes
+from milbench.analysis.profile_ops import tissue
+from milbench.recipes import get
+from milbench.tasks import Subtyping
+plugins.discover()
+bag = Bag(torch.randn(100_000, 384), tissue(100_000) * 224, 224.0)
+model = plugins.resolve({name!r}).build(384, 3).train()
+step = lambda bag: model.training_step(bag, torch.tensor(1), Subtyping("abc"), optimisers)
+optimisers = model.optimisers(get("paper", "subtyping"))
+step(Bag(bag.features[:500], bag.coords[:500], 224.0))  # compiled kernels and optimiser states are not the bag's
+print(extra_bytes(lambda: step(bag)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    if done.stdout.strip() == "None":
+        pytest.skip("this system does not tell a process's peak memory")
+    assert int(done.stdout) < 3e9
