@@ -85,6 +85,19 @@ def coordinates(variant: Variant) -> None:
         _require(not torch.equal(model(bag).logits, model(moved).logits), "positions change nothing; set needs_coords = False")
 
 
+def cases(variant: Variant) -> None:
+    """A case of three slides, one of them a single patch, is predicted; slide_index tells which slide a patch came from."""
+    model, bags = _fresh(variant), [_bag(n, seed=n) for n in (20, 1, 16)]
+    slide = torch.tensor([i for i, bag in enumerate(bags) for _ in range(len(bag))])
+    coords = torch.cat([bag.coords for bag in bags if bag.coords is not None])
+    case = Bag(torch.cat([bag.features for bag in bags]), coords, 224.0, slide_index=slide, slide_id="case", case_id="case")
+    with torch.no_grad():
+        logits = model(case).logits
+    _require(
+        logits.shape == (3,) and bool(torch.isfinite(logits).all()), f"logits of a case of three slides are {logits.tolist()}"
+    )
+
+
 def permutation(variant: Variant) -> None:
     """Permuting the bag changes the prediction exactly where order_sensitive says so."""
     model, bag = _fresh(variant), _bag(37, seed=2)
@@ -210,4 +223,4 @@ class Check:
         return (self.run.__doc__ or "").strip()
 
 
-CHECKS = tuple(map(Check, (shapes, coordinates, permutation, determinism, untouched, gradients, step, learns)))
+CHECKS = tuple(map(Check, (shapes, coordinates, cases, permutation, determinism, untouched, gradients, step, learns)))

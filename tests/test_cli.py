@@ -84,6 +84,12 @@ def test_a_failed_trial_is_told_and_retried_when_asked(tmp_path):
         (["run", "--suite", "quickstart", "--folds", "9"], "has folds 0 to 4, not 9"),
         (["run", "--suite", "quickstart", "--plugin", "nowhere.py"], "--plugin nowhere.py: no such file"),
         (["run", "--suite", "quickstart", "--device", "cuda"], "--device cuda: not available here; available: cpu"),
+        (
+            ["run", "--suite", "quickstart", "--backend", "local_attention_2d=flex"],
+            "backend flex of local_attention_2d was asked for and does not work on cpu: needs cuda",
+        ),
+        (["run", "--suite", "quickstart", "--backend", "flax"], "unknown backend 'flax'; did you mean"),
+        (["run", "--suite", "quickstart", "--recipe", "offical"], "unknown recipe 'offical'; did you mean official?"),
         (["report", "--suite", "quickstart"], "nothing was run into results yet; start with: milbench run --suite quickstart"),
         (["status"], "nothing was run into results yet"),
         (["check", "aggregator", "abmill"], "unknown aggregator 'abmill'"),
@@ -117,7 +123,7 @@ def test_lists():
 
 def test_a_new_aggregator_holds_from_the_start(tmp_path):
     assert "Next: milbench check aggregator my-own --plugin my_own.py" in milbench("new", "aggregator", "my-own", cwd=tmp_path)
-    assert "8 of 8 checks hold" in milbench("check", "aggregator", "my-own", "--plugin", "my_own.py", cwd=tmp_path)
+    assert "9 of 9 checks hold" in milbench("check", "aggregator", "my-own", "--plugin", "my_own.py", cwd=tmp_path)
     assert "my_own.py exists" in milbench("new", "aggregator", "my-own", code=2, cwd=tmp_path)
     text = (tmp_path / "my_own.py").read_text().replace("softmax(dim=0)", "cumsum(dim=0)")
     (tmp_path / "my_own.py").write_text(text)
