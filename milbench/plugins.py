@@ -34,6 +34,7 @@ class Entry:
         version: raised whenever the same parameters would give other numbers.
         cls: the aggregator.
         preset: the parameters this name stands for, where they differ from the class's defaults.
+        complexity: time in the number of instances, as a formula.
         where: file and line, for messages.
     """
 
@@ -43,6 +44,7 @@ class Entry:
     version: int
     cls: type[Aggregator]
     preset: dict[str, Any]
+    complexity: str
     where: str
 
     @property
@@ -115,7 +117,13 @@ _loaded_files: set[Path] = set()
 
 
 def register(
-    name: str, *, label: str, cite: str = "", version: int = 1, preset: dict[str, Any] | None = None
+    name: str,
+    *,
+    label: str,
+    cite: str = "",
+    version: int = 1,
+    preset: dict[str, Any] | None = None,
+    complexity: str | None = None,
 ) -> Callable[[T], T]:
     """Class decorator: make an aggregator known as `name`. May be used several times on one class, with presets.
 
@@ -125,6 +133,7 @@ def register(
         cite: bibliography key.
         version: raise it whenever the same parameters would give other numbers.
         preset: parameters that this name stands for.
+        complexity: of the preset, where it differs from the class's.
 
     Raises:
         MilbenchError: the name is taken (both places are named) or malformed.
@@ -136,7 +145,7 @@ def register(
             raise MilbenchError(f"{where}: {name!r} is no name for an aggregator; use lower case letters, digits and hyphens")
         if name in _entries:
             raise MilbenchError(f"aggregator {name!r} is registered twice: {_entries[name].where} and {where}")
-        _entries[name] = Entry(name, label, cite, version, cls, preset or {}, where)
+        _entries[name] = Entry(name, label, cite, version, cls, preset or {}, complexity or cls.complexity, where)
         return cls
 
     return add

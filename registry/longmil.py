@@ -35,12 +35,27 @@ def _global_block(kind: Global, dim: int, heads: int, dropout: float, recompute_
     return Block(dim, mixer, ffn=kind in ("full", "retnet", "gla"), recompute_above=recompute_above)
 
 
+LINEAR = "n radius^2"
+
+
 @register("longmil", label="LongMIL", cite="li2024longmil", version=1)
-@register("longmil-retnet", label="LongMIL + RetNet", cite="li2024longmil", version=1, preset={"global_layer": "retnet"})
-@register("longmil-gla", label="LongMIL + GLA", cite="li2024longmil", version=1, preset={"global_layer": "gla"})
-@register("longmil-mamba-random", label="LongMIL + Mamba (random)", cite="li2024longmil", preset={"global_layer": "mamba-random"})
-@register("longmil-mamba-single", label="LongMIL + Mamba (single)", cite="li2024longmil", preset={"global_layer": "mamba-single"})
-@register("longmil-vmamba", label="LongMIL + V-Mamba", cite="li2024longmil", version=1, preset={"global_layer": "vmamba"})
+@register("longmil-retnet", label="LongMIL + RetNet", cite="li2024longmil", preset={"global_layer": "retnet"}, complexity=LINEAR)
+@register("longmil-gla", label="LongMIL + GLA", cite="li2024longmil", preset={"global_layer": "gla"}, complexity=LINEAR)
+@register(
+    "longmil-mamba-random",
+    label="LongMIL + Mamba (random)",
+    cite="li2024longmil",
+    preset={"global_layer": "mamba-random"},
+    complexity=LINEAR,
+)
+@register(
+    "longmil-mamba-single",
+    label="LongMIL + Mamba (single)",
+    cite="li2024longmil",
+    preset={"global_layer": "mamba-single"},
+    complexity=LINEAR,
+)
+@register("longmil-vmamba", label="LongMIL + V-Mamba", cite="li2024longmil", preset={"global_layer": "vmamba"}, complexity=LINEAR)
 class LongMIL(Aggregator):
     """Local blocks, mean over the present patches of each 2x2 cell, one global block, mean over tokens, LayerNorm, Linear.
 

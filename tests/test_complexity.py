@@ -52,7 +52,7 @@ def test_doubling_a_bag_doubles_its_cost(name):
     except SkipTrial as skip:
         pytest.skip(str(skip))
     if not model.trained_by_gradient:
-        assert plugins.resolve(name).entry.cls.complexity == "n"
+        assert plugins.resolve(name).entry.complexity == "n"
         return
     model.prepare([square(8, seed) for seed in range(3)], torch.Generator().manual_seed(0))
     one, four = (stored_and_multiplied(model, square(side)) for side in (32, 64))  # 1,024 and 4,096 patches

@@ -311,7 +311,7 @@ def ls_aggregators(plugin_files: tuple[str, ...], as_json: bool) -> None:
             "name": entry.name,
             "label": entry.label,
             "cite": entry.cite,
-            "complexity": f"O({entry.cls.complexity})",
+            "complexity": f"O({entry.complexity})",
             "needs_coords": entry.cls.needs_coords,
             "order_sensitive": entry.cls.order_sensitive,
             "recipes": ["paper"] + (["official"] if entry.cls.official_recipe else []),
