@@ -237,7 +237,7 @@ def status(suite: str | None, results: Path, as_json: bool) -> None:
 
     store = Store(results)
     rows, troubles = [], []
-    for name in [suite] if suite else plans.names(store) or [plans.read(store, "").suite]:
+    for name in plans.chosen(store, suite):
         own = [run for leaf in leaves(store, name) for run in runs(store, leaf)]
         counts = {state: sum(run.status == state for run in own) for state in ("ok", "failed", "oom", "skipped", "pending")}
         rows.append({"suite": name, "trials": len(own), **counts})
@@ -273,7 +273,7 @@ def report(suite: str | None, reports: Path, results: Path) -> None:
     from milbench.trials.store import Store
 
     store, console = Store(results), _console()
-    for name in [suite] if suite else plans.names(store) or [plans.read(store, "").suite]:
+    for name in plans.chosen(store, suite):
         made = build(store, name)
         paths = write(made, reports / name)
         for section in made.sections:

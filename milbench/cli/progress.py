@@ -138,7 +138,7 @@ class _Bars:
     """One bar for all trials, one line for each that runs."""
 
     def __init__(self, jobs: dict[str, Job], clock: _Clock) -> None:
-        self._jobs, self._clock, self.done, self._failed = jobs, clock, 0, 0
+        self._jobs, self._clock, self.done = jobs, clock, 0
         self._all = Progress(TextColumn("[bold]trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
         self._each = Progress(
             TextColumn("  {task.description}"),

@@ -50,6 +50,7 @@ def expand(
     if grid is None:
         raise MilbenchError(f"suite {suite.name} has no grid of its own")
     variants = list({v.name: v for v in map(plugins.resolve, aggregators or grid.aggregator)}.values())
+    implementations = {v.name: v.implementation for v in variants}  # reads and hashes files, so once and not per trial
     seeds = list(dict.fromkeys(seeds or grid.seed))
     asked: dict[str, Any] = {"name": recipe} if recipe else dict(suite.recipe)
     if epochs is not None:
@@ -65,7 +66,7 @@ def expand(
             raise MilbenchError(f"suite {suite.name} is for {suite.task}, dataset {name} for {dataset.task}")
         notes.append(f"{dataset.label}: {len(dataset.samples)} {dataset.unit}s, {_counts(dataset)}")
         notes += [f"{dataset.label}: {note}" for note in dataset.notes]
-        parts = dataset.folds(split)
+        parts, split_fingerprint = dataset.folds(split), dataset.split_fingerprint(split)
         for fold in _folds(folds or grid.fold, len(parts), f"{name}, split {split}"):
             for variant, seed in product(variants, seeds):
                 spec = TrialSpec(
@@ -79,9 +80,9 @@ def expand(
                     standardise=grid.standardise,
                     aggregator=variant.entry.name,
                     params=variant.params,
-                    implementation=variant.implementation,
+                    implementation=implementations[variant.name],
                     split=split,
-                    split_fingerprint=dataset.split_fingerprint(split),
+                    split_fingerprint=split_fingerprint,
                     fold=fold,
                     seed=seed,
                     recipe=_recipe(asked, suite, variant, has_validation=bool(parts[fold].val)),

@@ -82,6 +82,22 @@ def names(store: Store) -> list[str]:
     return sorted(path.stem for path in (store.root / "suites").glob("*.json"))
 
 
+def chosen(store: Store, suite: str | None) -> list[str]:
+    """The suite asked for, or all that were run into this store.
+
+    Raises:
+        MilbenchError: nothing was run into it yet.
+    """
+    found = [suite] if suite else names(store)
+    if not found:
+        raise _nothing_yet(store)
+    return found
+
+
+def _nothing_yet(store: Store) -> MilbenchError:
+    return MilbenchError(f"nothing was run into {store.root} yet; start with: milbench run --suite quickstart")
+
+
 def read(store: Store, suite: str) -> Plan:
     """The plan of `suite`.
 
@@ -99,7 +115,7 @@ def read(store: Store, suite: str) -> Plan:
     except FileNotFoundError:
         known = names(store)
         if not known:
-            raise MilbenchError(f"nothing was run into {store.root} yet; start with: milbench run --suite quickstart") from None
+            raise _nothing_yet(store) from None
         raise unknown(f"suite in {store.root}", suite, known) from None
     except ValidationError as error:
         raise from_validation(error, path) from error
