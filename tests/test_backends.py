@@ -64,6 +64,19 @@ def test_unknown_backends_have_near_misses(made_up):
         backends.force(["made-up=sdpa"])
 
 
+def test_full_attention_never_materialises_scores_for_dropout(monkeypatch):
+    """torch's CPU kernel has no dropout, so the call with it is ours, and torch's is refused when forced."""
+    monkeypatch.setattr(backends, "_forced", {})
+    monkeypatch.setattr(backends, "_used", {})
+    q = torch.randn(1, 30, 8)
+    ops.full_attention(q, q, q, dropout=0.5)
+    assert backends.used() == {"full_attention": "tiles"}
+    backends.force(["full_attention=sdpa"])
+    torch.testing.assert_close(ops.full_attention(q, q, q), ops.full_attention_naive(q, q, q))
+    with pytest.raises(MilbenchError, match=r"sdpa of full_attention .* has no dropout on a CPU"):
+        ops.full_attention(q, q, q, dropout=0.5)
+
+
 @pytest.mark.parametrize("op", sorted(ops.OPERATIONS))
 def test_every_operation_works_on_a_cpu_without_extras(op):
     """Somewhere in its list each operation has a backend of our own."""
