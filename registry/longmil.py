@@ -100,7 +100,7 @@ class LongMIL(Aggregator):
             Block(dim, SelfAttention(dim, heads, radius=radius, dropout=dropout), recompute_above=recompute_above)
             for _ in range(blocks)
         )
-        self.whole = _global_block(global_layer, dim, heads, dropout, recompute_above)
+        self.whole = _global_block(global_layer, dim, heads, dropout, recompute_above // 4)  # a quarter of the tokens is left
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, n_out)
 

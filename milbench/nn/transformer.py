@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from milbench.ops.full_attention import full_attention
@@ -11,7 +12,7 @@ from milbench.ops.local_attention import local_attention_2d
 from milbench.ops.positions import rope_2d
 
 RECOMPUTE_ABOVE = 32_000  # tokens from which a block keeps its input only and computes the rest again in the backward pass
-FFN_CHUNK = 8_192  # tokens whose 4 E wide hidden layer exists at a time, above that size
+FFN_CHUNK = 32_768  # tokens whose 4 E wide hidden layer exists at a time, above that size
 
 
 class Block(nn.Module):
@@ -80,7 +81,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: Tensor | None = None) -> Tensor:
         """Mix the tokens."""
-        q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).permute(1, 2, 0, 3)  # (heads, n, E / heads) each
+        # One product per part: a common one would hold its (n, 3 E) beside the copies that attention makes of each part.
+        parts = (F.linear(x, weight) for weight in self.qkv.weight.chunk(3))
+        q, k, v = (part.unflatten(1, (self.heads, -1)).transpose(0, 1) for part in parts)  # (heads, n, E / heads) each
         if self.rope and grid is not None:
             q, k = rope_2d(q, grid), rope_2d(k, grid)
         dropout = self.dropout if self.training else 0.0

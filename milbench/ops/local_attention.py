@@ -158,11 +158,15 @@ class _LocalAttention(torch.autograd.Function):
             cpu.backward(tiles, plan, *inputs, *ctx.options, *given, first, dq.numpy(), *sums)  # type: ignore[call-arg]
             return first, end, *sums
 
-        # each thread sums the gradients of the keys it meets; neighbours overlap by a window and are added in a fixed order
-        for first, end, *sums in _in_threads(run, _pieces(plan, torch.get_num_threads())):
-            place = torch.from_numpy(plan.order[first:end])
-            for total, part in zip((dk, dv), sums, strict=True):
-                total.index_add_(1, place, torch.from_numpy(part)[:, : end - first, : total.shape[2]])
+        # Each thread sums the gradients of the keys it meets; neighbours overlap by a window and are added in a fixed order.
+        # In four rounds, so that a quarter of these sums exists at a time.
+        threads = torch.get_num_threads()
+        pieces = _pieces(plan, 4 * threads)
+        for start in range(0, len(pieces), threads):
+            for first, end, *sums in _in_threads(run, pieces[start : start + threads]):
+                place = torch.from_numpy(plan.order[first:end])
+                for total, part in zip((dk, dv), sums, strict=True):
+                    total.index_add_(1, place, torch.from_numpy(part)[:, : end - first, : total.shape[2]])
         return dq, dk, dv, *[None] * 5
 
 
