@@ -11,6 +11,13 @@ class MilbenchError(Exception):
     """Bad input from outside. The command line prints it in one line and exits with code 2."""
 
 
+class NotHere(MilbenchError):  # noqa: N818 - named for what it says
+    """A known dataset whose features of that encoder, magnification or patch size the user does not have.
+
+    A suite that asks for them lists those trials as not run, with this reason, and runs the rest.
+    """
+
+
 class SkipTrial(Exception):  # noqa: N818 - not an error: the trial does not apply
     """This aggregator cannot run on this dataset; the reason is recorded as status `skipped`."""
 

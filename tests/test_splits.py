@@ -1,5 +1,6 @@
 """Splits: stratified, disjoint by case, and the same for ever."""
 
+import csv
 import hashlib
 import json
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from milbench import MilbenchError, datasets
-from milbench.datasets import Sample, classic, k_fold
+from milbench.datasets import Fold, Sample, classic, k_fold, splits
 
 
 def cohort(cases=60, slides=3, classes=3):
@@ -97,3 +98,86 @@ def test_unknown_names_have_near_misses():
         datasets.load("ucsb", "hand-crafted")
     with pytest.raises(MilbenchError, match="unknown split of dataset musk1 'kfold7'; did you mean kfold5"):
         datasets.load("musk1", "hand-crafted").folds("kfold7")
+
+
+def sized(n=547, seed=0):
+    rng = np.random.default_rng(seed)
+    samples = [Sample(f"s{i:03d}", f"p{i // 2}", label=int(rng.choice(3, p=[0.48, 0.16, 0.36]))) for i in range(n)]
+    return samples, {s.id: int(size) for s, size in zip(samples, rng.integers(100, 300, n), strict=True)}  # with ties
+
+
+def test_extrapolation_trains_on_small_and_tests_on_large_slides():
+    samples, sizes = sized()
+    (fold,) = splits.extrapolation(samples, sizes)
+    assert [len(part) for part in fold] == [328, 110, 109]
+    assert sorted(id for part in fold for id in part) == sorted(sizes)
+    of = lambda part: [sizes[id] for id in part]  # noqa: E731
+    assert max(of(fold.train)) <= min(of(fold.val))
+    assert max(of(fold.val)) <= min(of(fold.test))
+    assert splits.extrapolation(samples[::-1], sizes) == [fold], "ties are settled by name, not by order"
+
+
+def test_extrapolation_mixes_validation_and_test_among_the_largest_forty_percent():
+    samples, sizes = sized()
+    (plain,), (mixed,) = splits.extrapolation(samples, sizes), splits.extrapolation(samples, sizes, mixed=True)
+    assert mixed.train == plain.train
+    assert {*mixed.val, *mixed.test} == {*plain.val, *plain.test}
+    assert not {*mixed.val} & {*mixed.test}
+    label = {s.id: s.label for s in samples}
+    val, test = (np.bincount([label[id] for id in part], minlength=3) for part in (mixed.val, mixed.test))
+    assert (np.abs(val - test) <= 1).all(), "stratified"
+    assert abs(np.mean([sizes[id] for id in mixed.val]) - np.mean([sizes[id] for id in mixed.test])) < 10, "mixed in size"
+    assert [set(part) for part in splits.extrapolation(samples[::-1], sizes, mixed=True)[0]] == [set(part) for part in mixed]
+    assert splits.extrapolation(samples, sizes, mixed=True, salt="other")[0].val != mixed.val
+    digest = hashlib.sha256(json.dumps(sorted(mixed.test)).encode()).hexdigest()[:16]
+    assert digest == "fddd5f65094e36f6", "the split changed: every published number made with it would too"
+
+
+def test_extrapolation_needs_every_size():
+    samples, sizes = sized(10)
+    with pytest.raises(MilbenchError, match="needs the size of every sample, 1 have none, such as s003"):
+        splits.extrapolation(samples, {k: v for k, v in sizes.items() if k != "s003"})
+    with pytest.raises(MilbenchError, match="at least 5 samples, there are 4"):
+        splits.extrapolation(samples[:4], sizes)
+
+
+def test_the_twin_moves_only_patients_that_stand_in_two_parts():
+    cases = {"a": 1, "b": 2, "c": 3, "d": 1, "e": 2, "f": 2, "g": 1}
+    samples = [Sample(f"{case}{i}", case, label=0) for case, n in cases.items() for i in range(n)]
+    fold = Fold(("a0", "b0", "b1", "c0", "e0", "g0", "f0"), ("d0", "c1", "f1"), ("c2", "e1"))
+    (twin,) = splits.grouped_twin(samples, [fold])
+    case = {s.id: s.case_id for s in samples}
+    parts = [{case[id] for id in part} for part in twin]
+    assert sum(map(len, parts)) == len(cases), "no patient in two parts"
+    assert {"a", "b", "g"} <= parts[0]
+    assert "d" in parts[1]
+    assert splits.grouped_twin(samples, [twin]) == [twin], "nothing to mend, nothing changed"
+    majority = [Fold(("c0", "c1", "a0"), ("d0",), ("c2", "g0"))]
+    assert splits.grouped_twin(samples, majority) == [Fold(("c0", "c1", "a0", "c2"), ("d0",), ("g0",))]
+
+
+def test_twins_of_the_published_brca_folds(shared):
+    """Each published fold shares patients between train and test; its twin shares none and is nearly the same fold."""
+    folder = shared / "data" / "tcga_brca_subtyping" / "10foldcv"
+    folds = []
+    for i in range(10):
+        with (folder / f"splits_{i}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        folds.append(Fold(*(tuple(row[part] for row in rows if row[part]) for part in ("train", "val", "test"))))
+    ids = sorted({id for part in folds[0] for id in part})
+    samples = [Sample(id, id[:12], label=0) for id in ids]
+    assert len(ids) == 1041
+    for fold, twin in zip(folds, splits.grouped_twin(samples, folds), strict=True):
+        before, after = ([{id[:12] for id in part} for part in some] for some in (fold, twin))
+        assert before[0] & before[2]
+        assert not (after[0] & after[1] or after[0] & after[2] or after[1] & after[2])
+        assert sorted(id for part in twin for id in part) == ids
+        assert all(abs(len(mine) - len(theirs)) <= 6 for mine, theirs in zip(twin, fold, strict=True))
+        assert len({*twin.test} & {*fold.test}) >= 85
+
+
+@pytest.mark.parametrize(
+    ("name", "folds"), [("official", 1), ("kfold5", 5), ("hipt10", 10), ("hipt10-grouped", 10), ("extrapolation-mixed", 1)]
+)
+def test_the_name_of_a_split_says_how_many_folds(name, folds):
+    assert splits.count(name) == folds

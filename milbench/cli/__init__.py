@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from milbench import __version__
+from milbench.cli.options import AS_JSON, PLUGIN, RESULTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,19 +22,7 @@ if TYPE_CHECKING:
     from milbench.suites import Job, Suite
     from milbench.trials.plan import Plan
 
-RESULTS = click.option(
-    "--results",
-    type=click.Path(path_type=Path),
-    default="results",
-    envvar="MILBENCH_RESULTS",
-    show_default=True,
-    help="Folder of the results store.",
-)
-PLUGIN = click.option(
-    "--plugin", "plugin_files", multiple=True, metavar="FILE.py", help="A file that registers aggregators; may be repeated."
-)
 WIDTHS = (384, 1024)  # of features, for which `ls aggregators` counts parameters
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 class _Commands(click.Group):
@@ -101,24 +90,32 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     help="Which weights are stored.",
 )
 @click.option("--retry-failed", is_flag=True, help="Run failed and out-of-memory trials again.")
+@click.option("--no-pack", is_flag=True, help="Read feature files directly instead of packing them into one.")
 @click.option("--dry-run", is_flag=True, help="Show the grid, what is done and what is not; run nothing.")
+@click.option("--rehearse", is_flag=True, help="A few steps of every model on stand-in bags; says what the real run would need.")
+@click.option(
+    "--rehearse-scale", type=click.FloatRange(min=1), default=8, show_default=True, help="Stand-in bags are this much smaller."
+)
 @RESULTS
 @PLUGIN
 def run(
     suite: str, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None, recipe: str | None,
     device: str, workers: int | None, threads: int, keep_models: str, retry_failed: bool, dry_run: bool, results: Path,
-    forced: tuple[str, ...], plugin_files: tuple[str, ...],
+    forced: tuple[str, ...], plugin_files: tuple[str, ...], no_pack: bool, rehearse: bool, rehearse_scale: float,
 ) -> None:  # fmt: skip
     """Run every trial of a suite that has no result yet.
 
     Interrupt it whenever you like: the next run continues. Finished trials are never run again, whichever suite asked for them.
     """
     wanted_seeds, wanted_folds = _numbers(seeds, "seeds"), _numbers(folds, "folds")
+    if no_pack:
+        os.environ["MILBENCH_NO_PACK"] = "1"  # reaches the workers
 
-    from milbench import plugins
+    from milbench import datasets, plugins
+    from milbench.errors import MilbenchError
     from milbench.ops import backends
-    from milbench.suites import expand, load
-    from milbench.suites.model import with_includes
+    from milbench.suites import expand, load, save_splits
+    from milbench.suites.model import whole, with_includes
     from milbench.trials import plan as plans
     from milbench.trials.store import Store
 
@@ -126,8 +123,13 @@ def run(
     device = _device(device)
     backends.force(forced)
     backends.check_forced(device)
-    whole = load(suite)
+    asked = load(suite)
     names = plugins.split_list(aggregators) if aggregators is not None else None
+    give = datasets.load
+    if rehearse:
+        from milbench.cli import rehearsal
+
+        give = rehearsal.load(rehearse_scale)
     expanded = [
         expand(
             leaf,
@@ -138,20 +140,41 @@ def run(
             recipe=recipe,
             device=device,
             threads=threads,
+            load=give,
         )
-        for leaf in with_includes(whole)
+        for leaf in with_includes(asked)
     ]
+    for other in whole(asked):
+        if other.made_by:
+            click.echo(f"{other.name}: {other.title}; made by: {other.made_by}")
     jobs = list({job.spec.trial_id: job for _, some in expanded for job in some}.values())
+    _show_missing([plan for plan, _ in expanded])
+    if not jobs:
+        if not expanded:
+            return
+        raise MilbenchError(
+            f"suite {asked.name}: none of its data is here; add features with: milbench data add (--help tells how)"
+        )
+    workers = workers or (max(1, (os.cpu_count() or 1) // threads) if device == "cpu" else 1)
+    files = [Path(file).resolve() for file in plugin_files]
+    if rehearse:
+        raise SystemExit(
+            rehearsal.run(
+                jobs, results, suite=asked.name, scale=rehearse_scale, workers=workers, plugins=files, backends=forced,
+                retry_failed=retry_failed, dry_run=dry_run,
+            )
+        )  # fmt: skip
     store = Store(results)
+    plans.refuse_rehearsal(store)
     state = {job.spec.trial_id: store.status(job.spec.trial_id) for job in jobs}
     if dry_run:
         _show_grid(jobs, state)
         return
-    for plan in _plans(whole, [plan for plan, _ in expanded]):
+    for plan in _plans(asked, [plan for plan, _ in expanded]):
         plans.merge(store, plan)
+    save_splits(jobs, store)
     again = {"pending", "failed", "oom"} if retry_failed else {"pending"}
     todo = [job for job in jobs if state[job.spec.trial_id] in again]
-    workers = workers or (max(1, (os.cpu_count() or 1) // threads) if device == "cpu" else 1)
 
     from milbench.cli import progress
 
@@ -161,7 +184,7 @@ def run(
         todo,
         store,
         workers=min(workers, len(todo)),
-        plugins=[Path(file).resolve() for file in plugin_files],
+        plugins=files,
         backends=forced,
         keep_model=lambda job: job.spec.seed in kept_seeds,
         already=len(jobs) - len(todo),
@@ -169,6 +192,20 @@ def run(
     if code == 130:
         raise SystemExit(130)
     raise SystemExit(progress.summary(jobs, store, ran=len(todo), suite=suite, results=results))
+
+
+def _show_missing(expanded: list[Plan]) -> None:
+    """One line for each dataset, encoder and magnification that a suite asks for and that is not here."""
+    missing = {cell.column: cell.missing for plan in expanded for cell in plan.cells if cell.missing}
+    trials = {column: len({c.place for plan in expanded for c in plan.cells if c.column == column}) for column in missing}
+    for column, why in missing.items():
+        click.echo(f"not here: {_column(column)} ({trials[column]} trials): {why}")
+
+
+def _column(column: tuple[object, ...]) -> str:
+    dataset, encoder, magnification, patch_size, split = column
+    parts = [dataset, encoder, f"{magnification}x" if magnification else "", f"{patch_size} px" if patch_size else "", split]
+    return " · ".join(str(part) for part in parts if part)
 
 
 def _device(wanted: str) -> str:
@@ -200,29 +237,28 @@ def _show_grid(jobs: list[Job], state: Mapping[str, str]) -> None:
 
     from milbench.cli.progress import MARKS
 
-    columns = list(dict.fromkeys((*job.cell.column, job.spec.seed) for job in jobs))
-    for column in columns:
-        dataset, encoder, magnification, patch_size, split, seed = column
-        parts = [
-            dataset,
-            encoder,
-            *([f"{magnification}x"] if magnification else []),
-            *([f"{patch_size} px"] if patch_size else []),
-            split,
-            f"seed {seed}",
-        ]
-        own = [job for job in jobs if (*job.cell.column, job.spec.seed) == column]
-        table = Table(title=" · ".join(map(str, parts)), title_justify="left")
+    for column in dict.fromkeys(job.cell.column for job in jobs):
+        own = [job for job in jobs if job.cell.column == column]
+        seeds = sorted({job.spec.seed for job in own})
+        named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        table = Table(title=f"{_column(column)} · {named}", title_justify="left")
         folds = sorted({job.spec.fold for job in own})
         table.add_column("aggregator", no_wrap=True)
         for fold in folds:
             table.add_column(f"fold {fold}", justify="center")
         for label in dict.fromkeys(job.cell.label for job in own):
-            here = {job.spec.fold: state[job.spec.trial_id] for job in own if job.cell.label == label}
-            table.add_row(label, *(MARKS[here[fold]] for fold in folds))
+            here = [[state[job.spec.trial_id] for job in own if (job.cell.label, job.spec.fold) == (label, f)] for f in folds]
+            table.add_row(label, *(", ".join(_told(some, MARKS)) for some in here))
         _console().print(table)
     counts = {s: list(state.values()).count(s) for s in MARKS if s in state.values()}
     click.echo(f"{len(jobs)} trials: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + ". Nothing was run.")
+
+
+def _told(states: list[str], marks: Mapping[str, str]) -> list[str]:
+    """What the trials of one place are: a mark for one, numbers for several seeds or draws."""
+    if len(states) == 1:
+        return [marks[states[0]]]
+    return [f"{states.count(s)} {marks[s]}" for s in dict.fromkeys(states)]
 
 
 @main.command()
@@ -231,19 +267,21 @@ def _show_grid(jobs: list[Job], state: Mapping[str, str]) -> None:
 @AS_JSON
 def status(suite: str | None, results: Path, as_json: bool) -> None:
     """How far every suite is, and what went wrong."""
-    from milbench.report.collect import leaves, runs
+    from milbench.report.collect import leaves
     from milbench.trials import plan as plans
     from milbench.trials.store import Store
 
     store = Store(results)
     rows, troubles = [], []
     for name in plans.chosen(store, suite):
-        own = [run for leaf in leaves(store, name) for run in runs(store, leaf)]
-        counts = {state: sum(run.status == state for run in own) for state in ("ok", "failed", "oom", "skipped", "pending")}
-        rows.append({"suite": name, "trials": len(own), **counts})
-        for run in own:
-            if run.status in ("failed", "oom", "skipped"):
-                c = run.cell
+        cells = {cell.place: cell for leaf in leaves(store, name) for cell in leaf.cells}.values()
+        here = {cell.trial_id: cell for cell in cells if not cell.missing}
+        found = {trial_id: store.raw(trial_id) for trial_id in here}
+        state = {trial_id: result["status"] if result else "pending" for trial_id, result in found.items()}
+        counts = {s: list(state.values()).count(s) for s in ("ok", "failed", "oom", "skipped", "pending")}
+        rows.append({"suite": name, "trials": len(here), **counts, "not_here": sum(bool(cell.missing) for cell in cells)})
+        for trial_id, c in here.items():
+            if state[trial_id] in ("failed", "oom", "skipped"):
                 place = {
                     "suite": name,
                     "aggregator": c.aggregator,
@@ -252,11 +290,12 @@ def status(suite: str | None, results: Path, as_json: bool) -> None:
                     "fold": c.fold,
                     "seed": c.seed,
                 }
-                troubles.append({**place, "trial_id": c.trial_id, "status": run.status, "reason": run.result["reason"]})
+                reason = (found[trial_id] or {})["reason"]
+                troubles.append({**place, "trial_id": trial_id, "status": state[trial_id], "reason": reason})
     if as_json:
         click.echo(json.dumps({"suites": rows, "not_ok": troubles}, indent=1))
         return
-    _print_table(["suite", "trials", "ok", "failed", "oom", "skipped", "pending"], [list(row.values()) for row in rows])
+    _print_table(["suite", "trials", *counts, "not here"], [list(row.values()) for row in rows])
     for t in troubles:
         where = f"{t['aggregator']} on {t['dataset']}, fold {t['fold']}, seed {t['seed']} ({t['trial_id']})"
         click.echo(f"{t['status']:8} {where}: {t['reason']}")

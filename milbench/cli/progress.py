@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from milbench.engines import Done, Epoch, Event, Started, run_local
 from milbench.suites import Job
-from milbench.trials.store import Store
+from milbench.trials.store import Status, Store
 
-MARKS = {"ok": "done", "pending": "·", "failed": "failed", "oom": "oom", "skipped": "skipped"}
+MARKS = {"ok": "done", "pending": "·", "failed": "failed", "oom": "oom", "skipped": "skipped", "absent": "not here"}
 
 
 class _Clock:
@@ -80,8 +80,9 @@ def run(
     backends: Sequence[str],
     keep_model: Callable[[Job], bool],
     already: int,
+    trial: Callable[..., Status] | None = None,
 ) -> int:
-    """Run `jobs` and show how it goes: bars on a terminal, plain lines elsewhere.
+    """Run `jobs` and show how it goes: bars on a terminal, plain lines elsewhere. `trial` is the engine's.
 
     Returns:
         0, or 130 when interrupted.
@@ -94,7 +95,16 @@ def run(
     view: _Bars | _Lines = _Bars(by_id, clock) if sys.stdout.isatty() else _Lines(by_id, clock, store)
     try:
         with view:
-            run_local(jobs, store, workers=workers, plugins=plugins, backends=backends, keep_model=keep_model, on_event=view.show)
+            run_local(
+                jobs,
+                store,
+                workers=workers,
+                plugins=plugins,
+                backends=backends,
+                keep_model=keep_model,
+                trial=trial,
+                on_event=view.show,
+            )
     except KeyboardInterrupt:
         click.echo(f"\nStopped. {view.done} of {len(jobs)} trials were finished and are kept; the same command continues.")
         return 130

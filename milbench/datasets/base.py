@@ -65,6 +65,7 @@ class Dataset:
         fingerprint: hash of everything the features and labels consist of.
         splits: name -> function that gives the folds.
         notes: what a reader of a table must know.
+        sizes: gives id -> number of instances, without reading features; None where that is unknown.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Dataset:
     magnification: int | None = None
     patch_size: int | None = None
     notes: tuple[str, ...] = ()
+    sizes: Callable[[], Mapping[str, int]] | None = None
     _folds: dict[str, tuple[Fold, ...]] = field(default_factory=dict, repr=False)
 
     def folds(self, split: str) -> tuple[Fold, ...]:

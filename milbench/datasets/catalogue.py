@@ -1,6 +1,7 @@
 """Which datasets and encoders are known by name."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from milbench.datasets import classic
 from milbench.datasets.base import Dataset
@@ -31,7 +32,13 @@ def infos() -> list[DatasetInfo]:
     ]
 
 
-def load(name: str, encoder: str, magnification: int | None = None, patch_size: int | None = None) -> Dataset:
+def load(
+    name: str,
+    encoder: str,
+    magnification: int | None = None,
+    patch_size: int | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> Dataset:
     """The dataset `name` with features of `encoder`.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from milbench.engines.events import Done, Epoch, Event, Started
 from milbench.suites import Job
-from milbench.trials.store import Store
+from milbench.trials.store import Status, Store
 
 
 @dataclass
@@ -30,6 +30,7 @@ def run_local(
     plugins: Sequence[Path] = (),
     backends: Sequence[str] = (),
     keep_model: Callable[[Job], bool] = lambda job: False,
+    trial: Callable[..., Status] | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> None:
     """Run `jobs` in `workers` processes; returns when all have a result.
@@ -44,6 +45,7 @@ def run_local(
         plugins: files that register aggregators, loaded in each worker.
         backends: forced backends of operations, as `milbench run --backend` takes them.
         keep_model: which trials keep their weights.
+        trial: instead of :func:`milbench.trials.run.run_trial`, with its arguments; must be importable in a worker.
         on_event: progress, called in this process.
 
     Raises:
@@ -55,7 +57,8 @@ def run_local(
 
     def hire() -> _Worker:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, store.root, [str(p) for p in plugins], list(backends)), daemon=True)
+        given = (theirs, store.root, [str(p) for p in plugins], list(backends), trial)
+        process = context.Process(target=_work, args=given, daemon=True)
         process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -109,7 +112,9 @@ def _bury(job: Job, exit_code: int | None, store: Store) -> Done:
     return Done(job.spec.trial_id, result.status, reason)
 
 
-def _work(pipe: Connection, root: Path, plugin_files: Sequence[str], forced: Sequence[str]) -> None:
+def _work(
+    pipe: Connection, root: Path, plugin_files: Sequence[str], forced: Sequence[str], trial: Callable[..., Status] | None
+) -> None:
     """Body of a worker: take jobs until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave through `finally`, so that half a write is removed
@@ -133,6 +138,6 @@ def _work(pipe: Connection, root: Path, plugin_files: Sequence[str], forced: Seq
             except OSError:
                 sys.exit(1)  # the parent is gone: stop, rather than record this as a failure of the trial
 
-        status = run_trial(job.spec, store, job.labels, keep_model=keep, on_epoch=on_epoch)
+        status = (trial or run_trial)(job.spec, store, job.labels, keep_model=keep, on_epoch=on_epoch)
         result = store.raw(trial_id) or {}
         pipe.send(Done(trial_id, status, result.get("reason")))

@@ -1,17 +1,26 @@
 """From a suite to trials."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from milbench import datasets, plugins, recipes
-from milbench.errors import MilbenchError, from_validation
-from milbench.suites.model import Suite
+from milbench.datasets.splits import PUBLISHED, count
+from milbench.errors import MilbenchError, NotHere, from_validation
+from milbench.suites.model import Search, Suite
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.spec import TrialSpec
+from milbench.trials.store import Store, write_atomically
+
+Load = Callable[..., datasets.Dataset]
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,72 @@ class Job:
     spec: TrialSpec
     labels: dict[str, str]
     cell: Cell
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a suite's table: an aggregator, and what its recipe has instead of the suite's values.
+
+    Args:
+        name, label: as in plans and in tables.
+        variant: the aggregator with its parameters.
+        changes: values of the recipe.
+        draw: number of the draw, in a suite that searches.
+    """
+
+    name: str
+    label: str
+    variant: plugins.Variant = field(hash=False)
+    changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    draw: int | None = None
+
+
+def row(text: str, recipe: Callable[..., recipes.Recipe]) -> Row:
+    """Read `name[parameter=value,recipe.lr=value]`. A recipe value that the suite has anyway changes nothing, not even the name.
+
+    Args:
+        text: as a suite or the command line gives it.
+        recipe: variant and changes -> the recipe they are fitted with.
+
+    Raises:
+        MilbenchError: unknown aggregator, parameter or recipe value, with near misses.
+    """
+    name, bracket, inside = text.strip().partition("[")
+    items = inside.removesuffix("]").split(",") if bracket and "recipe." in inside else []
+    own = [item for item in items if not item.strip().startswith("recipe.")]
+    variant = plugins.resolve(f"{name}[{','.join(own)}]" if items else text)
+    asked = [item.strip().removeprefix("recipe.") for item in items if item not in own]
+    changes: dict[str, Any] = {key.strip(): value.strip() for key, _, value in (item.partition("=") for item in asked)}
+    if not changes:
+        return Row(variant.name, variant.label, variant)
+    usual, changed = recipe(variant), recipe(variant, **changes)
+    changes = {key: getattr(changed, key) for key in sorted(changes) if getattr(changed, key) != getattr(usual, key)}
+    spelled = [f"{key}={value}" for key, value in changes.items()]
+    return Row(
+        _with(variant.name, "[", "]", ",", [f"recipe.{item}" for item in spelled]),
+        _with(variant.label, " (", ")", ", ", spelled),
+        variant,
+        changes,
+    )
+
+
+def _with(name: str, opening: str, closing: str, separator: str, more: list[str]) -> str:
+    """`name` with more in its brackets, which it may not have yet."""
+    if not more:
+        return name
+    before = name.removesuffix(closing) + separator if re.search(r"=.*" + re.escape(closing) + "$", name) else name + opening
+    return before + separator.join(more) + closing
+
+
+def _draws(row: Row, search: Search) -> Iterator[Row]:
+    """The row with the values of each draw."""
+    for draw in range(search.draws):
+        values = search.values(draw)
+        dropout = values.pop("dropout")
+        variant = row.variant
+        if "dropout" in variant.params:
+            variant = replace(variant, params={**variant.params, "dropout": dropout})
+        yield replace(row, variant=variant, changes={**row.changes, **values}, draw=draw)
 
 
 def expand(
@@ -33,8 +108,11 @@ def expand(
     recipe: str | None = None,
     device: str = "cpu",
     threads: int = 1,
+    load: Load = datasets.load,
 ) -> tuple[Plan, list[Job]]:
     """Every trial of a suite with a grid, and the plan that lists them.
+
+    Features that are not here have cells in the plan that say so, and no trials.
 
     Args:
         suite: what to run.
@@ -42,6 +120,7 @@ def expand(
         epochs: instead of the recipe's maximum.
         recipe: instead of the suite's, without the suite's changes to it.
         device, threads: what each trial computes on.
+        load: gives the datasets, as :func:`milbench.datasets.load` does.
 
     Raises:
         MilbenchError: an unknown aggregator, parameter, dataset, encoder, split, fold or recipe value, with near misses.
@@ -49,26 +128,54 @@ def expand(
     grid = suite.grid
     if grid is None:
         raise MilbenchError(f"suite {suite.name} has no grid of its own")
-    variants = list({v.name: v for v in map(plugins.resolve, aggregators or grid.aggregator)}.values())
-    implementations = {v.name: v.implementation for v in variants}  # reads and hashes files, so once and not per trial
-    seeds = list(dict.fromkeys(seeds or grid.seed))
     asked: dict[str, Any] = {"name": recipe} if recipe else dict(suite.recipe)
     if epochs is not None:
         asked["max_epochs"] = epochs
-    jobs, notes = [], []
+    fitted = partial(_recipe, asked, suite)
+    labels = {row(text, fitted).name: label for text, label in (suite.table.labels if suite.table else {}).items()}
+    named = (row(text, fitted) for text in aggregators or grid.aggregator)
+    rows = list({r.name: replace(r, label=labels.get(r.name, r.label)) for r in named}.values())
+    implementations = {r.name: r.variant.implementation for r in rows}  # reads and hashes files, so once and not per trial
+    tried = [draw for r in rows for draw in _draws(r, suite.search)] if suite.search else rows
+    shared = {**asked, "search": suite.search.model_dump()} if suite.search else asked
+    seeds = list(dict.fromkeys(seeds or grid.seed))
+    jobs, notes, cells = [], [], []
     magnifications: list[int | None] = [*grid.magnification] or [None]
     patch_sizes: list[int | None] = [*grid.patch_size] or [None]
     for name, encoder, magnification, patch_size, split in product(
         grid.dataset, grid.encoder, magnifications, patch_sizes, grid.split
     ):
-        dataset = datasets.load(name, encoder, magnification, patch_size)
+        try:
+            dataset = load(name, encoder, magnification, patch_size, dtype=grid.dtype)
+            if split not in dataset.splits and split in PUBLISHED:
+                raise NotHere(f"dataset {name} has no split {split}; add it with: milbench data add {name} --splits ...")
+        except NotHere as absent:
+            for fold, r, seed in product(folds or grid.fold or range(count(split)), rows, seeds):
+                cells.append(
+                    Cell(
+                        trial_id="",
+                        context="",
+                        aggregator=r.name,
+                        label=r.label,
+                        dataset=name,
+                        dataset_label=_label(name),
+                        encoder=encoder,
+                        magnification=magnification,
+                        patch_size=patch_size,
+                        split=split,
+                        fold=fold,
+                        seed=seed,
+                        missing=str(absent),
+                    )
+                )
+            continue
         if dataset.task != suite.task:
             raise MilbenchError(f"suite {suite.name} is for {suite.task}, dataset {name} for {dataset.task}")
         notes.append(f"{dataset.label}: {len(dataset.samples)} {dataset.unit}s, {_counts(dataset)}")
         notes += [f"{dataset.label}: {note}" for note in dataset.notes]
         parts, split_fingerprint = dataset.folds(split), dataset.split_fingerprint(split)
         for fold in _folds(folds or grid.fold, len(parts), f"{name}, split {split}"):
-            for variant, seed in product(variants, seeds):
+            for r, seed in product(tried, seeds):
                 spec = TrialSpec(
                     dataset=name,
                     fingerprint=dataset.fingerprint,
@@ -77,30 +184,63 @@ def expand(
                     encoder=encoder,
                     magnification=magnification,
                     patch_size=patch_size,
+                    feature_dtype=grid.dtype,
                     standardise=grid.standardise,
-                    aggregator=variant.entry.name,
-                    params=variant.params,
-                    implementation=implementations[variant.name],
+                    aggregator=r.variant.entry.name,
+                    params=r.variant.params,
+                    implementation=implementations[r.name],
                     split=split,
                     split_fingerprint=split_fingerprint,
                     fold=fold,
                     seed=seed,
-                    recipe=_recipe(asked, suite, variant, has_validation=bool(parts[fold].val)),
+                    recipe=fitted(r.variant, has_validation=bool(parts[fold].val), **r.changes),
                     threads=threads,
                     device=device,
                 )
-                jobs.append(_job(spec, variant, dataset.label, spec.context(asked)))
+                jobs.append(_job(spec, r, dataset.label, spec.context(shared)))
+                cells.append(jobs[-1].cell)
     definition = suite.model_dump(mode="json")
-    definition["grid"]["aggregator"] = [plugins.resolve(a).name for a in grid.aggregator]
-    return Plan(suite=suite.name, definition=definition, notes=list(dict.fromkeys(notes)), cells=[job.cell for job in jobs]), jobs
+    definition["grid"]["aggregator"] = [row(text, fitted).name for text in grid.aggregator]
+    return Plan(suite=suite.name, definition=definition, notes=list(dict.fromkeys(notes)), cells=cells), jobs
 
 
-def _job(spec: TrialSpec, variant: plugins.Variant, dataset_label: str, context: str) -> Job:
+def save_splits(jobs: Iterable[Job], store: Store) -> list[Path]:
+    """Write who is trained on and tested, once for each split behind `jobs`: `splits/<dataset>-<split>-<fingerprint>.csv`.
+
+    Columns fold, part, id, case. A file that is there is left alone: its name says what is in it.
+
+    Returns:
+        The files of these splits.
+    """
+    paths: dict[Path, TrialSpec] = {}
+    for job in jobs:
+        s = job.spec
+        paths.setdefault(store.root / "splits" / f"{s.dataset}-{s.split}-{s.split_fingerprint.removeprefix('sha256:')}.csv", s)
+    for path, s in paths.items():
+        if path.exists():
+            continue
+        dataset = datasets.load(s.dataset, s.encoder, s.magnification, s.patch_size, dtype=s.feature_dtype)
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["fold", "part", "id", "case"])
+        for number, fold in enumerate(dataset.folds(s.split)):
+            for part, ids in zip(("train", "val", "test"), fold, strict=True):
+                writer.writerows([number, part, id, dataset.sample(id).case_id] for id in ids)
+        write_atomically(path, out.getvalue())
+    return list(paths)
+
+
+def _label(dataset: str) -> str:
+    """How tables print the dataset, whose files are not here."""
+    return next((info.label for info in datasets.infos() if info.name == dataset), dataset)
+
+
+def _job(spec: TrialSpec, row: Row, dataset_label: str, context: str) -> Job:
     cell = Cell(
         trial_id=spec.trial_id,
         context=context,
-        aggregator=variant.name,
-        label=variant.label,
+        aggregator=row.name,
+        label=row.label,
         dataset=spec.dataset,
         dataset_label=dataset_label,
         encoder=spec.encoder,
@@ -109,12 +249,16 @@ def _job(spec: TrialSpec, variant: plugins.Variant, dataset_label: str, context:
         split=spec.split,
         fold=spec.fold,
         seed=spec.seed,
+        draw=row.draw,
     )
-    return Job(spec, {"aggregator": variant.label, "dataset": dataset_label, "encoder": spec.encoder}, cell)
+    return Job(spec, {"aggregator": row.label, "dataset": dataset_label, "encoder": spec.encoder}, cell)
 
 
-def _recipe(asked: Mapping[str, Any], suite: Suite, variant: plugins.Variant, *, has_validation: bool) -> recipes.Recipe:
-    changes = dict(asked)
+def _recipe(
+    asked: Mapping[str, Any], suite: Suite, variant: plugins.Variant, *, has_validation: bool = True, **own: Any
+) -> recipes.Recipe:
+    """The suite's recipe with what this row has of its own."""
+    changes = {**asked, **own}
     name = changes.pop("name")
     official = variant.entry.cls.official_recipe
     try:

@@ -1,5 +1,7 @@
 """The form of a suite file."""
 
+import hashlib
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +26,9 @@ class Grid(_Form):
             they do not apply.
         fold: folds to run; all of the split unless given.
         seed: repetitions.
-        aggregator: the rows, as `name` or `name[parameter=value]`.
+        aggregator: the rows, as `name` or `name[parameter=value]`; `name[recipe.lr=1e-3]` changes the recipe of that row only.
         standardise: scale features with training-fold statistics.
+        dtype: what features are stored and read as before they become float32; part of a trial's identity.
     """
 
     dataset: list[str] = Field(min_length=1)
@@ -37,6 +40,46 @@ class Grid(_Form):
     seed: list[int] = Field(min_length=1)
     aggregator: list[str] = Field(min_length=1)
     standardise: bool = False
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+class Search(_Form):
+    """The same budget of random search for every method: each row is fitted once per draw, and validation chooses the draw.
+
+    The values of a draw depend on its number only, so every method tries the same ones.
+
+    Args:
+        draws: how many.
+        lr, weight_decay: ranges [low, high], drawn log-uniformly.
+        dropout: range [low, high], drawn uniformly, for methods that have the parameter.
+    """
+
+    draws: int = Field(8, ge=1)
+    lr: tuple[float, float]
+    weight_decay: tuple[float, float]
+    dropout: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "Search":
+        for name, lowest in (("lr", 1e-12), ("weight_decay", 1e-12), ("dropout", 0.0)):
+            low, high = getattr(self, name)
+            if not lowest <= low <= high:
+                raise ValueError(f"{name} = [{low:g}, {high:g}] is no range from {lowest:g} up, [low, high]")
+        return self
+
+    def values(self, draw: int) -> dict[str, float]:
+        """Learning rate, weight decay and dropout of the draw, to three digits."""
+
+        def uniform(name: str) -> float:
+            return int.from_bytes(hashlib.sha256(f"draw|{draw}|{name}".encode()).digest()[:8]) / 2**64
+
+        def log_uniform(name: str) -> float:
+            low, high = map(math.log, getattr(self, name))
+            return float(f"{math.exp(low + (high - low) * uniform(name)):.3g}")
+
+        low, high = self.dropout
+        dropout = float(f"{low + (high - low) * uniform('dropout'):.3g}")
+        return {"lr": log_uniform("lr"), "weight_decay": log_uniform("weight_decay"), "dropout": dropout}
 
 
 class Table(_Form):
@@ -48,13 +91,15 @@ class Table(_Form):
         metrics: in this order.
         groups: rows [first, last] between which no rule is drawn; a rule separates groups.
         reference: every other row is compared with this one, in the paired test.
+        labels: row -> how it is printed, where its parameters would say it worse.
     """
 
     name: str
-    columns: list[Literal["dataset", "encoder", "magnification", "patch_size", "metric"]] = ["metric"]
+    columns: list[Literal["dataset", "encoder", "magnification", "patch_size", "split", "metric"]] = ["metric"]
     metrics: list[str] = Field(min_length=1)
     groups: list[tuple[str, str]] = []
     reference: str = "abmil"
+    labels: dict[str, str] = {}
 
 
 class Suite(_Form):
@@ -67,6 +112,8 @@ class Suite(_Form):
         task: "subtyping" or "survival".
         includes: names of suites.
         recipe: `name` and changed values.
+        search: a budget of random search for every row, instead of one recipe for all.
+        made_by: a command that makes what the suite stands for, where nothing is trained.
     """
 
     name: str
@@ -76,12 +123,16 @@ class Suite(_Form):
     includes: list[str] = []
     grid: Grid | None = None
     recipe: dict[str, Any] = {"name": "paper"}
+    search: Search | None = None
     table: Table | None = None
+    made_by: str = ""
 
     @model_validator(mode="after")
     def _complete(self) -> "Suite":
-        if self.grid is None and not self.includes:
+        if self.grid is None and not self.includes and not self.made_by:
             raise ValueError("a suite needs a [grid] or includes")
+        if self.search and self.grid is None:
+            raise ValueError("[search] needs a [grid]")
         if (self.grid is None) != (self.table is None):
             raise ValueError("[grid] and [table] belong together")
         return self
@@ -113,8 +164,8 @@ def load(name: str) -> Suite:
     return suite
 
 
-def with_includes(suite: Suite) -> list[Suite]:
-    """The suites that have a grid: those it includes, in order, then itself.
+def whole(suite: Suite) -> list[Suite]:
+    """The suites it includes, each once and in order, then itself.
 
     Raises:
         MilbenchError: a suite includes itself, directly or not.
@@ -126,8 +177,16 @@ def with_includes(suite: Suite) -> list[Suite]:
             raise MilbenchError(f"suite {current.name} includes itself: {' -> '.join([*above, current.name])}")
         for name in current.includes:
             visit(load(name), (*above, current.name))
-        if current.grid is not None:
-            found.setdefault(current.name, current)
+        found.setdefault(current.name, current)
 
     visit(suite, ())
     return list(found.values())
+
+
+def with_includes(suite: Suite) -> list[Suite]:
+    """The suites that have a grid: those it includes, in order, then itself.
+
+    Raises:
+        MilbenchError: a suite includes itself, directly or not.
+    """
+    return [one for one in whole(suite) if one.grid is not None]

@@ -4,9 +4,11 @@ A trial belongs to no suite; a suite is a list of trial ids, so that suites whic
 """
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,11 +22,13 @@ class Cell(BaseModel):
     """One trial's place in a table.
 
     Args:
-        trial_id: the trial.
+        trial_id: the trial; empty where the data is not here.
         context: hash of all that the methods of one column share (data, split, recipe, threads, device).
         aggregator, label: the row, as a name (`transmil[landmarks=32]`) and as printed.
         dataset, dataset_label, encoder, magnification, patch_size, split: the column.
         fold, seed: the repetition.
+        draw: number of the draw in a suite that searches; :func:`select_draws` keeps one of them.
+        missing: why there is no trial: features of this encoder, magnification or patch size are not here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +45,8 @@ class Cell(BaseModel):
     split: str
     fold: int
     seed: int
+    draw: int | None = None
+    missing: str = ""
 
     @property
     def column(self) -> tuple[object, ...]:
@@ -50,7 +56,7 @@ class Cell(BaseModel):
     @property
     def place(self) -> tuple[object, ...]:
         """Column, row and repetition: one trial each."""
-        return (*self.column, self.aggregator, self.fold, self.seed)
+        return (*self.column, self.aggregator, self.fold, self.seed, self.draw)
 
 
 class Plan(BaseModel):
@@ -72,6 +78,23 @@ class Plan(BaseModel):
     cells: list[Cell] = []
 
 
+def marker(store: Store) -> Path:
+    """The file that marks a store as a rehearsal's."""
+    return store.root / "REHEARSAL.json"
+
+
+def refuse_rehearsal(store: Store) -> None:
+    """Keep results and rehearsals apart.
+
+    Raises:
+        MilbenchError: the store is a rehearsal's.
+    """
+    if marker(store).exists():
+        raise MilbenchError(
+            f"{store.root} holds a REHEARSAL, not results: its trials saw stand-in bags; use another --results folder"
+        )
+
+
 def path_of(store: Store, suite: str) -> Path:
     """Where a suite's plan is kept."""
     return store.root / "suites" / f"{suite}.json"
@@ -86,8 +109,9 @@ def chosen(store: Store, suite: str | None) -> list[str]:
     """The suite asked for, or all that were run into this store.
 
     Raises:
-        MilbenchError: nothing was run into it yet.
+        MilbenchError: nothing was run into it yet, or it is a rehearsal's.
     """
+    refuse_rehearsal(store)
     found = [suite] if suite else names(store)
     if not found:
         raise _nothing_yet(store)
@@ -102,8 +126,10 @@ def read(store: Store, suite: str) -> Plan:
     """The plan of `suite`.
 
     Raises:
-        MilbenchError: the suite was not run into this store, or its plan is broken or of another schema version.
+        MilbenchError: the suite was not run into this store, its plan is broken or of another schema version, or the store is a
+            rehearsal's.
     """
+    refuse_rehearsal(store)
     path = path_of(store, suite)
     try:
         found = json.loads(path.read_bytes())
@@ -128,15 +154,22 @@ def merge(store: Store, new: Plan) -> Plan:
 
     A cell of an earlier run stays when it may stand beside the new ones: same column, same context. Cells of another context
     (changed data, another recipe) leave the list; their trials stay in the store, so asking for them again costs nothing.
+    What was run stays, too, when its data is no longer here.
+
+    Raises:
+        MilbenchError: results would be mixed with a rehearsal.
     """
+    refuse_rehearsal(store)
     path = path_of(store, new.suite)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         earlier = read(store, new.suite).cells if path.exists() else []
-        contexts = {cell.column: cell.context for cell in new.cells}
-        places = {cell.place for cell in new.cells}
+        contexts = {cell.column: cell.context for cell in new.cells if not cell.missing}
+        ran = {cell.column for cell in earlier if not cell.missing}
+        cells = [c for c in new.cells if not c.missing or c.column not in ran]
+        places = {cell.place for cell in cells}
         kept = [c for c in earlier if c.place not in places and contexts.get(c.column, c.context) == c.context]
-        merged = new.model_copy(update={"cells": _in_order(kept + new.cells, new.definition)})
+        merged = new.model_copy(update={"cells": _in_order(kept + cells, new.definition)})
         write_atomically(path, json.dumps(merged.model_dump(mode="json"), indent=1) + "\n")
     return merged
 
@@ -148,6 +181,60 @@ def _in_order(cells: Sequence[Cell], definition: dict[str, Any]) -> list[Cell]:
 
     def key(cell: Cell) -> tuple[object, ...]:
         row = rows.index(cell.aggregator) if cell.aggregator in rows else len(rows)
-        return (columns.index(cell.column), row, cell.aggregator, cell.seed, cell.fold)
+        return (columns.index(cell.column), row, cell.aggregator, cell.seed, cell.fold, cell.draw or 0)
 
     return sorted(cells, key=key)
+
+
+class HasResult(Protocol):
+    """A cell with its result: what a report has of each trial."""
+
+    @property
+    def cell(self) -> Cell:
+        """Its place."""
+
+    @property
+    def status(self) -> str:
+        """`ok`, `pending` or why there is no number."""
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """trial.json, empty without one."""
+
+
+R = TypeVar("R", bound=HasResult)
+
+
+def select_draws(runs: Sequence[R], metric: str) -> list[R]:
+    """Of every method's draws the one that is best on validation; runs without draws stay.
+
+    One draw is chosen for each column, method and fold: that of the highest validation metric, averaged over the seeds, of
+    equals the first. A draw with a failed seed cannot be chosen. Nothing is chosen before all draws are finished: then the
+    runs that wait stand for the rest, and where no draw succeeded those that say why.
+
+    Args:
+        runs: trials of one plan, in its order.
+        metric: of the validation part, higher is better.
+    """
+    groups: dict[tuple[object, ...], list[R]] = defaultdict(list)
+    for run in runs:
+        c = run.cell
+        groups[(*c.column, c.aggregator, c.fold, None if c.draw is not None else c.seed)].append(run)
+    return [run for group in groups.values() for run in (group if group[0].cell.draw is None else _best(group, metric))]
+
+
+def _best(group: Sequence[R], metric: str) -> list[R]:
+    by_draw: dict[int, list[R]] = defaultdict(list)
+    for run in group:
+        by_draw[run.cell.draw or 0].append(run)
+    waiting = [run for run in group if run.status == "pending"]
+    whole = {draw: some for draw, some in sorted(by_draw.items()) if all(run.status == "ok" for run in some)}
+    if waiting or not whole:
+        shown = waiting or [run for run in group if run.status != "ok"]
+        return list({run.cell.seed: run for run in reversed(shown)}.values())[::-1]
+
+    def score(draw: int) -> float:
+        values = [run.result["metrics"].get("val", {}).get(metric) for run in whole[draw]]
+        return -math.inf if None in values else sum(values) / len(values)
+
+    return whole[max(whole, key=score)]

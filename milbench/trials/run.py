@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 import milbench
 from milbench import datasets, plugins, tasks
-from milbench.datasets import Sample
+from milbench.aggregator import Aggregator
+from milbench.datasets import Dataset, Sample
 from milbench.errors import MilbenchError, SkipTrial
 from milbench.ops import backends
 from milbench.training import derive_seed, fit, fold_bags, predict
@@ -28,6 +29,7 @@ from milbench.trials.spec import TrialSpec
 from milbench.trials.store import MODEL, PREDICTIONS, Result, Status, Store
 
 OnEpoch = Callable[[int, dict[str, float | None]], None]
+Files = dict[str, Callable[[Path], None]]
 
 
 def run_trial(
@@ -37,6 +39,7 @@ def run_trial(
     *,
     keep_model: bool = False,
     on_epoch: OnEpoch = lambda epoch, row: None,
+    body: Callable[[TrialSpec, bool, OnEpoch], tuple[Result, Files]] | None = None,
 ) -> Status:
     """Run `spec` and write its result to `store`; an error becomes a result too.
 
@@ -46,18 +49,19 @@ def run_trial(
         labels: names for tables.
         keep_model: also write the weights of the chosen epoch.
         on_epoch: progress.
+        body: does the work instead of training and testing, as a rehearsal does.
 
     Returns:
         The status that was recorded.
     """
     started = time.perf_counter()
-    _reset_peak_memory(spec.device)
-    files: dict[str, Callable[[Path], None]] = {}
+    reset_peak_memory(spec.device)
+    files: Files = {}
     backends.forget()
     messages = _Messages()
     logging.getLogger("milbench").addHandler(messages)
     try:
-        result, files = _run(spec, keep_model, on_epoch)
+        result, files = (body or _run)(spec, keep_model, on_epoch)
     except SkipTrial as skip:
         result = Result(trial_id=spec.trial_id, spec=spec, status="skipped", reason=str(skip))
     except Exception as error:
@@ -67,7 +71,7 @@ def run_trial(
     finally:
         logging.getLogger("milbench").removeHandler(messages)
     result.labels, result.messages = labels, list(dict.fromkeys(messages.texts))
-    result.cost |= {"seconds": round(time.perf_counter() - started, 3), "peak_memory_bytes": _peak_memory(spec.device)}
+    result.cost |= {"seconds": round(time.perf_counter() - started, 3), "peak_memory_bytes": peak_memory(spec.device)}
     result.provenance = provenance() | {"threads": spec.threads, "backends": backends.used()}
     store.write(result, files)
     return result.status
@@ -89,19 +93,16 @@ def failure(spec: TrialSpec, status: Status, reason: str, trace: str | None = No
     return Result(trial_id=spec.trial_id, spec=spec, status=status, reason=reason, traceback=trace)
 
 
-def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, dict[str, Callable[[Path], None]]]:
+def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, Files]:
     torch.set_num_threads(spec.threads)
     torch.use_deterministic_algorithms(True, warn_only=spec.device != "cpu")
-    dataset = datasets.load(spec.dataset, spec.encoder, spec.magnification, spec.patch_size)
+    dataset = datasets.load(spec.dataset, spec.encoder, spec.magnification, spec.patch_size, dtype=spec.feature_dtype)
     if (dataset.fingerprint, dataset.split_fingerprint(spec.split)) != (spec.fingerprint, spec.split_fingerprint):
         raise MilbenchError(f"dataset {spec.dataset} changed since this trial was planned; run the suite again")
-    entry = plugins.resolve(spec.aggregator).entry
     fold = dataset.folds(spec.split)[spec.fold]
     task = tasks.for_fold(dataset, fold.train)
     torch.manual_seed(derive_seed(*spec.axes, "weights"))
-    model = entry.cls(dataset.in_dim, task.n_out, **spec.params).to(spec.device)
-    if model.needs_coords and not dataset.has_coords:
-        raise SkipTrial(f"{entry.label} needs coordinates, dataset {dataset.name} has none")
+    model = build_model(spec, dataset, task.n_out)
     train, val, test = fold_bags(dataset, fold, standardise=spec.standardise, device=spec.device)
     torch.manual_seed(derive_seed(*spec.axes, "training"))
     done = fit(model, train, val, task, spec.recipe, spec.axes, on_epoch)
@@ -119,12 +120,26 @@ def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, 
         curve=done.curve,
         cost={"seconds_per_step": done.seconds_per_step, "parameters": sum(p.numel() for p in model.parameters())},
     )
-    files: dict[str, Callable[[Path], None]] = {
-        PREDICTIONS: lambda path: _write_predictions(path, task, spec.fold, test.samples, scores)
-    }
+    files: Files = {PREDICTIONS: lambda path: _write_predictions(path, task, spec.fold, test.samples, scores)}
     if keep_model and (state := model.state_dict()):
         files[MODEL] = lambda path: safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in state.items()}, path)
     return result, files
+
+
+def build_model(spec: TrialSpec, dataset: Dataset, n_out: int) -> Aggregator:
+    """Fresh weights for the trial, on its device.
+
+    Raises:
+        SkipTrial: the dataset lacks what the aggregator needs, or its parameters do not fit each other.
+    """
+    entry = plugins.resolve(spec.aggregator).entry
+    try:
+        model = entry.cls(dataset.in_dim, n_out, **spec.params)
+    except ValueError as error:
+        raise SkipTrial(f"{entry.label} cannot be built with these parameters: {error}") from error
+    if model.needs_coords and not dataset.has_coords:
+        raise SkipTrial(f"{entry.label} needs coordinates, dataset {dataset.name} has none")
+    return model.to(spec.device)
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +173,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _reset_peak_memory(device: str) -> None:
+def reset_peak_memory(device: str) -> None:
+    """Let :func:`peak_memory` start again from what is in use now."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
@@ -166,7 +182,7 @@ def _reset_peak_memory(device: str) -> None:
             Path("/proc/self/clear_refs").write_text("5")  # the resident high-water mark
 
 
-def _peak_memory(device: str) -> int | None:
+def peak_memory(device: str) -> int | None:
     """Bytes: allocated on CUDA, resident in this process on Linux, unknown elsewhere."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()

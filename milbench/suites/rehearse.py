@@ -1,0 +1,423 @@
+"""Rehearsal: a suite's whole grid on stand-in bags in minutes, and from it what the real run would need.
+
+Every distinct model meets four training steps and two predictions at two sizes of bag. Slides, splits, widths and recipes are
+the real ones where they are here, and as published where they are not; features are noise, so no number means anything.
+"""
+
+import ctypes
+import gc
+import hashlib
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from milbench import datasets, plugins, tasks
+from milbench.aggregator import Aggregator
+from milbench.bags import Bag
+from milbench.datasets import ENCODERS, Dataset, Fold, Sample, splits
+from milbench.errors import MilbenchError, NotHere
+from milbench.suites.expand import Job
+from milbench.training import Bags, derive_seed
+from milbench.trials import plan as plans
+from milbench.trials.run import Files, OnEpoch, build_model, peak_memory, reset_peak_memory
+from milbench.trials.spec import TrialSpec
+from milbench.trials.store import Result, Store, write_atomically
+
+STEPS, PREDICTIONS = 4, 2  # for each distinct model and size of bag
+COARSE = 4  # the smaller of the two sizes is this much smaller
+SPREAD = 0.5  # of the logarithm of made-up sizes
+SMALLEST = 16  # instances of a stand-in bag
+UNKNOWN_WIDTH = 1024
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What is published of a dataset that is not here.
+
+    Args:
+        label, task, unit, classes: as in :class:`milbench.datasets.Dataset`.
+        counts: samples of each class, or cases without and with an event.
+        instances: patches of a slide, on average, at 20x and `patch_size`.
+        official: sizes of the training, validation and test part of the official split.
+    """
+
+    label: str
+    task: Any
+    unit: Any
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    instances: int
+    patch_size: int
+    official: tuple[int, int, int] | None = None
+
+
+# LongMIL prints one average: 50,000 patches of a TCGA-BRCA slide at 40x (appendix A.1), a quarter of that at 20x. Of BRACS it
+# shows a histogram (Figure 1, 20x, axis to 17,500); we take the middle of its axis. Of the other cohorts it says nothing.
+_TCGA, _BRACS = 50_000 // 4, 17_500 // 2
+COHORTS = {
+    "bracs": Cohort(
+        "BRACS", "subtyping", "slide", ("benign", "atypical", "malignant"), (265, 89, 193), _BRACS, 224, (395, 65, 87)
+    ),
+    "tcga-brca": Cohort("TCGA-BRCA", "subtyping", "slide", ("IDC", "ILC"), (831, 210), _TCGA, 256),
+    "tcga-brca-survival": Cohort("TCGA-BRCA", "survival", "case", (), (826, 130), _TCGA, 256),
+    "tcga-coadread-survival": Cohort("TCGA-COADREAD", "survival", "case", (), (260, 80), _TCGA, 256),
+    "tcga-stad-survival": Cohort("TCGA-STAD", "survival", "case", (), (210, 139), _TCGA, 256),
+}
+
+
+def _uniform(*axes: object) -> float:
+    return derive_seed("rehearsal", *axes) / 2**63
+
+
+@cache
+def stand_in(
+    scale: float, name: str, encoder: str, magnification: int | None = None, patch_size: int | None = None, dtype: Any = "float32"
+) -> Dataset:
+    """The dataset with generated bags `scale` times smaller than its own; `sizes` are the real ones, or made up.
+
+    Raises:
+        MilbenchError: an unknown dataset.
+        NotHere: a dataset that is not here and of which nothing is published.
+    """
+    try:
+        real = datasets.load(name, encoder, magnification, patch_size, dtype=dtype)
+    except NotHere:
+        if name not in COHORTS:
+            raise
+        real = _made_up(name, COHORTS[name], encoder, magnification or 20, patch_size or COHORTS[name].patch_size)
+    sizes = dict(real.sizes()) if real.sizes else {s.id: len(real.read(s.id)) for s in real.samples}
+
+    def read(id: str) -> Bag:
+        n = max(SMALLEST, round(sizes[id] / scale))
+        generator = torch.Generator().manual_seed(derive_seed("rehearsal", id))
+        features = torch.randn(n, real.in_dim, generator=generator)
+        step = (patch_size or 256) * 40 / (magnification or 20)
+        coords = _tissue(n, generator) * step if real.has_coords else None
+        return Bag(features, coords, step if real.has_coords else None, slide_id=id, case_id=id, source="stand-in")
+
+    return replace(real, read=read, fingerprint=f"REHEARSAL:{scale:g}:{real.fingerprint}", sizes=lambda: sizes)
+
+
+def _tissue(n: int, generator: torch.Generator) -> torch.Tensor:
+    """(n, 2) cells of a ragged disc, row by row."""
+    side = math.ceil(math.sqrt(2 * n)) + 1
+    cells = torch.cartesian_prod(torch.arange(side), torch.arange(side))  # (side^2, 2)
+    far = (cells - side / 2).norm(dim=1) + side / 4 * torch.rand(len(cells), generator=generator)
+    return cells[far.argsort()[:n].sort().values].flip(1).float()
+
+
+def _made_up(name: str, cohort: Cohort, encoder: str, magnification: int, patch_size: int) -> Dataset:
+    """As many samples as published, with sizes around the average."""
+    strata = [c for c, count in enumerate(cohort.counts) for _ in range(count)]
+    ids = sorted((f"{name}-{i:04d}" for i in range(len(strata))), key=lambda id: hashlib.sha256(id.encode()).digest())
+    samples = tuple(
+        Sample(id, id, label=c)
+        if cohort.task == "subtyping"
+        else Sample(id, id, time=1 + 99 * _uniform(id, "time"), event=c == 1)
+        for id, c in zip(ids, strata, strict=True)
+    )
+    mean = cohort.instances * (magnification / 20) ** 2 * (cohort.patch_size / patch_size) ** 2
+
+    def size(id: str) -> int:
+        normal = math.sqrt(-2 * math.log(1 - _uniform(id, 0))) * math.cos(2 * math.pi * _uniform(id, 1))
+        return max(SMALLEST, round(mean * math.exp(SPREAD * normal - SPREAD**2 / 2)))
+
+    sizes = {s.id: size(s.id) for s in samples}
+
+    def official() -> list[Fold]:
+        at = np.cumsum(cohort.official or ())
+        every = sorted(sizes)
+        return [Fold(*(tuple(part) for part in np.split(np.array(every), at[:-1])))]
+
+    validation = 0 if cohort.task == "survival" else None
+    folds = {
+        f"hipt{k}{twin}": partial(splits.k_fold, samples, k, validation=validation) for k in (5, 10) for twin in ("", "-grouped")
+    }
+    return Dataset(
+        name=name,
+        label=cohort.label,
+        task=cohort.task,
+        unit=cohort.unit,
+        classes=cohort.classes,
+        samples=samples,
+        read=lambda id: Bag(torch.zeros(1, 1)),  # stand_in has its own
+        in_dim=ENCODERS.get(encoder, UNKNOWN_WIDTH),
+        has_coords=True,
+        encoder=encoder,
+        fingerprint="made up",
+        splits={
+            **({"official": official} if cohort.official else {}),
+            **folds,
+            **{f"kfold{k}": partial(splits.k_fold, samples, k) for k in (5, 10)},
+            "extrapolation": partial(splits.extrapolation, samples, sizes),
+            "extrapolation-mixed": partial(splits.extrapolation, samples, sizes, mixed=True),
+        },
+        magnification=magnification,
+        patch_size=patch_size,
+        sizes=lambda: sizes,
+    )
+
+
+def measured(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, *, scale: float) -> tuple[Result, Files]:
+    """The body of a rehearsed trial: a few steps and predictions at two sizes, with their time and memory in the result's cost.
+
+    Args:
+        spec: from :func:`milbench.suites.expand` with stand-in datasets.
+        keep_model, on_epoch: of no use here.
+        scale: real bags are this much larger.
+    """
+    torch.set_num_threads(spec.threads)
+    torch.use_deterministic_algorithms(True, warn_only=spec.device != "cpu")
+    where = (spec.dataset, spec.encoder, spec.magnification, spec.patch_size)
+    dataset = stand_in(scale, *where, dtype=spec.feature_dtype)
+    fold = dataset.folds(spec.split)[spec.fold]
+    task = tasks.for_fold(dataset, fold.train)
+    torch.manual_seed(derive_seed(*spec.axes, "weights"))
+    model = build_model(spec, dataset, task.n_out)
+    optimisers = model.optimisers(spec.recipe) if model.trained_by_gradient else []
+    found: dict[str, list[list[float]]] = {"train": [], "predict": [], "peak": []}
+    prepare_seconds = 0.0
+    for smaller in (COARSE * scale, scale):
+        data = stand_in(smaller, *where, dtype=spec.feature_dtype)
+        train = Bags(data, _typical(data, fold.train, STEPS), device=spec.device)
+        held_out = list(Bags(data, _typical(data, fold.val or fold.test, PREDICTIONS), device=spec.device))
+        bags = list(train)
+        targets = [_to(task.target(sample), spec.device) for sample in train.samples]
+        _give_back()
+        reset_peak_memory(spec.device)
+        timed = partial(_seconds, spec.device)
+        prepare_seconds = timed(partial(model.prepare, bags, torch.Generator().manual_seed(0)))
+        model.train()
+        if model.trained_by_gradient:
+            for bag, target in zip(bags, targets, strict=True):
+                found["train"].append([len(bag), timed(partial(_step, model, bag, target, task, optimisers))])
+        else:
+            taken = timed(partial(model.fit, bags, targets)) / len(bags)
+            found["train"] += [[len(bag), taken] for bag in bags]
+        found["peak"].append([max(map(len, bags)), peak_memory(spec.device) or 0])
+        model.eval()
+        for bag in held_out:
+            found["predict"].append([len(bag), timed(partial(_predict, model, bag, task))])
+    cost = {"parameters": sum(p.numel() for p in model.parameters()), "rehearsal": {**found, "prepare_seconds": prepare_seconds}}
+    return Result(trial_id=spec.trial_id, spec=spec, status="ok", cost=cost, messages=["REHEARSAL"]), {}
+
+
+def _typical(dataset: Dataset, ids: Sequence[str], count: int) -> list[str]:
+    """The ids whose bags are nearest to the average size; the first again where there are not enough."""
+    sizes = dataset.sizes() if dataset.sizes else {}
+    mean = sum(sizes[id] for id in ids) / len(ids)
+    nearest = sorted(ids, key=lambda id: (abs(sizes[id] - mean), id))[:count]
+    return nearest + nearest[:1] * (count - len(nearest))
+
+
+def _to(target: Any, device: str) -> Any:
+    return target.to(device) if isinstance(target, torch.Tensor) else type(target)(*(t.to(device) for t in target))
+
+
+def _step(model: Any, bag: Bag, target: Any, task: Any, optimisers: Any) -> None:
+    loss = float(model.training_step(bag, target, task, optimisers))
+    if not math.isfinite(loss):
+        raise ArithmeticError(f"the training loss is {loss} on a stand-in bag of {len(bag)} instances")
+
+
+@torch.no_grad()
+def _predict(model: Any, bag: Bag, task: Any) -> None:
+    if not torch.isfinite(model.scores(model(bag), task)).all():
+        raise ArithmeticError(f"the prediction is not finite on a stand-in bag of {len(bag)} instances")
+
+
+def _seconds(device: str, call: Callable[[], object]) -> float:
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - started
+
+
+def _give_back() -> None:
+    """Return freed memory to the system, so that it cannot hide what the next size needs."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc only; elsewhere the peak is an upper bound
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def distinct(jobs: Sequence[Job], scale: float) -> dict[str, Job]:
+    """Trial id -> the job that is rehearsed for it: one for each aggregator with its parameters, width, task and size of bag."""
+    first: dict[str, Job] = {}
+    chosen = {}
+    for job in jobs:
+        s = job.spec
+        data = _dataset(job, scale)
+        # The rate of dropout costs nothing, whether there is one does.
+        params = {**s.params, **({"dropout": bool(s.params["dropout"])} if "dropout" in s.params else {})}
+        key = [s.aggregator, params, s.recipe.optimiser, data.in_dim, data.task, len(data.classes), s.threads, s.device]
+        key.append(round(_mean_size(data)))
+        chosen[s.trial_id] = first.setdefault(json.dumps(key, sort_keys=True), job)
+    return chosen
+
+
+def _dataset(job: Job, scale: float) -> Dataset:
+    s = job.spec
+    return stand_in(scale, s.dataset, s.encoder, s.magnification, s.patch_size, dtype=s.feature_dtype)
+
+
+def _mean_size(dataset: Dataset) -> float:
+    sizes = dataset.sizes() if dataset.sizes else {}
+    return sum(sizes.values()) / len(sizes)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a step, as a function of the instances: n (a + b n).
+
+    Args:
+        a, b: b is 0 for methods that declare no term in the square of n.
+        exponent: of n between the two measured sizes, on the logarithmic scale.
+    """
+
+    a: float
+    b: float
+    exponent: float
+
+    @classmethod
+    def through(cls, points: Sequence[Sequence[float]], complexity: str) -> "Cost":
+        """Through the medians of the two measured sizes; the first step of each is left out, it warms up."""
+        half = len(points) // 2
+        pairs = [np.median(np.array(some[1:] or some), axis=0) for some in (points[:half], points[half:])]
+        (n1, t1), (n2, t2) = pairs
+        exponent = math.log(t2 / t1) / math.log(n2 / n1) if n2 > n1 else math.nan
+        square = re.search(r"(\bn|/\d+\)|regions)\^2", complexity) and n2 > n1
+        b = max(0.0, float((t2 / n2 - t1 / n1) / (n2 - n1))) if square else 0.0
+        return cls(float(t2 / n2) - b * float(n2), b, exponent)
+
+    def seconds(self, n: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of bags with n instances."""
+        return n * (self.a + self.b * n)
+
+
+@dataclass
+class Need:
+    """What one aggregator's trials would need.
+
+    Args:
+        aggregator: its name. trials: how many.
+        seconds_per_step: of training on an average bag, the slowest of its columns.
+        exponent: of the time in the instances between the measured sizes.
+        hours: (least, most) of all its trials on one device, by early stopping.
+        peak_bytes: of one trial, at the largest real bag.
+    """
+
+    aggregator: str
+    trials: int = 0
+    seconds_per_step: float = 0.0
+    exponent: float = math.nan
+    hours: tuple[float, float] = (0.0, 0.0)
+    peak_bytes: float = 0.0
+
+
+@dataclass
+class Needs:
+    """What the real run would need.
+
+    Args:
+        trials: of the whole grid. rehearsed: distinct models that were measured. not_measured: trials without an estimate.
+        rows: one for each aggregator.
+        feature_bytes: of the packed store. result_bytes: of predictions, curves and the models of the first seed.
+        scale: real bags are this much larger than the larger measured ones.
+    """
+
+    trials: int
+    rehearsed: int
+    not_measured: int
+    rows: list[Need]
+    feature_bytes: float
+    result_bytes: float
+    scale: float
+
+    @property
+    def hours(self) -> tuple[float, float]:
+        """(least, most) on one device, one trial after the other."""
+        return sum(row.hours[0] for row in self.rows), sum(row.hours[1] for row in self.rows)
+
+
+def needs(jobs: Sequence[Job], chosen: Mapping[str, Job], store: Store, scale: float) -> Needs:
+    """Put the measured steps together to all trials of the grid, at the real sizes of their bags.
+
+    Args:
+        jobs: every trial of the real run, planned on stand-ins.
+        chosen: of :func:`distinct`.
+        store: the rehearsal's.
+        scale: of the rehearsal.
+    """
+    rows: dict[str, Need] = {}
+    results = {job.spec.trial_id: store.raw(job.spec.trial_id) or {} for job in chosen.values()}
+    seeds = {job.spec.seed for job in jobs}
+    unknown, result_bytes, features = 0, 0.0, {}
+    for job in jobs:
+        s, data = job.spec, _dataset(job, scale)
+        sizes = data.sizes() if data.sizes else {}
+        features[job.cell.column[:4]] = sum(sizes.values()) * data.in_dim * (2 if s.feature_dtype == "float16" else 4)
+        result = results[chosen[s.trial_id].spec.trial_id]
+        if result.get("status") == "skipped":
+            continue
+        if result.get("status") != "ok":
+            unknown += 1
+            continue
+        cost = result["cost"]
+        entry = plugins.resolve(s.aggregator).entry
+        train, predict = (Cost.through(cost["rehearsal"][what], entry.complexity) for what in ("train", "predict"))
+        fold = data.folds(s.split)[s.fold]
+        steps = {part: np.array([sizes[id] for id in ids], dtype=np.float64) for part, ids in fold._asdict().items()}
+        once = cost["rehearsal"]["prepare_seconds"] + float(predict.seconds(np.concatenate([steps["val"], steps["test"]])).sum())
+        epoch = float(train.seconds(steps["train"]).sum() + predict.seconds(steps["val"]).sum())
+        epochs = _epochs(s) if entry.cls.fit is Aggregator.fit else (1, 1)
+        row = rows.setdefault(s.aggregator, Need(s.aggregator))
+        row.trials += 1
+        row.hours = (row.hours[0] + (once + epochs[0] * epoch) / 3600, row.hours[1] + (once + epochs[1] * epoch) / 3600)
+        typical = float(train.seconds(np.array([steps["train"].mean()]))[0])
+        if typical >= row.seconds_per_step:
+            row.seconds_per_step, row.exponent = typical, train.exponent
+        row.peak_bytes = max(row.peak_bytes, _peak(cost["rehearsal"]["peak"], max(sizes.values())))
+        n_out = len(data.classes) or 1
+        result_bytes += 8_000 + epochs[1] * 120 + len(fold.test) * (70 + 13 * n_out)
+        result_bytes += 4 * cost["parameters"] * (s.seed == min(seeds))
+    tried = len({job.spec.trial_id for job in chosen.values()})
+    return Needs(len(jobs), tried, unknown, list(rows.values()), float(sum(features.values())), result_bytes, scale)
+
+
+def _epochs(spec: TrialSpec) -> tuple[int, int]:
+    """The fewest and the most that training takes."""
+    r = spec.recipe
+    if r.select == "last" or r.patience is None:
+        return r.max_epochs, r.max_epochs
+    return min(r.max_epochs, max(r.min_epochs, r.select_after + 1 + r.patience)), r.max_epochs
+
+
+def _peak(points: Sequence[Sequence[float]], n: float) -> float:
+    """Bytes at n instances: a straight line through the two measured sizes."""
+    (n1, p1), (n2, p2) = points
+    slope = max(0.0, (p2 - p1) / (n2 - n1)) if n2 > n1 else 0.0
+    return p2 + slope * max(0.0, n - n2)
+
+
+def mark(store: Store, scale: float) -> None:
+    """Mark the store as a rehearsal's, so that no report takes it for results.
+
+    Raises:
+        MilbenchError: results are in it.
+    """
+    if plans.names(store):
+        raise MilbenchError(f"{store.root} holds results; a rehearsal needs a folder of its own")
+    text = {"REHEARSAL": "stand-in bags: nothing in this folder is a result", "scale": scale}
+    write_atomically(plans.marker(store), json.dumps(text, indent=1) + "\n")
