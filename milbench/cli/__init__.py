@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from milbench import __version__
+from milbench.cli import show
+from milbench.cli.analyze import analyze
+from milbench.cli.data import data
 from milbench.cli.options import AS_JSON, PLUGIN, RESULTS
+from milbench.cli.profile import profile
+from milbench.cli.report import report
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from milbench.plugins import Variant
     from milbench.suites import Job, Suite
     from milbench.trials.plan import Plan
@@ -63,7 +64,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-@main.command()
+@click.command()
 @click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file.")
 @click.option("--aggregators", metavar="NAMES", help="Instead of the suite's: mean,transmil[landmarks=32],...")
 @click.option("--seeds", metavar="0,1,2", help="Instead of the suite's.")
@@ -249,7 +250,7 @@ def _show_grid(jobs: list[Job], state: Mapping[str, str]) -> None:
         for label in dict.fromkeys(job.cell.label for job in own):
             here = [[state[job.spec.trial_id] for job in own if (job.cell.label, job.spec.fold) == (label, f)] for f in folds]
             table.add_row(label, *(", ".join(_told(some, MARKS)) for some in here))
-        _console().print(table)
+        show.console().print(table)
     counts = {s: list(state.values()).count(s) for s in MARKS if s in state.values()}
     click.echo(f"{len(jobs)} trials: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + ". Nothing was run.")
 
@@ -261,7 +262,7 @@ def _told(states: list[str], marks: Mapping[str, str]) -> list[str]:
     return [f"{states.count(s)} {marks[s]}" for s in dict.fromkeys(states)]
 
 
-@main.command()
+@click.command()
 @click.option("--suite", help="Only this suite.")
 @RESULTS
 @AS_JSON
@@ -295,42 +296,13 @@ def status(suite: str | None, results: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"suites": rows, "not_ok": troubles}, indent=1))
         return
-    _print_table(["suite", "trials", *counts, "not here"], [list(row.values()) for row in rows])
+    show.table(["suite", "trials", *counts, "not here"], [list(row.values()) for row in rows])
     for t in troubles:
         where = f"{t['aggregator']} on {t['dataset']}, fold {t['fold']}, seed {t['seed']} ({t['trial_id']})"
         click.echo(f"{t['status']:8} {where}: {t['reason']}")
 
 
-@main.command()
-@click.option("--suite", help="A suite that was run; every one of them unless given.")
-@click.option("--reports", type=click.Path(path_type=Path), default="reports", show_default=True, help="Folder to write to.")
-@RESULTS
-def report(suite: str | None, reports: Path, results: Path) -> None:
-    """Make the tables of a suite from its results: terminal, LaTeX, Markdown and CSV."""
-    from milbench.report import build, render, write
-    from milbench.trials import plan as plans
-    from milbench.trials.store import Store
-
-    store, console = Store(results), _console()
-    for name in plans.chosen(store, suite):
-        made = build(store, name)
-        paths = write(made, reports / name)
-        for section in made.sections:
-            for table in section.tables:
-                console.print(f"\n{table.title}", style="bold", highlight=False, markup=False)
-                console.print(render.terminal(table))
-                for note in table.notes:
-                    console.print(f"  {note}", style="dim", highlight=False, markup=False)
-            if section.unfinished:
-                console.print(
-                    f"\nPartial: {section.unfinished} of {len(section.plan.cells)} trials are not run yet.", style="bold yellow"
-                )
-        click.echo("\nWritten:")
-        for path in paths:
-            click.echo(f"  {path}")
-
-
-@main.group()
+@click.group()
 def ls() -> None:
     """List what there is."""
 
@@ -368,7 +340,7 @@ def ls_aggregators(plugin_files: tuple[str, ...], as_json: bool) -> None:
         "recipes",
         *(f"parameters_{width}" for width in WIDTHS),
     ]
-    _print_rows(rows, as_json, shown)
+    show.rows(rows, as_json, shown)
 
 
 def _size(variant: Variant, width: int) -> int | None:
@@ -396,7 +368,7 @@ def ls_suites(as_json: bool) -> None:
         rows.append(
             {"name": name, "task": suite.task, "reproduces": suite.reproduces, "title": suite.title, "includes": suite.includes}
         )
-    _print_rows(rows, as_json, ["name", "task", "reproduces", "title"])
+    show.rows(rows, as_json, ["name", "task", "reproduces", "title"])
 
 
 @ls.command("datasets")
@@ -408,7 +380,7 @@ def ls_datasets(as_json: bool) -> None:
     from milbench.datasets import infos
 
     rows = [asdict(info) for info in infos()]
-    _print_rows(rows, as_json, ["name", "label", "task", "encoders", "available", "why_not"])
+    show.rows(rows, as_json, ["name", "label", "task", "encoders", "available", "why_not"])
 
 
 @ls.command("encoders")
@@ -417,7 +389,7 @@ def ls_encoders(as_json: bool) -> None:
     """Patch encoders of the paper; any other name works too."""
     from milbench.datasets import ENCODERS
 
-    _print_rows([{"name": name, "width": width} for name, width in ENCODERS.items()], as_json, ["name", "width"])
+    show.rows([{"name": name, "width": width} for name, width in ENCODERS.items()], as_json, ["name", "width"])
 
 
 @ls.command("backends")
@@ -430,10 +402,10 @@ def ls_backends(as_json: bool) -> None:
 
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     rows = [{"device": device, **row} for device in devices for row in backends.table(device)]
-    _print_rows(rows, as_json, ["device", "op", "backend", "available", "chosen", "why_not"])
+    show.rows(rows, as_json, ["device", "op", "backend", "available", "chosen", "why_not"])
 
 
-@main.group()
+@click.group()
 def check() -> None:
     """Check something before you rely on it."""
 
@@ -465,63 +437,7 @@ def check_aggregator(name: str, plugin_files: tuple[str, ...]) -> None:
     raise SystemExit(1 if broken else 0)
 
 
-@main.group()
-def profile() -> None:
-    """Measure what things cost on this machine."""
-
-
-@profile.command("ops")
-@click.option("--small", is_flag=True, help="An eighth of the sizes: for the form of the table, not for its numbers.")
-@click.option("--noisy", is_flag=True, help="Print ratios although something else is running.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
-@AS_JSON
-def profile_ops(small: bool, noisy: bool, threads: int | None, as_json: bool) -> None:
-    """Every operation beside its public alternatives, in one run, and the performance budget held against it.
-
-    Times are medians after a warm-up. On a machine where something else is running, no ratio is printed.
-    """
-    import torch
-
-    from milbench.analysis import measure
-    from milbench.analysis import profile_ops as ops
-
-    torch.set_num_threads(threads or os.cpu_count() or 1)
-    noise = measure.others()
-    rate = ops.sgemm_rate()
-    measured = []
-    for row in ops.rows(small=small):
-        measured.append(row)
-        if not as_json and sys.stdout.isatty():
-            click.echo(f"{row.op}, {row.contender}, n = {row.n}", err=True)
-    noise = noise or measure.others()
-    quiet = noise is None or noisy
-    measured = ops.with_ratios(measured)
-    if not quiet:
-        measured = [dataclasses.replace(row, ratio=None) for row in measured]
-    told = ops.report(measured, rate, noise)
-    if not quiet or small:  # the budget is for full sizes
-        told["budget"] = []
-    if as_json:
-        click.echo(json.dumps(told, indent=1))
-        return
-    shown = ["op", "contender", "n", "setting", "forward", "both", "extra_mib", "ratio", "note"]
-    _print_table(
-        ["op", "contender", "n", "setting", "forward s", "fwd + bwd s", "extra MiB", "time / ours", "note"],
-        [
-            [f"{value:.3g}" if isinstance(value, float) else value for value in (row[name] for name in shown)]
-            for row in told["rows"]
-        ],
-    )
-    click.echo(f"sgemm {rate / 1e9:.0f} GF/s on {told['threads']} threads, torch {told['torch']}")
-    for bar in told["budget"]:
-        value = "not measured" if bar["value"] is None else f"{bar['value']:.2f}"
-        mark = {True: "ok  ", False: "FAIL", None: "-   "}[bar["holds"]]
-        click.echo(f"{mark} {bar['what']}: {value} ({'at least' if bar['at_least'] else 'at most'} {bar['limit']:g})")
-    if not quiet:
-        click.echo(f"No ratios: {noise}. Try again on a quiet machine, or pass --noisy.", err=True)
-
-
-@main.group()
+@click.group()
 def new() -> None:
     """Begin something of your own."""
 
@@ -537,41 +453,6 @@ def new_aggregator(name: str, folder: Path) -> None:
     click.echo(f"{path}\nNext: milbench check aggregator {name} --plugin {path}")
 
 
-def _print_rows(rows: list[dict[str, Any]], as_json: bool, shown: list[str]) -> None:
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-    else:
-        _print_table([name.replace("_", " ") for name in shown], [[row[name] for name in shown] for row in rows])
-
-
-def _print_table(headers: list[str], rows: list[list[Any]]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for header in headers:
-        table.add_column(header, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    _console().print(table)
-
-
-def _console() -> Console:
-    """A terminal as wide as it is; a file or a pipe gets lines as long as they are."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=240)
-
-
-def _cell(value: object) -> str:
-    match value:
-        case None:
-            return "–"
-        case bool():
-            return "yes" if value else "no"
-        case int():
-            return f"{value:,}"
-        case list() | tuple():
-            return ", ".join(map(str, value))
-        case _:
-            return str(value)
+# In the order of `milbench --help`.
+for _command in (run, status, report, ls, data, check, analyze, profile, new):
+    main.add_command(_command)

@@ -1,12 +1,63 @@
-"""A figure and its numbers, saved together: PDF, PNG, CSV and a line for the report."""
+"""A figure and its numbers, saved together, and one look for all of them: the same method has the same colour everywhere."""
 
-from collections.abc import Callable
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milbench.trials.store import write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
+
+COLUMN, PAGE = 3.4, 7.0  # widths in inches of a column and of a page of text
+
+# Okabe and Ito's colours, told apart by colour-blind readers: one for each family of methods, members by marker and line.
+_FAMILIES = {
+    "#000000": ("mean", "max", "knn-mean", "knn-max"),
+    "#E69F00": ("abmil", "clam-sb", "clam-mb", "dsmil"),
+    "#CC79A7": ("dtfd-afs", "dtfd-maxs", "dtfd-maxmins"),
+    "#009E73": ("hipt", "amisl", "gcn-mil", "gigapath-random", "gigapath-pretrained"),
+    "#56B4E9": ("transmil", "full-attention"),
+    "#0072B2": ("retnet", "gla", "mamba-random", "mamba-single", "vmamba"),
+    "#D55E00": ("longmil", "longmil-retnet", "longmil-gla", "longmil-mamba-random", "longmil-mamba-single", "longmil-vmamba"),
+}
+_MARKERS, _LINES = "osD^vP", ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+OTHERS = "#7F7F7F"  # methods of the reader's own
+
+
+def style(aggregator: str) -> dict[str, Any]:
+    """Colour, marker and line of a method, as matplotlib's keywords; a variant `name[...]` looks like its method.
+
+    Methods that are not built in share a grey and get marker and line by a hash of their name.
+    """
+    name = aggregator.split("[")[0]
+    for colour, members in _FAMILIES.items():
+        if name in members:
+            at = members.index(name)
+            return {"color": colour, "marker": _MARKERS[at], "linestyle": _LINES[at]}
+    at = hashlib.sha256(name.encode()).digest()[0] % len(_MARKERS)
+    return {"color": OTHERS, "marker": _MARKERS[at], "linestyle": _LINES[at]}
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """The look of every figure while it is drawn: readable at the width of a column, text that stays text in a PDF."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with matplotlib.rc_context({
+        "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
+        "ytick.labelsize": 7, "lines.linewidth": 1.2, "lines.markersize": 4, "axes.spines.top": False,
+        "axes.spines.right": False, "legend.frameon": False, "figure.constrained_layout.use": True, "pdf.fonttype": 42,
+        "savefig.dpi": 200, "svg.hashsalt": "milbench",
+    }):  # fmt: skip
+        yield
 
 
 @dataclass
@@ -18,7 +69,7 @@ class Figure:
         title: one line.
         caption: what is plotted, over what, and what to see.
         rows: every plotted number.
-        draw: makes the picture.
+        draw: makes the picture, under :func:`look`.
     """
 
     name: str
@@ -27,11 +78,57 @@ class Figure:
     rows: list[dict[str, Any]] = field(repr=False)
     draw: "Callable[[], Drawing]" = field(repr=False)
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path) -> "Saved":
         """Write NAME.pdf, .png, .csv and .json (name, title, caption) to `folder`; the same numbers give the same bytes."""
-        raise NotImplementedError
+        from matplotlib import pyplot as plt
+
+        folder.mkdir(parents=True, exist_ok=True)
+        saved = Saved(self.name, self.title, self.caption, folder)
+        with look():
+            drawing = self.draw()
+            drawing.savefig(saved.pdf, metadata={"CreationDate": None, "Producer": None, "Creator": "milbench"})
+            drawing.savefig(saved.png, metadata={"Software": "milbench"})
+            plt.close(drawing)
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(dict.fromkeys(key for row in self.rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(saved.csv, out.getvalue())
+        text = {"name": self.name, "title": self.title, "caption": self.caption}
+        write_atomically(folder / f"{self.name}.json", json.dumps(text, indent=1, ensure_ascii=False) + "\n")
+        return saved
 
 
-def saved(folder: Path) -> "list[Figure]":
-    """The figures that `milbench analyze` and `milbench profile` left in `folder` (results/analysis), in the order of names."""
-    raise NotImplementedError
+@dataclass(frozen=True)
+class Saved:
+    """A figure in a folder."""
+
+    name: str
+    title: str
+    caption: str
+    folder: Path
+
+    @property
+    def pdf(self) -> Path:
+        """For LaTeX."""
+        return self.folder / f"{self.name}.pdf"
+
+    @property
+    def png(self) -> Path:
+        """For pages and screens."""
+        return self.folder / f"{self.name}.png"
+
+    @property
+    def csv(self) -> Path:
+        """Every plotted number."""
+        return self.folder / f"{self.name}.csv"
+
+
+def saved(folder: Path) -> list[Saved]:
+    """The figures in `folder`, in the order of names: what `milbench analyze` and `milbench profile` left in results/analysis."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        text = json.loads(path.read_text())
+        if isinstance(text, dict) and text.keys() == {"name", "title", "caption"}:
+            found.append(Saved(text["name"], text["title"], text["caption"], folder))
+    return found
