@@ -44,7 +44,7 @@ def markdown(report: Report, figures: Figures) -> str:
 def html(report: Report, figures: Figures) -> str:
     """One self-contained page: tables that sort, figures inside, nothing loaded from anywhere."""
     made = _environment(autoescape=True)
-    made.filters |= {"spans": _spans, "bodies": _bodies, "sort_key": _sort_key, "verdict": _verdict, "note": _note}
+    made.filters |= {"spans": _spans, "bodies": _bodies, "sort_key": _sort_key, "verdict": _verdict, "note": _note, "minus": _minus}
     made.filters |= {"data_uri": _data_uri, "shown_width": _shown_width, "slug": _slug}
     made.globals |= {"csv_of": render.tidy_csv, "latex_of": latex.table}
     return made.get_template("report.html.j2").render(_content(report, figures))
@@ -87,6 +87,11 @@ def _sort_key(text: str) -> str:
     if not number:
         return ""
     return str(float(number[0]) - 1e-9) if text.lstrip().startswith("<") else number[0]
+
+
+def _minus(text: str) -> str:
+    """A minus before a number, where a hyphen was."""
+    return re.sub(r"(?<![\w.)\]])-(?=\d)", "−", text)
 
 
 def _verdict(text: str) -> str:

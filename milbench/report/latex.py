@@ -8,11 +8,15 @@ from itertools import accumulate, groupby
 
 from milbench.report.tables import Entry, Row, Table
 
-WIDTH = 468.0  # points (6.5 inches) that a table may take
+NARROW, WIDE = 397.0, 500.0  # points: 5.5 and 7 inches of text; a table takes the first that it fits
 LINES = 52  # lines of a page that a table and its notes may take
-# (size, width of a digit in points, space on each side of a column): the largest that fits is taken
-SIZES = (("small", 4.63, 5.0), ("footnotesize", 4.25, 4.0), ("scriptsize", 3.99, 3.0), ("scriptsize", 3.99, 1.5))
-LONG = 44  # digits' widths from which a column may be wrapped
+# (wrap long columns, width of the text, size, width of a digit in points, space on each side of a column): the first that fits
+SIZES = (
+    (False, NARROW, "small", 4.63, 5.0), (False, NARROW, "footnotesize", 4.25, 4.0), (True, WIDE, "footnotesize", 4.25, 4.0),
+    (False, NARROW, "scriptsize", 3.99, 3.0), (False, WIDE, "scriptsize", 3.99, 3.0), (False, WIDE, "scriptsize", 3.99, 1.5),
+    (True, WIDE, "scriptsize", 3.99, 1.5),
+)  # fmt: skip
+LONG = 32  # widths of a digit from which a column may be wrapped
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -37,6 +41,8 @@ def escape(text: str) -> str:
     """Plain text as LaTeX, whatever characters it holds; one that pdflatex has no sign for is named by its number, [U+4E2D]."""
     out: list[str] = []
     for character in " ".join(text.split()):
+        if character == "-" and out[-1:] == ["-"]:
+            out.append("{}")  # two hyphens stay two, no dash
         base, *accents = [character] if character in _SPECIAL else list(unicodedata.normalize("NFD", character))
         if not accents and base in _ACCENTS and out:
             out.append(f"\\{_ACCENTS[base]}{{{out.pop()}}}")
@@ -134,17 +140,17 @@ def _height(row: Row, fit: _Fit | None) -> int:
     return max([1, *(1 + int(_width(text) * fit.digit / (0.9 * width)) for text, width in wrapped)])
 
 
-_WIDE, _NARROW = set("mwMWABCDEFGHKNOPQRUVXYZ±−–→←↑↓×%&@Δ"), set("iljtfrI.,;:!'|()[] ")
+_BROAD, _THIN = set("mwMWABCDEFGHKNOPQRUVXYZ+±−–→←↑↓×%&@Δ"), set("iljtfrI.,;:!'|()[] ")
 
 
 def _width(text: str) -> float:
     """Estimated width in widths of a digit."""
-    return sum(1.56 if c in _WIDE else 0.72 if c in _NARROW else 1.06 for c in text)
+    return sum(1.56 if c in _BROAD else 0.7 if c in _THIN else 1.0 if c.isdigit() else 1.08 for c in text)
 
 
 def _entry_width(entry: Entry) -> float:
     raised = 0.9 * len(entry.mark) + (0.9 if entry.dagger else 0)
-    return _width(entry.text) * (1.16 if entry.style == "best" else 1.0) + raised
+    return _width(entry.text.replace(" ± ", "±")) * (1.16 if entry.style == "best" else 1.0) + raised
 
 
 def _fit(table: Table, columns: Sequence[int]) -> _Fit | None:
@@ -157,15 +163,13 @@ def _fit(table: Table, columns: Sequence[int]) -> _Fit | None:
         natural[spanned[-1]] += max(0.0, _width(group) - sum(natural[i] for i in spanned))
     last = max(natural)
     natural[last] += max(0.0, _width(table.top) - sum(width for i, width in natural.items() if i))
-    for wrap in (False, True):
-        for size, digit, space in SIZES:
-            room = WIDTH - 2 * space * len(natural)
-            if not wrap and sum(natural.values()) * digit <= room:
-                return _Fit(size, digit, space, {})
-            long = {i: width for i, width in natural.items() if width > (LONG if i else LONG / 2)}
-            left = room - sum(width for i, width in natural.items() if i not in long) * digit
-            if wrap and long and size != "small" and left >= 60 * len(long):
-                return _Fit(size, digit, space, {i: left * width / sum(long.values()) for i, width in long.items()})
+    long = {i: need for i, need in natural.items() if need > LONG}
+    for wrap, width, size, digit, space in SIZES:
+        left = width - 2 * space * (len(natural) - 1) - sum(need for i, need in natural.items() if i not in long) * digit
+        if not wrap and sum(long.values()) * digit <= left:
+            return _Fit(size, digit, space, {})
+        if wrap and long and left >= 60 * len(long):
+            return _Fit(size, digit, space, {i: left * need / sum(long.values()) for i, need in long.items()})
     return None
 
 
@@ -184,7 +188,7 @@ def _chunks(table: Table) -> list[list[int]]:
 
 
 def _tabular(table: Table, rows: Sequence[Row], columns: Sequence[int]) -> list[str]:
-    fit = _fit(table, columns) or _Fit(*SIZES[-1], {})
+    fit = _fit(table, columns) or _Fit(*SIZES[-1][2:], {})
     kinds = [f"p{{{fit.wrapped[i]:.0f}pt}}" if i in fit.wrapped else "c" if i else "l" for i in (0, *(c + 1 for c in columns))]
     lines = [
         f"\\{fit.size}\\setlength{{\\tabcolsep}}{{{fit.space:g}pt}}",
@@ -228,7 +232,7 @@ def _label(row: Row, wrapped: bool) -> str:
 
 
 def _cell(entry: Entry, wrapped: bool) -> str:
-    text = breakable(entry.text) if wrapped else escape(entry.text)
+    text = breakable(entry.text) if wrapped else escape(entry.text.replace(" ± ", "±"))
     text = re.sub(r"(?<![\w.\]}])([+-])(?=\d)", r"$\1$", text)  # a minus, not a hyphen
     if entry.style and text:
         text = {"best": "\\textbf", "second": "\\underline", "quiet": "\\textcolor{gray}"}[entry.style] + f"{{{text}}}"

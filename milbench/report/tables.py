@@ -334,7 +334,7 @@ def _beside(block: _Block, footnotes: _Footnotes) -> list[Entry]:
     """The printed mean, and how far ours is above it."""
     if block.printed is None:
         return [Entry("–", "quiet"), Entry("", "quiet")]
-    delta = "–" if math.isnan(block.mean) else f"{block.mean - block.printed.mean:+.3f}"
+    delta = "" if math.isnan(block.mean) else f"{block.mean - block.printed.mean:+.3f}"
     mark = footnotes.mark(block.printed.note) if block.printed.note else ""
     return [Entry(f"{block.printed.mean:.3f}", "quiet", mark=mark), Entry(delta, "quiet")]
 
@@ -402,7 +402,7 @@ def _partial(content: _Content) -> str:
     waiting = Counter(_STATES.get(run.status, run.status) for run in content.runs if run.status not in ("ok", "skipped"))
     said = []
     if waiting:
-        states = ", ".join(f"{count} {state}" for state, count in waiting.items())
+        states = ", ".join(f"{count} {state}" if len(waiting) > 1 else state for state, count in waiting.items())
         said.append(f"{sum(waiting.values())} of {len(content.runs)} trials have no result ({states})")
     listed, asked = content.plan.definition["grid"]["aggregator"], {run.cell.aggregator for run in content.runs}
     if left := [name for name in listed if name not in asked]:
@@ -501,9 +501,13 @@ def _recipes(done: Sequence[Run]) -> list[str]:
 
 def _paired(content: _Content, reference: _Name) -> Table:
     lines: list[Row] = []
-    tidy = []
+    tidy, without = [], []
     for column, metric in content.heads:
-        lines.append(Row(", ".join(filter(None, _head(content, column, metric))), [], rule=bool(lines)))
+        head = ", ".join(filter(None, _head(content, column, metric)))
+        if not any(content.blocks[row, column, metric].comparison for row in content.rows):
+            without.append(head)
+            continue
+        lines.append(Row(head, [], rule=bool(lines)))
         for row in content.rows:
             block = content.blocks[row, column, metric]
             c = block.comparison
@@ -533,6 +537,8 @@ def _paired(content: _Content, reference: _Name) -> Table:
         "would.",
         "Holm's correction runs over all comparisons of one metric in this table.",
     ]
+    if without:
+        notes.append(f"No method can be paired with {reference.label} in: {'; '.join(without)}.")
     headers = [("", h) for h in ("difference", "95 % interval", "W/T/L", "p", "p (Holm)")]
     return Table(f"{content.layout['name']}-paired", f"Paired comparison with {reference.label}", headers, lines, notes, tidy)
 
