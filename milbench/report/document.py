@@ -44,7 +44,14 @@ def markdown(report: Report, figures: Figures) -> str:
 def html(report: Report, figures: Figures) -> str:
     """One self-contained page: tables that sort, figures inside, nothing loaded from anywhere."""
     made = _environment(autoescape=True)
-    made.filters |= {"spans": _spans, "bodies": _bodies, "sort_key": _sort_key, "verdict": _verdict, "note": _note, "minus": _minus}
+    made.filters |= {
+        "spans": _spans,
+        "bodies": _bodies,
+        "sort_key": _sort_key,
+        "verdict": _verdict,
+        "note": _note,
+        "minus": _minus,
+    }
     made.filters |= {"data_uri": _data_uri, "shown_width": _shown_width, "slug": _slug}
     made.globals |= {"csv_of": render.tidy_csv, "latex_of": latex.table}
     return made.get_template("report.html.j2").render(_content(report, figures))

@@ -64,7 +64,7 @@ def breakable(text: str) -> str:
         parts = re.split(r"(?<=[/_\-.=,:+\[\](){}@])(?=\w)", word) if len(word) > 14 else [word]
         pieces = [part[i : i + 30] for part in parts for i in range(0, len(part), 30)]
         words.append(r"\allowbreak{}".join(map(escape, pieces)))
-    return " ".join(words)
+    return re.sub(r"(\[U\+[0-9A-F]+\])(?=\[)", r"\1\\allowbreak{}", " ".join(words))
 
 
 def table(table: Table) -> str:
@@ -145,6 +145,7 @@ _BROAD, _THIN = set("mwMWABCDEFGHKNOPQRUVXYZ+±−–→←↑↓×%&@Δ"), set(
 
 def _width(text: str) -> float:
     """Estimated width in widths of a digit."""
+    text = re.sub(r"[^\x00-\x7f]", lambda match: "[U+00000]" if escape(match[0]).startswith("[U+") else match[0], text)
     return sum(1.56 if c in _BROAD else 0.7 if c in _THIN else 1.0 if c.isdigit() else 1.08 for c in text)
 
 
@@ -228,6 +229,8 @@ def _quiet(table: Table, column: int) -> bool:
 
 def _label(row: Row, wrapped: bool) -> str:
     text = f"\\raggedright {breakable(row.label)}" if wrapped else escape(row.label)
+    if text[:1] in ("[", "*"):
+        text = "{}" + text  # after the end of a line these would be an option of it
     return f"\\quad\\textcolor{{gray}}{{{text}}}" if row.below else text
 
 

@@ -13,12 +13,18 @@ from milbench.report.tables import DELTA, PAPER, Entry, Row, Table
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it stands, whatever characters it holds."""
+    """Text that Markdown shows as it stands inside a line, whatever characters it holds."""
     text = " ".join(text.split())
-    text = re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
     text = re.sub(r"([\\`*~$|])", r"\\\1", text)
     text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
     return re.sub(r"(?<=\])(?=[(\[:])", r"\\", text)
+
+
+def paragraph(text: str) -> str:
+    """The same at the start of a line, where more has a meaning."""
+    return re.sub(r"^(?=[>#+\-=])|^(\d+)(?=[.)])", r"\1\\", plain(text))
 
 
 def markdown(table: Table) -> str:
@@ -42,7 +48,7 @@ def markdown(table: Table) -> str:
     for row in table.rows:
         cells = list(map(cell, row.entries)) or [""] * len(heads)
         lines.append(f"| {label(row)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {plain(note)}" for note in table.notes)]) + "\n"
+    return "\n".join([*lines, "", *(f"- {paragraph(note)}" for note in table.notes)]) + "\n"
 
 
 def tidy_csv(table: Table) -> str:
