@@ -140,18 +140,18 @@ def _height(row: Row, fit: _Fit | None) -> int:
     return max([1, *(1 + int(_width(text) * fit.digit / (0.9 * width)) for text, width in wrapped)])
 
 
-_BROAD, _THIN = set("mwMWABCDEFGHKNOPQRUVXYZ+±−–→←↑↓×%&@Δ"), set("iljtfrI.,;:!'|()[] ")
+_BROAD, _THIN = set("mwMWABCDEFGHKNOPQRUVXYZ+±−–→←↑↓×%&@Δ"), set("iljtfrI;:!'|()[] ")
 
 
 def _width(text: str) -> float:
     """Estimated width in widths of a digit."""
     text = re.sub(r"[^\x00-\x7f]", lambda match: "[U+00000]" if escape(match[0]).startswith("[U+") else match[0], text)
-    return sum(1.56 if c in _BROAD else 0.7 if c in _THIN else 1.0 if c.isdigit() else 1.08 for c in text)
+    return sum(1.56 if c in _BROAD else 0.7 if c in _THIN else 0.57 if c in ".," else 1.0 if c.isdigit() else 1.08 for c in text)
 
 
 def _entry_width(entry: Entry) -> float:
     raised = 0.9 * len(entry.mark) + (0.9 if entry.dagger else 0)
-    return _width(entry.text.replace(" ± ", "±")) * (1.16 if entry.style == "best" else 1.0) + raised
+    return _width(entry.text.replace(" ± ", "±")) * (1.12 if entry.style == "best" else 1.0) + raised
 
 
 def _fit(table: Table, columns: Sequence[int]) -> _Fit | None:
