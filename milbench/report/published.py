@@ -1,82 +1,88 @@
-"""Numbers that papers print, and what is wrong with them: `results/published`."""
+"""What the paper prints: the cells of its tables, the numbers in its text, and where they disagree with their sources."""
 
 import csv
+import math
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
-from milbench.errors import MilbenchError, unknown
+from milbench.errors import unknown
 
-Column = tuple[Any, ...]  # dataset, encoder, magnification, patch size, as in a plan's cells; what follows does not count
+PAPER = "longmil_neurips2024"
 
 
 @dataclass(frozen=True)
-class Printed:
-    """One number of a paper.
+class Number:
+    """One number of a printed table.
 
     Args:
-        method: the row's name in the paper.
-        mean, sd: as printed; what ± means is the paper's affair.
-        note: what a reader must know of this number.
+        table: "table1" to "table9".
+        dataset, encoder, magnification, patch_size: the column, in the names of suites.
+        method, aggregator: the row, as printed and as named here.
+        metric: as in METRICS of the tables.
+        mean, sd: the numbers around ±.
+        note: what is wrong with it; mostly empty.
     """
 
+    table: str
+    dataset: str
+    encoder: str
+    magnification: int
+    patch_size: int
     method: str
+    aggregator: str
+    metric: str
     mean: float
     sd: float
     note: str
 
 
-class PrintedTable:
-    """A table of a paper.
+@dataclass(frozen=True)
+class Erratum:
+    """Where a printed number or count disagrees with its source. An empty row or column means all of them."""
 
-    Args:
-        name: FILE/TABLE, such as `longmil_neurips2024/table1`.
-
-    Raises:
-        MilbenchError: there is no such file or table.
-    """
-
-    def __init__(self, name: str) -> None:
-        paper, _, table = name.partition("/")
-        rows = _rows(f"{paper}.csv")
-        tables = list(dict.fromkeys(row["table"] for row in rows))
-        if table not in tables:
-            raise unknown("published table", name, [f"{paper}/{known}" for known in tables])
-        self.numbers = {
-            (row["dataset"], row["encoder"], row["magnification"], row["patch_size"], row["aggregator"], row["metric"]): Printed(
-                row["method"], float(row["mean"]), float(row["sd"]), row["note"]
-            )
-            for row in rows
-            if row["table"] == table
-        }
-        self._errata = [row for row in _rows(f"{paper}_errata.csv") if row["table"] == table]
-
-    def get(self, aggregator: str, column: Column, metric: str) -> Printed | None:
-        """The number printed for a method, whatever its parameters, or None."""
-        dataset, encoder, magnification, patch_size = map(str, column[:4])
-        return self.numbers.get((_cohort(dataset), encoder, magnification, patch_size, aggregator.split("[")[0], metric))
-
-    def label(self, aggregator: str) -> str | None:
-        """How the paper calls the method."""
-        name = aggregator.split("[")[0]
-        return next((printed.method for key, printed in self.numbers.items() if key[4] == name), None)
-
-    def errata(self, datasets: set[str]) -> list[str]:
-        """What is wrong with the table, as far as it concerns these datasets."""
-        cohorts = set(map(_cohort, datasets))
-        return list(dict.fromkeys(row["erratum"] for row in self._errata if row["dataset"] in cohorts))
+    table: str
+    row: str
+    column: str
+    printed: str
+    says: str
+    source: str
 
 
-def _cohort(dataset: str) -> str:
-    """Papers do not tell a cohort's survival data from the rest; the table does that."""
-    return dataset.removesuffix("-survival")
+def _rows(name: str) -> list[dict[str, str]]:
+    text = (files("milbench_published") / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
 
 
 @cache
-def _rows(file: str) -> list[dict[str, str]]:
-    path = files("milbench_published") / file
-    if not path.is_file():
-        known = sorted(p.name for p in files("milbench_published").iterdir() if p.name.endswith(".csv"))
-        raise MilbenchError(f"published numbers {file} do not exist; there are {', '.join(known)}")
-    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+def numbers() -> tuple[Number, ...]:
+    """Every number of Tables 1 to 9, in the order of print."""
+    return tuple(
+        Number(
+            **{key: row[key] for key in ("table", "dataset", "encoder", "method", "aggregator", "metric", "note")},
+            magnification=int(row["magnification"]),
+            patch_size=int(row["patch_size"]),
+            mean=float(row["mean"]),
+            sd=float(row["sd"] or math.nan),
+        )
+        for row in _rows(f"{PAPER}.csv")
+    )
+
+
+@cache
+def errata() -> tuple[Erratum, ...]:
+    """The errata, in the order of the file."""
+    return tuple(Erratum(**row) for row in _rows("errata.csv"))
+
+
+@cache
+def stated(id: str) -> float:
+    """A number from the paper's text or figures.
+
+    Raises:
+        MilbenchError: no such number.
+    """
+    known = {row["id"]: float(row["value"]) for row in _rows(f"{PAPER}_text.csv")}
+    if id not in known:
+        raise unknown("number of the paper's text", id, known)
+    return known[id]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from milbench import stats
 from milbench.errors import MilbenchError
 from milbench.report.collect import Run
-from milbench.report.published import Printed, PrintedTable
+from milbench.report.printed import PrintedTable
+from milbench.report.published import Number
 from milbench.stats.paired import Metric
 from milbench.trials.plan import Plan
 
@@ -101,7 +102,8 @@ class _Block:
     expected: int
     metric: str
     values: NDArray[np.float64]
-    printed: Printed | None
+    printed: Number | None = None
+    printed_note: str = ""
     comparison: stats.Comparison | None = None
     p_holm: float = math.nan
 
@@ -189,8 +191,11 @@ def _content(plan: Plan, runs: Sequence[Run], published: Beside) -> _Content:
             here = places.get((row.aggregator, column), [])
             for metric in layout["metrics"]:
                 values = np.array([run.metric(metric) for run in here if run.status == "ok"])
-                said = printed.get(row.aggregator, column, metric) if printed and row.aggregator in listed else None
-                blocks[row, column, metric] = _Block(here, len(expected), metric, values, said)
+                block = blocks[row, column, metric] = _Block(here, len(expected), metric, values)
+                if printed and row.aggregator in listed:
+                    block.printed = printed.get(row.aggregator, column, metric)
+                    head = " ".join(_head(layout, column, metric)).strip()
+                    block.printed_note = printed.note(row.aggregator, head, block.printed)
     return _Content(plan, runs, list(dict.fromkeys(rows)), list(repeats), layout["metrics"], blocks, printed)
 
 
@@ -278,7 +283,7 @@ def _main(content: _Content, published: Beside, tests: bool) -> Table:
     for column, metric in content.heads:
         own = [content.blocks[row, column, metric] for row in content.rows]
         ranked = sorted({METRICS[metric][2] * b.mean for b in own if b.complete}, reverse=True)
-        group, label = _head(content, column, metric)
+        group, label = _head(content.layout, column, metric)
         beside = published == "side" and any(block.printed for block in own)
         headers += [(group, label), (group, PAPER), (group, DELTA)] if beside else [(group, label)]
         for row, block, line, under in zip(content.rows, own, lines, below, strict=True):
@@ -299,7 +304,7 @@ def _main(content: _Content, published: Beside, tests: bool) -> Table:
 
 
 def _says(line: Row) -> bool:
-    return not line.below or any(entry.text != "–" for entry in line.entries)
+    return not line.below or any(entry.text != "–" or entry.mark for entry in line.entries)
 
 
 def _entry(block: _Block, ranked: list[float], footnotes: _Footnotes) -> Entry:
@@ -332,19 +337,19 @@ def _number(mean: float, sd: float) -> str:
 
 def _beside(block: _Block, footnotes: _Footnotes) -> list[Entry]:
     """The printed mean, and how far ours is above it."""
+    mark = footnotes.mark(block.printed_note) if block.printed_note else ""
     if block.printed is None:
-        return [Entry("–", "quiet"), Entry("", "quiet")]
+        return [Entry("–", "quiet", mark=mark), Entry("", "quiet")]
     delta = "" if math.isnan(block.mean) else f"{block.mean - block.printed.mean:+.3f}"
-    mark = footnotes.mark(block.printed.note) if block.printed.note else ""
     return [Entry(f"{block.printed.mean:.3f}", "quiet", mark=mark), Entry(delta, "quiet")]
 
 
 def _below(block: _Block, footnotes: _Footnotes) -> Entry:
     """The printed number with its spread, and how far ours is above it."""
+    mark = footnotes.mark(block.printed_note) if block.printed_note else ""
     if block.printed is None:
-        return Entry("–", "quiet")
+        return Entry("–", "quiet", mark=mark)
     delta = "" if math.isnan(block.mean) else f" ({block.mean - block.printed.mean:+.3f})"
-    mark = footnotes.mark(block.printed.note) if block.printed.note else ""
     return Entry(_number(block.printed.mean, block.printed.sd) + delta, "quiet", mark=mark)
 
 
@@ -370,11 +375,11 @@ def _rule_above(content: _Content, name: str, index: int) -> bool:
     return index > 0 and (name in firsts or name.split("[")[0] in firsts or name not in listed)
 
 
-def _head(content: _Content, column: tuple[Any, ...], metric: str) -> tuple[str, str]:
+def _head(layout: dict[str, Any], column: tuple[Any, ...], metric: str) -> tuple[str, str]:
     """(group, label) of a column; a metric that the suite leaves without a head leaves the label to the rest."""
-    heads = content.layout.get("heads", {})
+    heads = layout.get("heads", {})
     values = dict(zip(("dataset", "encoder", "magnification", "patch_size", "split"), map(str, column), strict=True))
-    group = ", ".join(heads.get(values[name], values[name]) for name in content.layout["columns"] if name != "metric")
+    group = ", ".join(heads.get(values[name], values[name]) for name in layout["columns"] if name != "metric")
     label = heads.get(metric, METRICS[metric][0] + (" ↓" if METRICS[metric][2] < 0 else ""))
     return (group, label) if label else ("", group)
 
@@ -469,8 +474,12 @@ def _about_printed(content: _Content, published: Beside) -> list[str]:
         "side": f"{PAPER}: the mean that {source} prints; {DELTA}: ours minus it.",
         "below": f"{PAPER}: what {source} prints, and in brackets ours minus it.",
     }[published]
-    errata = content.printed.errata({run.cell.dataset for run in content.runs})
-    return [where, *(f"Erratum: {text}" for text in errata)]
+    heads = [" ".join(_head(content.layout, *head)).strip() for head in content.heads]
+    errata = []
+    for e in content.printed.errata(heads):
+        what = f"Erratum ({e.column})" if e.column else "Erratum"
+        errata.append(f"{what}: {f'printed {e.printed}. ' if e.printed else ''}{e.says} Source: {e.source}.")
+    return [where, *errata]
 
 
 def _recipes(done: Sequence[Run]) -> list[str]:
@@ -503,7 +512,7 @@ def _paired(content: _Content, reference: _Name) -> Table:
     lines: list[Row] = []
     tidy, without = [], []
     for column, metric in content.heads:
-        head = ", ".join(filter(None, _head(content, column, metric)))
+        head = ", ".join(filter(None, _head(content.layout, column, metric)))
         if not any(content.blocks[row, column, metric].comparison for row in content.rows):
             without.append(head)
             continue
