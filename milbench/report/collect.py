@@ -47,8 +47,10 @@ class Run:
     def predictions(self) -> dict[str, NDArray[Any]]:
         """Columns of predictions.csv in the order of the slides: slide, and target with score (n, C), or time, event and risk.
 
+        And instances, the size of each bag, where the trial recorded it.
+
         Raises:
-            MilbenchError: the file is missing.
+            MilbenchError: the file is missing or cannot be read.
         """
         path = self.store.folder(self.cell.trial_id) / PREDICTIONS
         again = f"remove the folder {path.parent} and run the suite again"
@@ -58,13 +60,15 @@ class Run:
             with path.open(newline="") as file:
                 names, *rows = csv.reader(file)
             columns = dict(zip(names, zip(*sorted(rows, key=itemgetter(names.index("slide"))), strict=True), strict=True))
-            slide = np.array(columns["slide"])
+            shared = {"slide": np.array(columns["slide"])}
+            if "instances" in columns:
+                shared["instances"] = np.array(columns["instances"]).astype(int)
             if "risk" in columns:
                 time, risk = (np.array(columns[name]).astype(np.float64) for name in ("time", "risk"))
-                return {"slide": slide, "time": time, "event": np.array(columns["event"]) == "1", "risk": risk}
+                return {**shared, "time": time, "event": np.array(columns["event"]) == "1", "risk": risk}
             scores = [columns[name] for name in names if name.startswith("p") and name[1:].isdigit()]
             score = np.array(scores).astype(np.float64).T  # (n, C)
-            return {"slide": slide, "target": np.array(columns["target"]).astype(int), "score": score}
+            return {**shared, "target": np.array(columns["target"]).astype(int), "score": score}
         except (KeyError, ValueError) as error:
             raise MilbenchError(f"{path} cannot be read ({error}); {again}") from error
 
