@@ -27,7 +27,7 @@ class Grid(_Form):
         fold: folds to run; all of the split unless given.
         seed: repetitions.
         aggregator: the rows, as `name` or `name[parameter=value]`; `name[recipe.lr=1e-3]` changes the recipe of that row only.
-        standardise: scale features with training-fold statistics.
+        standardise: scale features with training-fold statistics; of all datasets, or of those that are named.
         dtype: what features are stored and read as before they become float32; part of a trial's identity.
     """
 
@@ -39,7 +39,7 @@ class Grid(_Form):
     fold: list[int] | None = None
     seed: list[int] = Field(min_length=1)
     aggregator: list[str] = Field(min_length=1)
-    standardise: bool = False
+    standardise: bool | list[str] = False
     dtype: Literal["float32", "float16"] = "float32"
 
 
@@ -120,7 +120,7 @@ class Suite(_Form):
         reproduces: which table or figure of which paper.
         task: "subtyping" or "survival".
         includes: names of suites.
-        recipe: `name` and changed values.
+        recipe: `name` and changed values; `[recipe.on.<dataset>]` holds what is different on one dataset.
         search: a budget of random search for every row, instead of one recipe for all.
         made_by: a command that makes what the suite stands for, where nothing is trained.
     """
