@@ -75,9 +75,10 @@ def joined(
         if file is None:
             raise MilbenchError("--columns and --classes belong to --labels")
         settle(values, "labels", "other labels", _labels(values, file, columns or {}, classes), fixed=before is not None)
-    values.setdefault("unit", "case" if values["task"] == "survival" or _lists_cases(values) else "slide")
-    if unit is not None or values["task"] == "survival":
-        settle(values, "unit", "another unit", unit or "case", fixed=bool(old and old.labels))
+    if unit is not None:
+        settle(values, "unit", "another unit", unit, fixed=old is not None and old.labels is not None)
+    elif values["task"] == "survival" or _lists_cases(values):
+        values["unit"] = "case"
     for split, path in (splits or {}).items():
         found, _ = tables.folds(path)
         split = split or _usual_split(values, len(found))
@@ -142,15 +143,15 @@ def _labels(
         own = default_classes(labels, values.get("published"))
     else:
         own = {name: list(some) or [name] for name, some in classes.items()}
-        known = {label for some in own.values() for label in some}
+        meant = [label for some in own.values() for label in some]
+        if twice := [label for label in meant if meant.count(label) > 1]:
+            raise MilbenchError(f"--classes: {twice[0]} stands in two classes")
+        known = set(meant)
         if strange := sorted(known - labels):
             raise unknown(f"label of {file}", strange[0], labels)
         if left := sorted(labels - known):
             raise MilbenchError(f"{file}: --classes has no class for {', '.join(left[:5])}; write class=label+label,...")
-    try:
-        return Labels(file=stored(file), columns=found, classes=own).model_dump()
-    except ValidationError as error:
-        raise from_validation(error, "--classes") from error
+    return Labels(file=stored(file), columns=found, classes=own).model_dump()
 
 
 def default_classes(labels: set[str], published: str | None) -> dict[str, list[str]]:

@@ -153,10 +153,11 @@ def rows(path: Path, columns: Mapping[str, str]) -> list[Row]:
         row = Row(slide, case, _label(cell, where, slide or case), _time(cell, where, case), _event(cell, where, case))
         other = found.setdefault(slide or case, row)
         if other != row:
-            raise MilbenchError(f"{where}: {slide or case} stands twice, once with {_told(other)} and once with {_told(row)}")
+            told = [f"case {one.case} and {_outcome(one)}" for one in (other, row)]
+            raise MilbenchError(f"{where}: {slide or case} stands twice, once with {told[0]} and once with {told[1]}")
         first = of_case.setdefault(case, row)
         if "time" in columns and (first.time, first.event) != (row.time, row.event):
-            raise MilbenchError(f"{where}: case {case} has {_told(row)} here and {_told(first)} in another row")
+            raise MilbenchError(f"{where}: case {case} has {_outcome(row)} here and {_outcome(first)} in another row")
     return list(found.values())
 
 
@@ -165,9 +166,8 @@ def _case_of(slide: str) -> str:
     return tcga[0] if tcga else slide
 
 
-def _told(row: Row) -> str:
-    value = f"label {row.label}" if row.label is not None else f"time {row.time} and event {row.event}"
-    return f"case {row.case} and {value}" if row.slide else value
+def _outcome(row: Row) -> str:
+    return f"label {row.label}" if row.label is not None else f"time {row.time:g} and event {row.event}"
 
 
 def _label(cell: Mapping[str, str], where: str, id: str) -> str | None:
