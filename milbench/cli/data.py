@@ -82,7 +82,8 @@ def add(
     if errors := found.of("error"):
         click.echo(f"milbench: {len(errors)} error{'s' * (len(errors) > 1)}, nothing was written", err=True)
         raise SystemExit(1)
-    click.echo("Nothing new." if manifest == load(name) else f"Written: {save(manifest)}")
+    path = save(manifest)
+    click.echo(f"Written: {path}" if path else "Nothing new.")
     if not found.lacking:
         click.echo(f"Next: milbench data check {name} --deep, which reads every feature")
 

@@ -1,5 +1,6 @@
 """`milbench data add`, in parts that can be tested: what the user says, joined with what the manifest says already."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def joined(
     }  # fmt: skip
 
     def settle(place: dict[str, Any], key: str, what: str, value: Any, fixed: bool) -> None:
-        if fixed and not replace and place.get(key) != value:
+        if fixed and not replace and json.dumps(place.get(key)) != json.dumps(value):  # the order of classes counts
             raise MilbenchError(
                 f"dataset {name} has {what} already: {_differing(place.get(key), value)}; --replace takes the new"
             )
@@ -105,7 +106,9 @@ def _differing(old: Any, new: Any) -> str:
     """Where two values differ, key by key."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return f"{old}, not {new}"
-    return "; ".join(f"{key} {_plain(old.get(key))}, not {_plain(new[key])}" for key in new if old.get(key) != new[key])
+    return "; ".join(
+        f"{key} {_plain(old.get(key))}, not {_plain(new[key])}" for key in new if json.dumps(old.get(key)) != json.dumps(new[key])
+    )
 
 
 def _plain(value: Any) -> str:

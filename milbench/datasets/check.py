@@ -325,13 +325,13 @@ def _positions(found: FeatureSet, deep: bool) -> None:
     if twice := {slide: one.duplicates for slide, one in facts.items() if one.duplicates}:
         what = f"{many(len(twice), 'slide')} with several patches at one position"
         found.add("warning", "duplicates", what, ids=[f"{slide} ({count:,})" for slide, count in twice.items()])
-    looked_at = {slide: one for slide, one in facts.items() if one.n >= 20 and one.lattice}
-    if loose := [slide for slide, one in looked_at.items() if one.aligned < 0.5]:
+    many_patches = {slide: one for slide, one in facts.items() if one.n >= 20}  # fewer may lie apart by chance
+    if loose := [slide for slide, one in many_patches.items() if one.aligned < 0.5]:
         what = f"{many(len(loose), 'slide')} whose patches lie on no lattice: most have no neighbour at the usual distance"
         found.add("warning", "off-lattice", what, ids=loose)
     apart = {
         slide: one.lattice
-        for slide, one in looked_at.items()
+        for slide, one in many_patches.items()
         if one.lattice and one.aligned >= 0.5 and abs(one.lattice - found.steps[slide]) > max(1.0, 0.02 * found.steps[slide])
     }
     if apart:

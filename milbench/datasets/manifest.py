@@ -150,10 +150,12 @@ def load(name: str) -> Manifest | None:
         raise from_validation(error, path) from error
 
 
-def save(manifest: Manifest) -> Path:
-    """Write a manifest to the data folder; returns its file."""
-    path = path_of(manifest.name)
-    write(path, "".join(f"{line}\n" for line in _lines(manifest)))
+def save(manifest: Manifest) -> Path | None:
+    """Write a manifest to the data folder; returns its file, or None when it says just this already."""
+    path, text = path_of(manifest.name), "".join(f"{line}\n" for line in _lines(manifest))
+    if path.is_file() and path.read_text() == text:
+        return None
+    write(path, text)
     return path
 
 

@@ -79,9 +79,7 @@ def _leave_out(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row]) -
     left = {row.case for row in rows if row not in gone}
     roster.excluded = asked | {row.slide for row in gone if row.slide} | {row.case for row in gone if row.case not in left}
     if asked:
-        roster.add(
-            "warning", "excluded", manifest.name, f"{many(len(asked), 'slide or case')} left out by choice", ids=sorted(asked)
-        )
+        roster.add("warning", "excluded", manifest.name, f"{len(asked)} slides or cases left out by choice", ids=sorted(asked))
 
 
 def _samples(roster: Roster, manifest: Manifest, labels: Labels, rows: Sequence[tables.Row], where: str) -> None:
