@@ -58,15 +58,20 @@ def macro_auc(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = No
     return per_class_auc(target, score, weight).mean(-1)
 
 
+def predicted(score: ArrayLike) -> NDArray[np.intp]:
+    """The class of the highest score (n, C) -> (n,), the first of equals."""
+    return np.asarray(score).argmax(1)
+
+
 def confusion(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
-    """Counts of (true, predicted) classes, the prediction being the highest score, the first of equals.
+    """Counts of (true, predicted) classes.
 
     Returns:
         (..., C, C).
     """
     score = np.asarray(score)
     classes = score.shape[1]
-    cell = np.asarray(target) * classes + score.argmax(1)  # (n,)
+    cell = np.asarray(target) * classes + predicted(score)  # (n,)
     counts = _weights(weight, len(score)) @ np.eye(classes**2)[cell]
     return counts.reshape(*counts.shape[:-1], classes, classes)
 
@@ -86,7 +91,11 @@ def balanced_accuracy(target: ArrayLike, score: ArrayLike, weight: ArrayLike | N
 
 def macro_f1(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
     """Mean over all C classes of F1 = 2 TP / (2 TP + FP + FN); a class neither true nor predicted counts as 0."""
-    table = confusion(target, score, weight)
+    return f1_of(confusion(target, score, weight))
+
+
+def f1_of(table: Array) -> Array:
+    """Macro-F1 of confusion counts (..., C, C)."""
     hits = np.diagonal(table, axis1=-2, axis2=-1)
     total = table.sum(-1) + table.sum(-2)
     return np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0).mean(-1)
