@@ -98,7 +98,7 @@ def test_delong_agrees_with_the_bootstrap():
 def test_delong_without_an_answer_says_why():
     one_class = PairedFold(np.ones(4, int), two(np.random.default_rng(0).random((1, 4))), two(np.zeros((1, 4))))
     assert np.isnan(stats.delong([one_class]).p)
-    assert stats.delong([one_class]).note == "not computed: a fold lacks a class"
+    assert stats.delong([one_class]).note == "not computed (a fold lacks a class)"
     single = PairedFold(np.array([1, 0, 0]), two([[1, 2, 3]]), two([[1, 2, 3]]))
     assert "one case of a class" in stats.delong([single]).note
     flat = PairedFold(np.array([1, 1, 0, 0]), two(np.zeros((1, 4))), two(np.zeros((1, 4))))
@@ -172,7 +172,7 @@ def test_permutation_of_ties_and_single_classes():
         assert (stats.permutation([flat], metric).effect, stats.permutation([flat], metric).p) == (0, 1)
     lacking = PairedFold(np.zeros(20, int), *(np.random.default_rng(0).random((2, 1, 20, 2))))
     assert np.isnan(stats.permutation([lacking], "macro_auc").p)
-    assert stats.permutation([lacking], "macro_auc").note == "not computed: a fold lacks a class"
+    assert stats.permutation([lacking], "macro_auc").note == "not computed (a fold lacks a class)"
     assert stats.permutation([lacking], "macro_f1").p <= 1, "F1 is defined without a class"
     with pytest.raises(MilbenchError, match="macro_auc and macro_f1, not brier"):
         stats.permutation([flat], "brier")

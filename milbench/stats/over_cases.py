@@ -76,7 +76,7 @@ def delong(folds: Sequence[PairedFold]) -> Outcome:
         few = min(int(positive.sum()), int((~positive).sum()))
         if few < 2:
             reason = "lacks a class" if few == 0 else "has one case of a class, whose spread is unknown"
-            return Outcome(name, math.nan, math.nan, math.nan, n, f"not computed: a fold {reason}", 0.0, math.nan)
+            return Outcome(name, math.nan, math.nan, math.nan, n, f"not computed (a fold {reason})", 0.0, math.nan)
         among_negatives = np.zeros(int(positive.sum()))
         among_positives = np.zeros(int((~positive).sum()))
         for sign, scores in ((1, fold.method), (-1, fold.reference)):
@@ -90,7 +90,7 @@ def delong(folds: Sequence[PairedFold]) -> Outcome:
     se = math.sqrt(variance)
     if se < TINY:
         p = 1.0 if abs(effect) < TINY else math.nan
-        note = note if p == 1 else "not computed: every case has the same placement, so the spread is unknown"
+        note = note if p == 1 else "not computed (every case has the same placement, so the spread is unknown)"
         return Outcome(name, effect, math.nan, math.nan, n, note, 0.0, p)
     half = 1.959963984540054 * se
     return Outcome(name, effect, effect - half, effect + half, n, note, 0.0, float(2 * norm.sf(abs(effect) / se)))
@@ -174,7 +174,7 @@ def permutation(folds: Sequence[PairedFold], metric: str, *, replicates: int = 1
     name = "permutation" + (" (exact)" if exact else "")
     sizes = [len(fold.target) for fold in folds]
     if metric == "macro_auc" and any(len(np.unique(fold.target)) < fold.method.shape[2] for fold in folds):
-        return Outcome(name, math.nan, math.nan, math.nan, n, "not computed: a fold lacks a class", smallest, math.nan)
+        return Outcome(name, math.nan, math.nan, math.nan, n, "not computed (a fold lacks a class)", smallest, math.nan)
     parts = [(_auc_swaps if metric == "macro_auc" else _f1_swaps)(fold) for fold in folds]
 
     def difference(signs: Array) -> Array:

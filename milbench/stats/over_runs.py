@@ -55,7 +55,7 @@ def nadeau_bengio(differences: ArrayLike, train: ArrayLike, test: ArrayLike) -> 
     name = "Nadeau-Bengio corrected t"
     if sd < TINY:
         p = 1.0 if abs(mean) < TINY else math.nan
-        note = note if p == 1 else "not computed: all folds differ by the same amount, so the spread is unknown"
+        note = note if p == 1 else "not computed (all folds differ by the same amount, so the spread is unknown)"
         return Outcome(name, mean, math.nan, math.nan, folds, note, 0.0, p)
     se = sd * math.sqrt(factor)
     half = float(scipy.t.ppf(0.975, folds - 1)) * se
@@ -123,7 +123,7 @@ def anova(groups: Sequence[ArrayLike]) -> Outcome:
     note = f"unpaired; runs taken as independent, normal and of one variance; F({len(values) - 1}, {n - len(values)})"
     name = "one-way ANOVA, unpaired"
     if within < TINY**2:
-        note = "not computed: no method's runs vary"
+        note = "not computed (no method's runs vary)"
         return Outcome(name, math.nan, math.nan, math.nan, n, note, 0.0, math.nan)
     return Outcome(
         name, float(between / (between + within)), math.nan, math.nan, n, note, 0.0, float(scipy.f_oneway(*values).pvalue)
