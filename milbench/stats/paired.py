@@ -128,8 +128,9 @@ def paired_bootstrap(
     else:
         if lost := replicates - len(defined):
             notes.append(f"{lost} of {replicates} resamples left out, in which the metric is undefined")
-        low, high = (float(q) for q in np.quantile(defined, [0.025, 0.975]))
-        se = float(defined.std(ddof=1))
+        # Rounded, since the last digits of a sum depend on the machine and reports are compared byte by byte.
+        low, high = (round(float(q), 12) for q in np.quantile(defined, [0.025, 0.975]))
+        se = round(float(defined.std(ddof=1)), 12)
         tail = min(int((defined <= TINY).sum()), int((defined >= -TINY).sum()))
         p = min(1.0, 2 * (1 + tail) / (len(defined) + 1))
     wins, losses = int((observed > TINY).sum()), int((observed < -TINY).sum())
