@@ -81,10 +81,10 @@ def paired_bootstrap(
     set or other seeds would.
 
     The p-value is the level at which the percentile interval just reaches 0, so the two never contradict each other. The other
-    choice, recentring the resamples at 0, assumes that their spread is the same under the null hypothesis and symmetric; near
-    the end of a metric's range (AUC 0.95) it is not. Simulated with two equally good methods (5 + 5 to 43 + 44 cases of two
-    classes, 3 x 29 of three, 10 folds of 3 + 12), this p-value falls below 0.05 in 3 to 6 of 100 tests, less often with 5 + 5
-    cases, and the recentred one is the more conservative of the two for the AUC.
+    choice, recentring the resamples at 0, assumes that their spread is symmetric and the same under the null hypothesis; near
+    the end of a metric's range it is neither. Simulated with two equally good methods (folds of 10 to 87 cases, two and three
+    classes, 600 tests each), this p-value falls below 0.05 in at most 6.5 % of the tests, and less often where hardly a case
+    is wrong. The recentred one is no safer for F1 and, at a high AUC of 3 x 29 cases, falls below it in 0.7 % instead of 5 %.
 
     Args:
         folds: for each fold its strata (n,) (class, or event for survival) and, for each seed, the metric of the
