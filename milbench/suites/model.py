@@ -87,19 +87,28 @@ class Table(_Form):
 
     Args:
         name: file name of the table.
+        top: a heading over all columns.
         columns: what the columns stand for, from left to right.
         metrics: in this order.
+        heads: dataset, encoder, magnification, patch size, split or metric -> how its column is headed; an empty metric leaves
+            the heading to the rest.
         groups: rows [first, last] between which no rule is drawn; a rule separates groups.
-        reference: every other row is compared with this one, in the paired test.
+        reference: every other row is compared with this one, in the paired test; AB-MIL takes its place where it has no result.
         labels: row -> how it is printed, where its parameters would say it worse.
+        published: the printed table that stands beside, as FILE/TABLE of results/published.
+        joined: title of the one table that suites with the same `published` make in a report that has them all.
     """
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*$")
+    top: str = ""
     columns: list[Literal["dataset", "encoder", "magnification", "patch_size", "split", "metric"]] = ["metric"]
     metrics: list[str] = Field(min_length=1)
+    heads: dict[str, str] = {}
     groups: list[tuple[str, str]] = []
-    reference: str = "abmil"
+    reference: str = "longmil"
     labels: dict[str, str] = {}
+    published: str = ""
+    joined: str = ""
 
 
 class Suite(_Form):
