@@ -12,8 +12,9 @@ from milbench.stats.metrics import (
     per_class_auc,
 )
 from milbench.stats.paired import Comparison, holm, paired_bootstrap
+from milbench.stats.summary import Welch, power, welch_error, welch_from_summary
 
 __all__ = [
-    "Comparison", "accuracy", "auc", "balanced_accuracy", "brier", "c_index", "confusion", "holm", "macro_auc", "macro_f1",
-    "paired_bootstrap", "per_class_auc",
+    "Comparison", "Welch", "accuracy", "auc", "balanced_accuracy", "brier", "c_index", "confusion", "holm", "macro_auc", "macro_f1",
+    "paired_bootstrap", "per_class_auc", "power", "welch_error", "welch_from_summary",
 ]  # fmt: skip
