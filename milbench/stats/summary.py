@@ -24,7 +24,9 @@ def welch_error(sd1: float, n1: int, sd2: float, n2: int) -> tuple[float, float]
         MilbenchError: a group has fewer than two runs, or a negative standard deviation.
     """
     if min(n1, n2) < 2 or min(sd1, sd2) < 0:
-        raise MilbenchError(f"Welch's test needs two runs or more and sd >= 0 on each side, got n = {n1}, {n2}; sd = {sd1}, {sd2}")
+        raise MilbenchError(
+            f"Welch's test needs two runs or more and sd >= 0 on each side, got n = {n1}, {n2}; sd = {sd1}, {sd2}"
+        )
     v1, v2 = sd1**2 / n1, sd2**2 / n2
     if v1 + v2 == 0:
         return 0.0, math.nan
