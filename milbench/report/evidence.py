@@ -14,6 +14,7 @@ from milbench import stats
 from milbench.report import collect, published
 from milbench.report.collect import Run
 from milbench.report.tables import METRICS, REPLICATES
+from milbench.stats.paired import Metric
 from milbench.trials import plan as plans
 from milbench.trials.plan import Plan
 from milbench.trials.store import Store
@@ -138,7 +139,7 @@ class Measured:
         self.store = store
         self._plans: dict[str, Plan | None] = {}
         self._runs: dict[str, dict[Place, list[Run]]] = {}
-        self._metrics: dict[tuple[str, str], _Resampled] = {}
+        self._metrics: dict[tuple[str, str], Once] = {}
 
     def plan(self, suite: str) -> Plan | None:
         """The suite as it was run, None where it was not."""
@@ -207,12 +208,12 @@ class Measured:
         c = stats.paired_bootstrap(folds, replicates=REPLICATES, seed=f"{source.suite}|{run.cell.column}|{metric}")
         unit = run.result["spec"]["unit"]
         n = f"{cases} {unit}s" + (f" x {len(keys) // len(folds)} seeds" if len(keys) > len(folds) else "")
-        return Estimate(c.difference, c.low, c.high, c.p, (c.high - c.low) / (2 * 1.959964), None, n)
+        return Estimate(c.difference, c.low, c.high, c.p, c.se, None, n)
 
-    def _metric(self, run: Run, metric: str) -> "_Resampled":
+    def _metric(self, run: Run, metric: str) -> "Once":
         key = (run.cell.trial_id, metric)
         if key not in self._metrics:
-            self._metrics[key] = _Resampled(run, metric)
+            self._metrics[key] = Once(_of_run(run, metric))
         return self._metrics[key]
 
 
@@ -225,27 +226,36 @@ def _why_not(place: Place, runs: Sequence[Run]) -> str:
     return "; ".join(reasons) or f"{place.aggregator} is not run"
 
 
-class _Resampled:
-    """A run's metric as a function of case counts, computed once for the same counts: many comparisons share a run."""
+class Once:
+    """A metric as a function of case counts, computed once for the same counts: many comparisons share a run."""
 
-    def __init__(self, run: Run, metric: str) -> None:
-        self._run, self._function = run, METRICS[metric][1]
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
         self._known: dict[bytes, NDArray[np.float64]] = {}
 
     def __call__(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        # One generator draws all rows, so the first of them tell the resamples.
+        # One generator draws a block of counts, so its length and first rows tell it from any other.
         key = len(counts).to_bytes(8) + counts[:8].tobytes()
         if key not in self._known:
-            p = self._run.predictions
-            outcome = (p["time"], p["event"], p["risk"]) if "risk" in p else (p["target"], p["score"])
-            self._known[key] = self._function(*outcome, counts)
+            self._known[key] = self._metric(counts)
         return self._known[key]
+
+
+def _of_run(run: Run, metric: str) -> Metric:
+    function = METRICS[metric][1]
+
+    def value(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        p = run.predictions
+        outcome = (p["time"], p["event"], p["risk"]) if "risk" in p else (p["target"], p["score"])
+        return function(*outcome, counts)
+
+    return value
 
 
 class _Sum:
     """Sum of metrics of the same cases."""
 
-    def __init__(self, terms: Sequence[_Resampled]) -> None:
+    def __init__(self, terms: Sequence[Metric]) -> None:
         self._terms = terms
 
     def __call__(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
