@@ -234,6 +234,7 @@ class Once:
         self._known: dict[bytes, NDArray[np.float64]] = {}
 
     def __call__(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Counts (B, n) to values (B,)."""
         # One generator draws a block of counts, so its length and first rows tell it from any other.
         key = len(counts).to_bytes(8) + counts[:8].tobytes()
         if key not in self._known:
@@ -259,6 +260,7 @@ class _Sum:
         self._terms = terms
 
     def __call__(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Counts (B, n) to values (B,)."""
         return np.sum([term(counts) for term in self._terms], axis=0)
 
 

@@ -302,7 +302,8 @@ def _over_folds(name: str, group: str, scores: Scores, labels: dict[str, str], b
             wins, losses = int((d > 0).sum()), int((d < 0).sum())
             low, high, p = (test.low, test.high, test.p) if test else (math.nan,) * 3
             entries = [
-                f"{d.mean():+.3f}", "–" if math.isnan(low) else f"[{low:+.3f}, {high:+.3f}]", f"{wins}/{len(d) - wins - losses}/{losses}",
+                f"{d.mean():+.3f}", "–" if math.isnan(low) else f"[{low:+.3f}, {high:+.3f}]",
+                f"{wins}/{len(d) - wins - losses}/{losses}",
                 f"{words(p)} ({words(float(p_holm))})",
                 f"{words(signs.p)} ({signs.smallest:.3g})",
             ]  # fmt: skip
@@ -457,7 +458,7 @@ def _paired(
             lines.append(Row(model, [Entry(entries[0], dagger=bool(p_holm < ALPHA)), *map(Entry, entries[1:])]))
             tidy.append({
                 "model": model, "reference": base, "group": group, "score": metric, "folds": c.runs, "difference": c.difference,
-                "low": c.low, "high": c.high, "wins": c.wins, "ties": c.ties, "losses": c.losses, "p": c.p, 
+                "low": c.low, "high": c.high, "wins": c.wins, "ties": c.ties, "losses": c.losses, "p": c.p,
                 "p_holm": float(p_holm),
             })  # fmt: skip
     if not lines:
