@@ -14,7 +14,7 @@ from milbench import __version__
 from milbench.cli import show
 from milbench.cli.analyze import analyze
 from milbench.cli.data import data
-from milbench.cli.options import AS_JSON, PLUGIN, RESULTS
+from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS
 from milbench.cli.profile import profile
 from milbench.cli.report import report
 
@@ -98,6 +98,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     "--rehearse-scale", type=click.FloatRange(min=1), default=8, show_default=True, help="Stand-in bags are this much smaller."
 )
 @RESULTS
+@DATA
 @PLUGIN
 def run(
     suite: str, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None, recipe: str | None,
@@ -372,6 +373,7 @@ def ls_suites(as_json: bool) -> None:
 
 
 @ls.command("datasets")
+@DATA
 @AS_JSON
 def ls_datasets(as_json: bool) -> None:
     """Every dataset known by name, and whether its files are here."""

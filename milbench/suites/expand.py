@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from milbench import datasets, plugins, recipes
 from milbench.datasets.splits import PUBLISHED, count
-from milbench.errors import MilbenchError, NotHere, from_validation
+from milbench.errors import MilbenchError, NotHere, from_validation, unknown
 from milbench.suites.model import Search, Suite
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.spec import TrialSpec
@@ -129,15 +129,18 @@ def expand(
     if grid is None:
         raise MilbenchError(f"suite {suite.name} has no grid of its own")
     asked: dict[str, Any] = {"name": recipe} if recipe else dict(suite.recipe)
+    own_values = asked.pop("on", {})  # of single datasets
+    if strangers := own_values.keys() - set(grid.dataset):
+        raise unknown(f"dataset in recipe.on of suite {suite.name}", min(strangers), grid.dataset)
     if epochs is not None:
         asked["max_epochs"] = epochs
+        own_values = {dataset: {**values, "max_epochs": epochs} for dataset, values in own_values.items()}
     fitted = partial(_recipe, asked, suite)
     labels = {row(text, fitted).name: label for text, label in (suite.table.labels if suite.table else {}).items()}
     named = (row(text, fitted) for text in aggregators or grid.aggregator)
     rows = list({r.name: replace(r, label=labels.get(r.name, r.label)) for r in named}.values())
     implementations = {r.name: r.variant.implementation for r in rows}  # reads and hashes files, so once and not per trial
     tried = [draw for r in rows for draw in _draws(r, suite.search)] if suite.search else rows
-    shared = {**asked, "search": suite.search.model_dump()} if suite.search else asked
     seeds = list(dict.fromkeys(seeds or grid.seed))
     jobs, notes, cells = [], [], []
     magnifications: list[int | None] = [*grid.magnification] or [None]
@@ -173,6 +176,9 @@ def expand(
             raise MilbenchError(f"suite {suite.name} is for {suite.task}, dataset {name} for {dataset.task}")
         notes.append(f"{dataset.label}: {len(dataset.samples)} {dataset.unit}s, {_counts(dataset)}")
         notes += [f"{dataset.label}: {note}" for note in dataset.notes]
+        here = {**asked, **own_values.get(name, {})}
+        fitted_here = partial(_recipe, here, suite)
+        shared = {**here, "search": suite.search.model_dump()} if suite.search else here
         parts, split_fingerprint = dataset.folds(split), dataset.split_fingerprint(split)
         for fold in _folds(folds or grid.fold, len(parts), f"{name}, split {split}"):
             for r, seed in product(tried, seeds):
@@ -185,7 +191,7 @@ def expand(
                     magnification=magnification,
                     patch_size=patch_size,
                     feature_dtype=grid.dtype,
-                    standardise=grid.standardise,
+                    standardise=name in grid.standardise if isinstance(grid.standardise, list) else grid.standardise,
                     aggregator=r.variant.entry.name,
                     params=r.variant.params,
                     implementation=implementations[r.name],
@@ -193,7 +199,7 @@ def expand(
                     split_fingerprint=split_fingerprint,
                     fold=fold,
                     seed=seed,
-                    recipe=fitted(r.variant, has_validation=bool(parts[fold].val), **r.changes),
+                    recipe=fitted_here(r.variant, has_validation=bool(parts[fold].val), **r.changes),
                     threads=threads,
                     device=device,
                 )

@@ -25,6 +25,7 @@ from milbench import datasets, plugins, tasks
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.datasets import ENCODERS, Dataset, Fold, Sample, splits
+from milbench.datasets.published import COHORTS, Cohort
 from milbench.errors import MilbenchError, NotHere
 from milbench.suites.expand import Job
 from milbench.training import Bags, derive_seed
@@ -38,41 +39,6 @@ COARSE = 4  # the smaller of the two sizes is this much smaller
 SPREAD = 0.5  # of the logarithm of made-up sizes
 SMALLEST = 16  # instances of a stand-in bag
 UNKNOWN_WIDTH = 1024
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """What is published of a dataset that is not here.
-
-    Args:
-        label, task, unit, classes: as in :class:`milbench.datasets.Dataset`.
-        counts: samples of each class, or cases without and with an event.
-        instances: patches of a slide, on average, at 20x and `patch_size`.
-        official: sizes of the training, validation and test part of the official split.
-    """
-
-    label: str
-    task: Any
-    unit: Any
-    classes: tuple[str, ...]
-    counts: tuple[int, ...]
-    instances: int
-    patch_size: int
-    official: tuple[int, int, int] | None = None
-
-
-# LongMIL prints one average: 50,000 patches of a TCGA-BRCA slide at 40x (appendix A.1), a quarter of that at 20x. Of BRACS it
-# shows a histogram (Figure 1, 20x, axis to 17,500); we take the middle of its axis. Of the other cohorts it says nothing.
-_TCGA, _BRACS = 50_000 // 4, 17_500 // 2
-COHORTS = {
-    "bracs": Cohort(
-        "BRACS", "subtyping", "slide", ("benign", "atypical", "malignant"), (265, 89, 193), _BRACS, 224, (395, 65, 87)
-    ),
-    "tcga-brca": Cohort("TCGA-BRCA", "subtyping", "slide", ("IDC", "ILC"), (831, 210), _TCGA, 256),
-    "tcga-brca-survival": Cohort("TCGA-BRCA", "survival", "case", (), (826, 130), _TCGA, 256),
-    "tcga-coadread-survival": Cohort("TCGA-COADREAD", "survival", "case", (), (260, 80), _TCGA, 256),
-    "tcga-stad-survival": Cohort("TCGA-STAD", "survival", "case", (), (210, 139), _TCGA, 256),
-}
 
 
 def _uniform(*axes: object) -> float:

@@ -176,7 +176,7 @@ def merge(store: Store, new: Plan) -> Plan:
 
 def _in_order(cells: Sequence[Cell], definition: dict[str, Any]) -> list[Cell]:
     """By column, then row as the suite lists them (additions last), then seed and fold."""
-    rows = list(definition.get("grid", {}).get("aggregator", []))
+    rows = list((definition.get("grid") or {}).get("aggregator", []))
     columns = list(dict.fromkeys(cell.column for cell in cells))
 
     def key(cell: Cell) -> tuple[object, ...]:
