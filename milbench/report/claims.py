@@ -172,7 +172,7 @@ class Part:
         claim: whose part it is.
         line: the line of the table that it belongs to.
         where: table, column and metric, in words.
-        against: what is compared with what, in words.
+        against: what sets it apart from the other parts of its line, in words.
         estimate: the difference (upper less lower), or why there is none.
         effect: what was found in words, where it is no difference.
         tidy: what else the CSV says.
@@ -254,22 +254,23 @@ def verdicts(store: Store | None, suites: Collection[str] | None = None) -> list
 
     Args:
         store: the results; without one there is the second table only.
-        suites: only claims that one of these suites bears on; all claims unless given.
+        suites: only claims about tables that one of these suites fills; all claims unless given.
 
     Raises:
         MilbenchError: a plan, a result or a measurement cannot be read.
     """
-    chosen = [claim for claim in load().claim if suites is None or _suites(claim) & set(suites)]
+    wanted = None if suites is None else set(suites)
+    about_tables = [c for c in load().claim if c.tables and (wanted is None or {t.suite for t in load().about(c)} & wanted)]
+    chosen = [c for c in load().claim if c in about_tables or (not c.tables and (about_tables or "efficiency" in (wanted or ())))]
     tables = []
     if store is not None and chosen:
-        tables.append(_table("claims-results", "What the results say", judge(chosen, Measured(store)), _MEASURED))
+        parts = judge(chosen, Measured(store))
+        if wanted is not None and "efficiency" not in wanted:  # then measurements count where they are, and are not missed
+            parts = [part for part in parts if part.claim.tables or part.verdict != "not run"]
+        tables.append(_table("claims-results", "What the results say", parts, _MEASURED))
     if printed := judge(chosen, PRINTED):
         tables.append(_table("claims-printed", "What the printed numbers say", printed, _WELCH))
     return tables
-
-
-def _suites(claim: Claim) -> set[str]:
-    return {table.suite for table in load().about(claim)} or {"efficiency"}
 
 
 def judge(claims: Iterable[Claim], evidence: Measured | Printed) -> list[Part]:
@@ -327,6 +328,7 @@ def _unclaimed(part: Part, evidence: Measured | Printed) -> Iterator[tuple[froze
 def _differences(claim: Claim, evidence: Measured | Printed) -> Iterator[Part]:
     """Every comparison of a claim about a difference, in the columns and rows that the paper prints."""
     tables = load().about(claim)
+    constant = len({other for _, other in claim.pairs}) == 1  # then the upper side tells the parts apart, else the lower
     seen: set[tuple[str, Side, Side]] = set()
     for table in tables:
         columns = [c for c in _columns(table) if all(getattr(c, key) == value for key, value in claim.at.items())]
@@ -352,7 +354,7 @@ def _differences(claim: Claim, evidence: Measured | Printed) -> Iterator[Part]:
                     claim,
                     line=table.printed if len({t.id for t in tables}) > 1 else where,
                     where=where,
-                    against=_label(other) if claim.upper else f"{_label(one)} v {_label(other)}" if one != other else _label(one),
+                    against=_label(one if constant else other),
                     estimate=evidence.difference(table.source, metric, upper, lower),
                     tidy={
                         "table": table.id,
@@ -391,7 +393,7 @@ def _words(table: PaperTable, column: Column) -> str:
     for name, value in column._asdict().items():
         alike = [c for c in others if getattr(c, name) == value]
         if len(alike) < len(others):
-            told.append(heads.get(str(value)) or f"{value}{units.get(name, '')}")
+            told.append(heads.get(str(value)) or heads.get(f"{value}-survival") or f"{value}{units.get(name, '')}")
         others = alike
     return ", ".join(told)
 
@@ -414,7 +416,7 @@ def _anova(claim: Claim, evidence: Measured | Printed) -> Iterator[Part]:
                 yield Part(claim, where, where, "all methods", "not all methods have two runs", tidy=tidy)
                 continue
             test = scipy.f_oneway(*values)
-            e = Estimate.without_interval(float(test.pvalue), f"{sum(map(len, values))} runs")
+            e = Estimate.without_interval(float(test.pvalue), f"{sum(map(len, values))}")
             found = f"F = {test.statistic:.2f}"
             yield Part(claim, where, where, "all methods", e, found, tidy, p_holm=e.p, verdict=_differs(e.p))
 
@@ -487,22 +489,22 @@ _RULES = [
     "Holm's correction.",
     "A claim with several parts is supported where all are, not supported where one is not, not run where none is run, else "
     "inconclusive. A line shows its weakest part: the one with the fewest standard errors between the difference and what the "
-    "claim needs; the CSV holds every part, and why one is not run.",
+    "claim needs. Parts: how many are supported / run / claimed; the CSV holds every one, and why it is not run.",
     "Power: the chance that this comparison, uncorrected, finds the printed difference.",
 ]
 _MEASURED = [
     _RULES[0]
     + " Not supported: the same below that value; or interval and corrected p exclude the printed difference from below. "
     "Inconclusive: neither.",
-    f"Differences: bootstrap over cases, stratified by class, drawn inside each fold, {REPLICATES:,} resamples, the same for "
-    "both methods; Holm within one table and metric, comparisons with LongMIL being those of the tables' daggers.",
+    f"n: cases x seeds. Differences: bootstrap over cases, stratified by class, drawn in each fold, {REPLICATES:,} resamples, "
+    "the same for both methods; Holm within one table and metric, comparisons with LongMIL being those of the tables' daggers.",
     f'A printed "about k times" is met from k / {ABOUT:g} on; costs are of one machine and have no interval. Exponents: slope '
     f"over the {measurements.FITTED} largest sizes. Ranks: paired t-test over slides, trained models.",
     *_RULES[1:],
 ]
 _WELCH = [
     _RULES[0] + " Not supported: the same below that value. Inconclusive: neither.",
-    "Welch's test of the printed means and deviations, ± taken as sample standard deviation over 5 seeds (BRACS), 5 folds "
+    "n: runs of both sides. Welch's test of the printed means and deviations, ± taken as sample standard deviation over 5 seeds (BRACS), 5 folds "
     "(survival) or 10 folds (TCGA-BRCA subtyping). It takes runs as independent: runs on the same folds mostly show more when "
     "paired, so inconclusive means that the table does not show a difference, not that there is none.",
     "Holm within one table and metric. Figures without printed means are left out.",
@@ -512,17 +514,21 @@ _WELCH = [
 
 def _table(name: str, title: str, parts: Sequence[Part], notes: list[str]) -> Table:
     lines: list[Row] = []
+    absent: list[str] = []
     for claim, own in groupby(parts, key=lambda part: part.claim):
         members = list(own)
         margin = f", margin {claim.margin:g}" if claim.margin else ""
-        verdict = _overall(members)
-        lines.append(Row(f"{claim.text} ({claim.where}{margin}): {verdict}", [], rule=bool(lines)))
-        if verdict == "not run":
+        if (verdict := _overall(members)) == "not run":
+            absent.append(f"{claim.text} ({claim.where})")
             continue
+        lines.append(Row(f"{claim.text} ({claim.where}{margin}): {verdict}", [], rule=bool(lines)))
         for line in dict.fromkeys(part.line for part in members):
             lines.append(_line(line, [part for part in members if part.line == line]))
-    heads = ("verdict", "weakest part", "difference [95 % interval]", "n", "p (Holm)", "power", "supported/run/all")
-    return Table(name, title, [("", head) for head in heads], lines, notes, [_tidy(part) for part in parts])
+    if absent:
+        lines = lines or [Row("No claim has a result yet", [])]
+        notes = [*notes, f"Not run, {len(absent)} claims: {'; '.join(absent)}."]
+    heads = ("verdict", "weakest part", "difference [95 %]", "n", "p (Holm)", "power", "parts")
+    return Table(name, title, [("", head) for head in heads], lines, notes, [_tidy(part) for part in parts], corner="Claim")
 
 
 def _overall(parts: Iterable[Part]) -> Verdict:

@@ -129,7 +129,7 @@ class Printed:
         runs = source.runs
         test = stats.welch_from_summary(mean1, sd1, runs, mean2, sd2, runs)
         se, df = stats.welch_error(sd1, runs, sd2, runs)
-        return Estimate(test.difference, test.low, test.high, test.p, se, df, f"{runs} + {runs} runs")
+        return Estimate(test.difference, test.low, test.high, test.p, se, df, f"{runs} + {runs}")
 
 
 class Measured:
@@ -205,9 +205,8 @@ class Measured:
             folds.append((strata, [(method, reference) for method, reference in sums]))
             cases += len(strata)
         run = done[upper[0]][keys[0]]
-        c = stats.paired_bootstrap(folds, replicates=REPLICATES, seed=f"{source.suite}|{run.cell.column}|{metric}")
-        unit = run.result["spec"]["unit"]
-        n = f"{cases} {unit}s" + (f" x {len(keys) // len(folds)} seeds" if len(keys) > len(folds) else "")
+        c = stats.paired_bootstrap(folds, replicates=REPLICATES, seed=f"{run.cell.column}|{metric}")
+        n = f"{cases}" + (f" x {len(keys) // len(folds)}" if len(keys) > len(folds) else "")
         return Estimate(c.difference, c.low, c.high, c.p, c.se, None, n)
 
     def _metric(self, run: Run, metric: str) -> "Once":

@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 
 from milbench import stats
 from milbench.errors import MilbenchError, unknown
+from milbench.report import claims
+from milbench.report.build import Report
 from milbench.report.evidence import Once, words
 from milbench.report.tables import ALPHA, METRICS, REPLICATES, Entry, Row, Table
 
@@ -178,6 +180,18 @@ def build(
     for path in predictions:
         tables += of_predictions(Sheet.read(path), reference, tests=tests)
     return tables
+
+
+def report(
+    folds: Iterable[Path] = (), predictions: Iterable[Path] = (), *, reference: str | None = None, tests: bool = True
+) -> Report:
+    """What :func:`build` makes of the files, after what the paper's printed numbers say.
+
+    Raises:
+        MilbenchError: a file cannot be read or lacks a column; says what was found and what is needed.
+    """
+    others = build(folds, predictions, reference=reference, tests=tests)
+    return Report("published", "Published results", [], verdicts=claims.verdicts(None) if tests else [], others=others)
 
 
 def of_folds(sheet: Sheet, reference: str | None = None, *, tests: bool = True) -> list[Table]:
