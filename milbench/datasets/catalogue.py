@@ -5,10 +5,13 @@ from typing import Literal
 
 from milbench.datasets import classic
 from milbench.datasets.base import Dataset
-from milbench.errors import MilbenchError, unknown
+from milbench.errors import MilbenchError, NotHere, unknown
 
 # Patch encoders of the LongMIL paper and the width of their features. Any other name works; its width is read from files.
 ENCODERS = {"vits-lunit": 384, "vits-dino": 384, "hipt": 384, "resnet50": 1024, "uni": 1024, "gigapath": 1536}
+
+# Datasets of the paper. Their features are the user's own.
+PUBLISHED = ("bracs", "tcga-brca", "tcga-brca-survival", "tcga-coadread-survival", "tcga-stad-survival")
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,13 @@ def load(
     """The dataset `name` with features of `encoder`.
 
     Raises:
+        NotHere: a dataset of the paper, whose features are not here.
         MilbenchError: no such dataset or encoder, or its files are not installed.
     """
+    if name in PUBLISHED:
+        raise NotHere(f"no features of {name}; add them with: milbench data add {name} --encoder {encoder} ...")
     if name not in classic.TABLES:
-        raise unknown("dataset", name, classic.TABLES)
+        raise unknown("dataset", name, [*classic.TABLES, *PUBLISHED])
     if encoder != classic.ENCODER:
         raise unknown(f"encoder of dataset {name}", encoder, [classic.ENCODER])
     if magnification is not None or patch_size is not None:
