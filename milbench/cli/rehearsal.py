@@ -106,12 +106,13 @@ def _show(found: rehearse.Needs, spec: TrialSpec, workers: int) -> None:
         f"{_range(found.hours)} hours on one device ({device}), {_range(both)} with {workers} worker{'s' * (workers > 1)}",
         f"disk: {found.feature_bytes / 1e9:.1f} GB of packed features, {found.result_bytes / 1e9:.2f} GB of results",
         "",
-        f"Measured on bags {found.scale:g} and {found.scale * rehearse.COARSE:g} times smaller than the real ones and summed over "
-        "the sizes of the real ones,",
-        "or over made-up sizes around the paper's where the data is not here. Least: what does not grow between both sizes is taken",
-        "as fixed, and training stops as early as the recipe allows. Most: all of a step grows with the bag, and training never",
-        "stops early. The step is that of the slowest column, the exponent that between both sizes; memory follows a straight line",
-        "to the largest bag. Reading features is not counted. A smaller --rehearse-scale narrows the range.",
+        f"Measured on bags {found.scale:g} and {found.scale * rehearse.COARSE:g} times smaller than the real ones, summed over real "
+        "sizes,",
+        "or over made-up ones around the paper's where the data is not here. Least: what does not grow between both",
+        "sizes is fixed, and training stops as early as the recipe allows. Most: all of a step grows with the bag, and",
+        "training never stops early. The step is that of the slowest column, the exponent that between both sizes;",
+        "memory follows a straight line to the largest bag. Reading features is not counted. A smaller --rehearse-scale",
+        "narrows the range.",
     ):
         click.echo(line)
 

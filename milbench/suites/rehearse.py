@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,7 @@ def stand_in(
             raise
         real = _made_up(name, COHORTS[name], encoder, magnification or 20, patch_size or COHORTS[name].patch_size)
     sizes = dict(real.sizes()) if real.sizes else {s.id: len(real.read(s.id)) for s in real.samples}
+    given = {**_splits(COHORTS[name], real.samples, sizes), **real.splits} if name in COHORTS else real.splits
 
     def read(id: str) -> Bag:
         n = max(SMALLEST, round(sizes[id] / scale))
@@ -105,7 +107,7 @@ def stand_in(
         coords = _tissue(n, generator) * step if real.has_coords else None
         return Bag(features, coords, step if real.has_coords else None, slide_id=id, case_id=id, source="stand-in")
 
-    return replace(real, read=read, fingerprint=f"REHEARSAL:{scale:g}:{real.fingerprint}", sizes=lambda: sizes)
+    return replace(real, read=read, splits=given, fingerprint=f"REHEARSAL:{scale:g}:{real.fingerprint}", sizes=lambda: sizes)
 
 
 def _tissue(n: int, generator: torch.Generator) -> torch.Tensor:
@@ -138,15 +140,6 @@ def _made_up(name: str, cohort: Cohort, encoder: str, magnification: int, patch_
 
     sizes = {s.id: size(s.id) for s in samples}
 
-    def official() -> list[Fold]:
-        train, val, _ = cohort.official or (0, 0, 0)
-        every = tuple(sorted(sizes))
-        return [Fold(every[:train], every[train : train + val], every[train + val :])]
-
-    validation = 0 if cohort.task == "survival" else None
-    folds = {
-        f"hipt{k}{twin}": partial(splits.k_fold, samples, k, validation=validation) for k in (5, 10) for twin in ("", "-grouped")
-    }
     return Dataset(
         name=name,
         label=cohort.label,
@@ -159,17 +152,30 @@ def _made_up(name: str, cohort: Cohort, encoder: str, magnification: int, patch_
         has_coords=True,
         encoder=encoder,
         fingerprint="made up",
-        splits={
-            **({"official": official} if cohort.official else {}),
-            **folds,
-            **{f"kfold{k}": partial(splits.k_fold, samples, k) for k in (5, 10)},
-            "extrapolation": partial(splits.extrapolation, samples, sizes),
-            "extrapolation-mixed": partial(splits.extrapolation, samples, sizes, mixed=True),
-        },
+        splits={},  # stand_in adds them
         magnification=magnification,
         patch_size=patch_size,
         sizes=lambda: sizes,
     )
+
+
+def _splits(cohort: Cohort, samples: Sequence[Sample], sizes: Mapping[str, int]) -> dict[str, Callable[[], Sequence[Fold]]]:
+    """Stand-ins for the published splits, which have parts as large as theirs."""
+
+    def official() -> list[Fold]:
+        ids = sorted(sizes)
+        ends = [round(len(ids) * end / sum(cohort.official or ())) for end in accumulate(cohort.official or ())]
+        return [Fold(*(tuple(ids[start:end]) for start, end in pairwise([0, *ends])))]
+
+    validation = 0 if cohort.task == "survival" else None
+    folds = {k: partial(splits.k_fold, samples, k, validation=validation) for k in (5, 10)}
+    return {
+        **({"official": official} if cohort.official else {}),
+        **{f"hipt{k}{twin}": fold for k, fold in folds.items() for twin in ("", "-grouped")},
+        **{f"kfold{k}": partial(splits.k_fold, samples, k) for k in (5, 10)},
+        "extrapolation": partial(splits.extrapolation, samples, sizes),
+        "extrapolation-mixed": partial(splits.extrapolation, samples, sizes, mixed=True),
+    }
 
 
 def measured(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, *, scale: float) -> tuple[Result, Files]:
@@ -301,8 +307,8 @@ class Cost:
         """What two measured sizes say of larger ones: the least and the most of a step, and the exponent between both sizes.
 
         Where the time grows faster than the instances and the method declares a square of them, or nothing, it is n (a + b n)
-        through both sizes. Otherwise the least is the straight line through both, whose intercept is the fixed cost of a step, and
-        the most the line through the origin and the larger size, as if nothing were fixed.
+        through both sizes. Otherwise the least is the straight line through both, whose intercept is the fixed cost of a step,
+        and the most the line through the origin and the larger size, as if nothing were fixed.
 
         Args:
             points: (instances, seconds) of the smaller size, then as many of the larger; the first of each, which warms up, is
