@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,12 +198,19 @@ def run(
     raise SystemExit(progress.summary(jobs, store, ran=len(todo), suite=suite, results=results))
 
 
-def _show_missing(expanded: list[Plan]) -> None:
-    """One line for each dataset, encoder and magnification that a suite asks for and that is not here."""
-    missing = {cell.column: cell.missing for plan in expanded for cell in plan.cells if cell.missing}
-    trials = {column: len({c.place for plan in expanded for c in plan.cells if c.column == column}) for column in missing}
-    for column, why in missing.items():
-        click.echo(f"not here: {_column(column)} ({trials[column]} trials): {why}")
+def _missing(plans: list[Plan]) -> list[dict[str, Any]]:
+    """One entry for each dataset, encoder, magnification, patch size and split that suites ask for and that is not here."""
+    cells = {cell.place: cell for plan in plans for cell in plan.cells if cell.missing}.values()
+    keys = ("dataset", "encoder", "magnification", "patch_size", "split")
+    trials = Counter(cell.column for cell in cells)
+    reasons = {cell.column: cell.missing for cell in cells}
+    return [{**dict(zip(keys, column, strict=True)), "trials": trials[column], "reason": why} for column, why in reasons.items()]
+
+
+def _show_missing(plans: list[Plan]) -> None:
+    for one in _missing(plans):
+        *column, trials, reason = one.values()
+        click.echo(f"not here: {_column(tuple(column))} ({trials} trials): {reason}")
 
 
 def _column(column: tuple[object, ...]) -> str:
@@ -275,8 +283,9 @@ def status(suite: str | None, results: Path, as_json: bool) -> None:
     from milbench.trials.store import Store
 
     store = Store(results)
-    rows, troubles = [], []
+    rows, troubles, grids = [], [], []
     for name in plans.chosen(store, suite):
+        grids += leaves(store, name)
         cells = {cell.place: cell for leaf in leaves(store, name) for cell in leaf.cells}.values()
         here = {cell.trial_id: cell for cell in cells if not cell.missing}
         found = {trial_id: store.raw(trial_id) for trial_id in here}
@@ -296,12 +305,13 @@ def status(suite: str | None, results: Path, as_json: bool) -> None:
                 reason = (found[trial_id] or {})["reason"]
                 troubles.append({**place, "trial_id": trial_id, "status": state[trial_id], "reason": reason})
     if as_json:
-        click.echo(json.dumps({"suites": rows, "not_ok": troubles}, indent=1))
+        click.echo(json.dumps({"suites": rows, "not_ok": troubles, "not_here": _missing(grids)}, indent=1))
         return
     show.table(["suite", "trials", *counts, "not here"], [list(row.values()) for row in rows])
     for t in troubles:
         where = f"{t['aggregator']} on {t['dataset']}, fold {t['fold']}, seed {t['seed']} ({t['trial_id']})"
         click.echo(f"{t['status']:8} {where}: {t['reason']}")
+    _show_missing(grids)
 
 
 @click.group()

@@ -101,20 +101,20 @@ def _show(found: rehearse.Needs, spec: TrialSpec, workers: int) -> None:
     ]
     device = f"{spec.device}, {spec.threads} thread{'s' * (spec.threads > 1)} a trial"
     both = (found.hours[0] / workers, found.hours[1] / workers)
-    for line in (
-        "; ".join([f"{found.trials:,} trials, measured on {found.rehearsed} distinct models", *less]),
-        f"{_range(found.hours)} hours on one device ({device}), {_range(both)} with {workers} worker{'s' * (workers > 1)}",
-        f"disk: {found.feature_bytes / 1e9:.1f} GB of packed features, {found.result_bytes / 1e9:.2f} GB of results",
-        "",
-        f"Measured on bags {found.scale:g} and {found.scale * rehearse.COARSE:g} times smaller than the real ones, summed over real "
-        "sizes,",
-        "or over made-up ones around the paper's where the data is not here. Least: what does not grow between both",
-        "sizes is fixed, and training stops as early as the recipe allows. Most: all of a step grows with the bag, and",
-        "training never stops early. The step is that of the slowest column, the exponent that between both sizes;",
-        "memory follows a straight line to the largest bag. Reading features is not counted. A smaller --rehearse-scale",
-        "narrows the range.",
-    ):
-        click.echo(line)
+    click.echo("; ".join([f"{found.trials:,} trials, measured on {found.rehearsed} distinct models", *less]))
+    hours = f"{_range(found.hours)} hours on one device ({device})"
+    click.echo(f"{hours}, {_range(both)} with {workers} workers" if workers > 1 else hours)
+    click.echo(f"disk: {found.feature_bytes / 1e9:.1f} GB of packed features, {found.result_bytes / 1e9:.2f} GB of results\n")
+    click.echo(
+        click.wrap_text(
+            f"Measured on bags {found.scale:g} and {found.scale * rehearse.COARSE:g} times smaller than the real ones, whose sizes "
+            "are made up around the paper's where the data is not here. Least: what does not grow between both sizes is fixed, and "
+            "training stops as early as the recipe allows. Most: all of a step grows with the bag, and training never stops early. "
+            "The step is that of the slowest column, the exponent that between both sizes; memory follows a straight line to the "
+            "largest bag. Reading features is not counted. A smaller --rehearse-scale narrows the range.",
+            width=110,
+        )
+    )
 
 
 def _range(pair: tuple[float, float]) -> str:
