@@ -107,11 +107,11 @@ def _show(found: rehearse.Needs, spec: TrialSpec, workers: int) -> None:
     click.echo(f"disk: {found.feature_bytes / 1e9:.1f} GB of packed features, {found.result_bytes / 1e9:.2f} GB of results\n")
     click.echo(
         click.wrap_text(
-            f"Measured on bags {found.scale:g} and {found.scale * rehearse.COARSE:g} times smaller than the real ones, whose sizes "
-            "are made up around the paper's where the data is not here. Least: what does not grow between both sizes is fixed, and "
-            "training stops as early as the recipe allows. Most: all of a step grows with the bag, and training never stops early. "
-            "The step is that of the slowest column, the exponent that between both sizes; memory follows a straight line to the "
-            "largest bag. Reading features is not counted. A smaller --rehearse-scale narrows the range.",
+            f"Measured on bags {found.scale:g} and {found.scale * rehearse.COARSE:g} times smaller than the real ones, whose "
+            "sizes are made up around the paper's where the data is not here. Least: what does not grow between both sizes is "
+            "fixed, and training stops as early as the recipe allows. Most: all of a step grows with the bag, and training never "
+            "stops early. The step is that of the slowest column, the exponent that between both sizes; memory follows a "
+            "straight line to the largest bag. Reading features is not counted. A smaller --rehearse-scale narrows the range.",
             width=110,
         )
     )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
@@ -115,7 +116,7 @@ class Pack:
         self._release(found["at"], found["end"])
         n, at = found["n"], found["arrays"]
         return Bag(
-            self._view(at["features"], self.dtype, n * self.in_dim).view(n, self.in_dim).float(),
+            _float32(self._view(at["features"], self.dtype, n * self.in_dim).view(n, self.in_dim)),
             None if at["coords"] is None else self._view(at["coords"], found["coords_dtype"], 2 * n).view(n, 2),
             found["step"],
             slide_id=id,
@@ -237,6 +238,14 @@ class Pack:
             self._bytes = torch.frombuffer(mapped, dtype=torch.uint8)
         self._map = mapped
         return True
+
+
+def _float32(features: Tensor) -> Tensor:
+    """Float32 as it is, float16 as a copy."""
+    if features.dtype == torch.float32:
+        return features
+    # NumPy asks for huge pages; to map as much memory in small ones takes longer than to convert.
+    return torch.from_numpy(np.empty(features.shape, np.float32)).copy_(features)
 
 
 def _rounded(bag: Bag) -> Bag:
