@@ -7,13 +7,14 @@ from importlib import resources
 import pytest
 from helpers import toy_dataset
 
-from milbench import MilbenchError, datasets, plugins, suites
+from milbench import MilbenchError, cli, datasets, plugins, suites
 from milbench.datasets import packed
 from milbench.errors import NotHere
+from milbench.report import collect
 from milbench.suites import rehearse
 from milbench.suites.model import Search, whole, with_includes
 from milbench.trials import plan as plans
-from milbench.trials.run import run_trial
+from milbench.trials.run import build_model, run_trial
 from milbench.trials.store import Store
 
 STAND_IN = partial(rehearse.stand_in, 64)
@@ -127,18 +128,14 @@ def test_ablations_sweep_the_values_of_figure_6_and_nothing_else(what):
 
 def test_heads_that_do_not_divide_the_width_are_recorded_as_skipped(tmp_path):
     _, jobs = suites.expand(suites.load("bracs-ablation-heads"), load=STAND_IN, seeds=[0])
-    store = Store(tmp_path)
-    body = partial(rehearse.measured, scale=2000)
-    status = {
-        job.spec.params["heads"]: run_trial(job.spec, store, {}, body=body)
-        for job in jobs
-        if job.spec.params["heads"] in (5, 6, 7)
-    }
-    assert status == {5: "skipped", 6: "ok", 7: "skipped"}
-    reasons = [store.raw(job.spec.trial_id)["reason"] for job in jobs if job.spec.params["heads"] in (5, 7)]
-    assert reasons == [
-        f"LongMIL cannot be built with these parameters: {h} heads do not divide a width of 384 into equal parts" for h in (5, 7)
-    ]
+    specs, store = {job.spec.params["heads"]: job.spec for job in jobs}, Store(tmp_path)
+    for heads in (5, 7):
+        assert run_trial(specs[heads], store, {}, body=partial(rehearse.measured, scale=2000)) == "skipped"
+        assert store.raw(specs[heads].trial_id)["reason"] == (
+            f"LongMIL cannot be built with these parameters: {heads} heads do not divide a width of 384 into equal parts"
+        )
+    for heads in (1, 2, 3, 4, 6, 8):
+        assert build_model(specs[heads], STAND_IN("bracs", "vits-lunit", 20, 224), 3)
 
 
 def test_what_the_composed_suites_are_made_of():
@@ -160,6 +157,17 @@ def test_what_the_composed_suites_are_made_of():
     assert leaves("paper-all") == [*bracs, *ablations, *brca, "survival", "survival-foundation"]
     assert [s.made_by for s in whole(suites.load("paper-all")) if s.made_by] == ["milbench profile aggregators"]
     assert leaves("efficiency") == []
+
+
+def test_a_composed_suite_finds_its_leaves_at_every_depth(tmp_path):
+    store, asked = Store(tmp_path), suites.load("paper-all")
+    for leaf in with_includes(asked):
+        plans.merge(store, suites.expand(leaf, load=STAND_IN, aggregators=["abmil"], seeds=[0], folds=[0])[0])
+    for plan in cli._composed(whole(asked)):
+        plans.merge(store, plan)
+    for name in ("paper-all", "bracs-all", "bracs-ablations", "tcga-brca"):
+        assert [plan.suite for plan in collect.leaves(store, name)] == [s.name for s in with_includes(suites.load(name))]
+    assert collect.leaves(store, "efficiency") == []
 
 
 def test_the_grouped_twin_differs_in_the_split_only():
