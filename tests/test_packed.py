@@ -83,7 +83,7 @@ def test_float16_on_request_rounds_the_same_with_and_without_a_pack(tmp_path, mo
 
 def test_features_too_large_for_float16_are_refused_with_their_slide(tmp_path, monkeypatch):
     large = lambda id: read(id).with_features(read(id).features * 1e6 if id == "d" else read(id).features)  # noqa: E731
-    says = r"slide d \(features/d\.h5\): features up to .*e\+06 do not fit float16 .*; keep float32"
+    says = r"slide d \(features/d\.h5\): values up to .*e\+06 do not fit into float16, .*; take float32 for this dataset"
     with pytest.raises(MilbenchError, match=says):
         pack(tmp_path, large, "float16")("a")
     assert files(tmp_path) == []

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -15,7 +15,7 @@ from milbench import __version__
 from milbench.cli import show
 from milbench.cli.analyze import analyze
 from milbench.cli.data import data
-from milbench.cli.options import AS_JSON, PLUGIN, RESULTS
+from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS
 from milbench.cli.profile import profile
 from milbench.cli.report import report
 
@@ -92,6 +92,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     help="Which weights are stored.",
 )
 @click.option("--retry-failed", is_flag=True, help="Run failed and out-of-memory trials again.")
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of stored features, instead of the suite's.")
 @click.option("--no-pack", is_flag=True, help="Read feature files directly instead of packing them into one.")
 @click.option("--dry-run", is_flag=True, help="Show the grid, what is done and what is not; run nothing.")
 @click.option("--rehearse", is_flag=True, help="A few steps of every model on stand-in bags; says what the real run would need.")
@@ -99,11 +100,13 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     "--rehearse-scale", type=click.FloatRange(min=1), default=8, show_default=True, help="Stand-in bags are this much smaller."
 )
 @RESULTS
+@DATA
 @PLUGIN
 def run(
     suite: str, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None, recipe: str | None,
     device: str, workers: int | None, threads: int, keep_models: str, retry_failed: bool, dry_run: bool, results: Path,
     forced: tuple[str, ...], plugin_files: tuple[str, ...], no_pack: bool, rehearse: bool, rehearse_scale: float,
+    dtype: Literal["float32", "float16"] | None,
 ) -> None:  # fmt: skip
     """Run every trial of a suite that has no result yet.
 
@@ -140,6 +143,7 @@ def run(
             folds=wanted_folds,
             epochs=epochs,
             recipe=recipe,
+            dtype=dtype,
             device=device,
             threads=threads,
             load=give,
@@ -155,8 +159,9 @@ def run(
         return
     _show_missing(grids)
     store = Store(results)
-    if dry_run and not rehearse:
+    if not rehearse:
         plans.refuse_rehearsal(store)
+    if dry_run and not rehearse:
         _show_grids(grids, {job.spec.trial_id: store.status(job.spec.trial_id) for job in jobs})
         return
     if not jobs:
@@ -172,7 +177,6 @@ def run(
                 retry_failed=retry_failed, dry_run=dry_run,
             )
         )  # fmt: skip
-    plans.refuse_rehearsal(store)
     again = {"pending", "failed", "oom"} if retry_failed else {"pending"}
     todo = [job for job in jobs if store.status(job.spec.trial_id) in again]
     pack(todo, click.echo)
@@ -384,6 +388,7 @@ def ls_suites(as_json: bool) -> None:
 
 
 @ls.command("datasets")
+@DATA
 @AS_JSON
 def ls_datasets(as_json: bool) -> None:
     """Every dataset known by name, and whether its files are here."""

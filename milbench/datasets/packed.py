@@ -68,7 +68,7 @@ def packed(
     if dtype not in ("float16", "float32"):
         raise MilbenchError(f"{name}: features are packed as float16 or float32, not {dtype}")
     if os.environ.get("MILBENCH_NO_PACK"):
-        return read if dtype == "float32" else lambda id: _rounded(read(id))
+        return read if dtype == "float32" else lambda id: rounded(read(id))
     return Pack(
         read, {id: int(n) for id, n in sizes.items()}, in_dim, dtype, fingerprint, re.sub(r"[^\w.+-]+", "-", name), folder
     )
@@ -200,7 +200,7 @@ class Pack:
         """Write a bag; returns where it is and what the index says of it."""
         bag = self.direct(id).check(self.in_dim)
         if self.dtype == "float16":
-            bag = _rounded(bag)
+            bag = rounded(bag)
         if len(bag) != self.sizes[id]:
             raise MilbenchError(
                 f"slide {id} ({bag.source}): {len(bag)} instances where {self.sizes[id]} were counted; did it change just now?"
@@ -248,7 +248,7 @@ def _float32(features: Tensor) -> Tensor:
     return torch.from_numpy(np.empty(features.shape, np.float32)).copy_(features)
 
 
-def _rounded(bag: Bag) -> Bag:
+def rounded(bag: Bag) -> Bag:
     """The bag with features as float16 holds them.
 
     Raises:
@@ -258,7 +258,8 @@ def _rounded(bag: Bag) -> Bag:
     if (features.isinf() & bag.features.isfinite()).any():
         largest = float(bag.features.abs().max())
         raise MilbenchError(
-            f"slide {bag.slide_id} ({bag.source}): features up to {largest:.3g} do not fit float16 (65504 at most); keep float32"
+            f"slide {bag.slide_id} ({bag.source}): values up to {largest:.3g} do not fit into float16, whose largest is 65,504; "
+            "take float32 for this dataset"
         )
     return replace(bag, features=features)
 

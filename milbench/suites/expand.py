@@ -8,7 +8,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -105,6 +105,7 @@ def expand(
     folds: Sequence[int] | None = None,
     epochs: int | None = None,
     recipe: str | None = None,
+    dtype: Literal["float32", "float16"] | None = None,
     device: str = "cpu",
     threads: int = 1,
     load: Load = datasets.load,
@@ -118,6 +119,7 @@ def expand(
         aggregators, seeds, folds: instead of the suite's.
         epochs: instead of the recipe's maximum.
         recipe: instead of the suite's, without the suite's changes to it.
+        dtype: of stored features, instead of the suite's.
         device, threads: what each trial computes on.
         load: gives the datasets, as :func:`milbench.datasets.load` does.
 
@@ -128,8 +130,12 @@ def expand(
     if grid is None:
         raise MilbenchError(f"suite {suite.name} has no grid of its own")
     asked: dict[str, Any] = {"name": recipe} if recipe else dict(suite.recipe)
+    own_values = asked.pop("on", {})  # of single datasets
+    if strangers := own_values.keys() - set(grid.dataset):
+        raise unknown(f"dataset in recipe.on of suite {suite.name}", min(strangers), grid.dataset)
     if epochs is not None:
         asked["max_epochs"] = epochs
+        own_values = {dataset: {**values, "max_epochs": epochs} for dataset, values in own_values.items()}
     fitted = partial(_recipe, asked, suite)
     listed = [row(text, fitted) for text in grid.aggregator]
     labels = {row(text, fitted).name: label for text, label in (suite.table.labels if suite.table else {}).items()}
@@ -139,8 +145,7 @@ def expand(
     rows = list({r.name: replace(r, label=labels.get(r.name, r.label)) for r in named}.values())
     implementations = {r.name: r.variant.implementation for r in rows}  # reads and hashes files, so once and not per trial
     tried = [draw for r in rows for draw in _draws(r, suite.search)] if suite.search else rows
-    shared = {**asked, "search": suite.search.model_dump()} if suite.search else asked
-    seeds = list(dict.fromkeys(seeds or grid.seed))
+    seeds, stored = list(dict.fromkeys(seeds or grid.seed)), dtype or grid.dtype
     jobs, notes, cells = [], [], []
     magnifications: list[int | None] = [*grid.magnification] or [None]
     patch_sizes: list[int | None] = [*grid.patch_size] or [None]
@@ -151,7 +156,7 @@ def expand(
             "dataset": name, "encoder": encoder, "magnification": magnification, "patch_size": patch_size, "split": split,
         }  # fmt: skip
         try:
-            dataset = load(name, encoder, magnification, patch_size, dtype=grid.dtype)
+            dataset = load(name, encoder, magnification, patch_size, dtype=stored)
             if split not in dataset.splits and split in PUBLISHED:
                 raise NotHere(f"dataset {name} has no split {split}; add it with: milbench data add {name} --splits ...")
         except NotHere as absent:
@@ -167,6 +172,9 @@ def expand(
             raise MilbenchError(f"suite {suite.name} is for {suite.task}, dataset {name} for {dataset.task}")
         notes.append(f"{dataset.label}: {len(dataset.samples)} {dataset.unit}s, {_counts(dataset)}")
         notes += [f"{dataset.label}: {note}" for note in dataset.notes]
+        here = {**asked, **own_values.get(name, {})}
+        fitted_here = partial(_recipe, here, suite)
+        shared = {**here, "search": suite.search.model_dump()} if suite.search else here
         parts, split_fingerprint = dataset.folds(split), dataset.split_fingerprint(split)
         for fold in _folds(folds or grid.fold, len(parts), f"{name}, split {split}"):
             for r, seed in product(tried, seeds):
@@ -175,15 +183,15 @@ def expand(
                     fingerprint=dataset.fingerprint,
                     unit=dataset.unit,
                     task=dataset.task,
-                    feature_dtype=grid.dtype,
-                    standardise=grid.standardise,
+                    feature_dtype=stored,
+                    standardise=name in grid.standardise if isinstance(grid.standardise, list) else grid.standardise,
                     aggregator=r.variant.entry.name,
                     params=r.variant.params,
                     implementation=implementations[r.name],
                     split_fingerprint=split_fingerprint,
                     fold=fold,
                     seed=seed,
-                    recipe=fitted(r.variant, r.changes, has_validation=bool(parts[fold].val)),
+                    recipe=fitted_here(r.variant, r.changes, has_validation=bool(parts[fold].val)),
                     threads=threads,
                     device=device,
                 )

@@ -26,6 +26,7 @@ from milbench import datasets, plugins, tasks
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.datasets import ENCODERS, Dataset, Fold, Sample, splits
+from milbench.datasets.published import COHORTS, Cohort
 from milbench.errors import MilbenchError, NotHere
 from milbench.suites.expand import Job
 from milbench.training import Bags, derive_seed
@@ -39,41 +40,6 @@ COARSE = 4  # the smaller of the two sizes is this much smaller
 SPREAD = 0.5  # of the logarithm of made-up sizes
 SMALLEST = 16  # instances of a stand-in bag
 UNKNOWN_WIDTH = 1024
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """What is published of a dataset that is not here.
-
-    Args:
-        label, task, unit, classes: as in :class:`milbench.datasets.Dataset`.
-        counts: samples of each class, or cases without and with an event.
-        instances: patches of a slide, on average, at 20x and `patch_size`.
-        official: sizes of the training, validation and test part of the official split.
-    """
-
-    label: str
-    task: Any
-    unit: Any
-    classes: tuple[str, ...]
-    counts: tuple[int, ...]
-    instances: int
-    patch_size: int
-    official: tuple[int, int, int] | None = None
-
-
-# LongMIL prints one average: 50,000 patches of a TCGA-BRCA slide at 40x (appendix A.1), a quarter of that at 20x. Of BRACS it
-# shows a histogram (Figure 1, 20x, axis to 17,500); we take the middle of its axis. Of the other cohorts it says nothing.
-_TCGA, _BRACS = 50_000 // 4, 17_500 // 2
-COHORTS = {
-    "bracs": Cohort(
-        "BRACS", "subtyping", "slide", ("benign", "atypical", "malignant"), (265, 89, 193), _BRACS, 224, (395, 65, 87)
-    ),
-    "tcga-brca": Cohort("TCGA-BRCA", "subtyping", "slide", ("IDC", "ILC"), (831, 210), _TCGA, 256),
-    "tcga-brca-survival": Cohort("TCGA-BRCA", "survival", "case", (), (826, 130), _TCGA, 256),
-    "tcga-coadread-survival": Cohort("TCGA-COADREAD", "survival", "case", (), (260, 80), _TCGA, 256),
-    "tcga-stad-survival": Cohort("TCGA-STAD", "survival", "case", (), (210, 139), _TCGA, 256),
-}
 
 
 def _uniform(*axes: object) -> float:
@@ -160,18 +126,20 @@ def _made_up(name: str, cohort: Cohort, encoder: str, magnification: int, patch_
 
 
 def _splits(cohort: Cohort, samples: Sequence[Sample], sizes: Mapping[str, int]) -> dict[str, Callable[[], Sequence[Fold]]]:
-    """Stand-ins for the published splits, which have parts as large as theirs."""
+    """Stand-ins for the published splits, with parts as large as theirs, and the splits that any dataset has."""
+    order = sorted(sizes, key=lambda id: hashlib.sha256(id.encode()).digest())
 
-    def official() -> list[Fold]:
-        ids = sorted(sizes)
-        ends = [round(len(ids) * end / sum(cohort.official or ())) for end in accumulate(cohort.official or ())]
-        return [Fold(*(tuple(ids[start:end]) for start, end in pairwise([0, *ends])))]
+    def folds(parts: Sequence[Sequence[int]]) -> list[Fold]:
+        made = []
+        for number, lengths in enumerate(parts):
+            turn = number * len(order) // len(parts)
+            ids = order[turn:] + order[:turn]
+            ends = [round(len(ids) * end / sum(lengths)) for end in accumulate(lengths)]
+            made.append(Fold(*(tuple(ids[start:end]) for start, end in pairwise([0, *ends]))))
+        return made
 
-    validation = 0 if cohort.task == "survival" else None
-    folds = {k: partial(splits.k_fold, samples, k, validation=validation) for k in (5, 10)}
     return {
-        **({"official": official} if cohort.official else {}),
-        **{f"hipt{k}{twin}": fold for k, fold in folds.items() for twin in ("", "-grouped")},
+        **{name + twin: partial(folds, parts) for name, parts in cohort.splits.items() for twin in ("", "-grouped")},
         **{f"kfold{k}": partial(splits.k_fold, samples, k) for k in (5, 10)},
         "extrapolation": partial(splits.extrapolation, samples, sizes),
         "extrapolation-mixed": partial(splits.extrapolation, samples, sizes, mixed=True),
