@@ -1,11 +1,12 @@
 """Which datasets and encoders are known by name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from milbench.datasets import classic, manifest, own
 from milbench.datasets.base import Dataset
 from milbench.datasets.manifest import spelled
+from milbench.datasets.packed import rounded
 from milbench.datasets.published import COHORTS, ENCODERS
 from milbench.errors import MilbenchError, NotHere, unknown
 
@@ -63,7 +64,8 @@ def load(
             raise unknown(f"encoder of dataset {name}", encoder, [classic.ENCODER])
         if magnification is not None or patch_size is not None:
             raise MilbenchError(f"dataset {name} has no magnification or patch size; leave them out of the suite")
-        return classic.load(name)
+        found = classic.load(name)
+        return replace(found, read=lambda id: rounded(found.read(id))) if dtype == "float16" else found
     here = manifest.load(name)
     if here is None:
         if name not in COHORTS:
