@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from milbench.datasets import classic
+from milbench.datasets import classic, spatial
 from milbench.datasets.base import Dataset
 from milbench.errors import MilbenchError, unknown
 
@@ -25,10 +25,13 @@ class DatasetInfo:
 
 def infos() -> list[DatasetInfo]:
     """Every dataset known by name, whether or not its files are here."""
-    missing = classic.missing()
+    missing, no_digits = classic.missing(), spatial.missing()
     return [
         DatasetInfo(name, table.label, "subtyping", (classic.ENCODER,), missing is None, missing or "")
         for name, table in classic.TABLES.items()
+    ] + [
+        DatasetInfo(name, spatial.label(name), "subtyping", spatial.ENCODERS, no_digits is None, no_digits or "")
+        for name in spatial.NAMES
     ]
 
 
@@ -44,10 +47,12 @@ def load(
     Raises:
         MilbenchError: no such dataset or encoder, or its files are not installed.
     """
-    if name not in classic.TABLES:
-        raise unknown("dataset", name, classic.TABLES)
-    if encoder != classic.ENCODER:
-        raise unknown(f"encoder of dataset {name}", encoder, [classic.ENCODER])
+    if name not in [*classic.TABLES, *spatial.NAMES]:
+        raise unknown("dataset", name, [*classic.TABLES, *spatial.NAMES])
     if magnification is not None or patch_size is not None:
         raise MilbenchError(f"dataset {name} has no magnification or patch size; leave them out of the suite")
+    if name in spatial.NAMES:
+        return spatial.load(name, encoder)
+    if encoder != classic.ENCODER:
+        raise unknown(f"encoder of dataset {name}", encoder, [classic.ENCODER])
     return classic.load(name)
