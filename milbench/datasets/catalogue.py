@@ -1,7 +1,7 @@
 """Which datasets and encoders are known by name."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from milbench.datasets import classic, spatial
 from milbench.datasets.base import Dataset
@@ -56,3 +56,14 @@ def load(
     if encoder != classic.ENCODER:
         raise unknown(f"encoder of dataset {name}", encoder, [classic.ENCODER])
     return classic.load(name)
+
+
+def known(name: str) -> dict[str, Any]:
+    """What is known of a generated dataset before any model is trained: chance, bayes, oracle and examples.
+
+    Raises:
+        MilbenchError: the dataset is not generated.
+    """
+    if name not in spatial.NAMES:
+        raise unknown("generated dataset", name, spatial.NAMES)
+    return spatial.known(name)

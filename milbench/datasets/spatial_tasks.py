@@ -171,7 +171,7 @@ class Adjacency(Task):
 
     def paint(self, draw: Draw, tissue: Tissue, types: Ints, part: Part, positive: bool) -> bool:
         """A domino holds both on positive slides."""
-        pairs = _dominoes(draw, tissue, TOUCHING)  # (spots, 2)
+        pairs = draw.shuffled(_dominoes(draw, tissue, TOUCHING))  # (spots, 2); those found last are squeezed to the edge
         half = len(pairs) // 2
         if not half:
             return False
@@ -217,41 +217,52 @@ class MagnificationShift(Adjacency):
 
 
 class Arrangement(Task):
-    """Is the colony of B near that of A, though further than any window reaches?
+    """Do A and B keep to different sides of the slide, though no window holds two of their colonies?
 
-    Rule: five A and five B, each in a colony. Centres are 8 to 10 patches apart on positive slides, at least 15 on negative ones.
-    Colonies are at two of four places, two pairs of near ones far from each other, so no place is likelier on either label.
-    Who: what knows where distant patches are: full attention with 2-D positions, LongMIL's global layer, perhaps scans of the
-    map. Stacked windows or graphs whose whole reach is 5 patches cannot.
+    Rule: colonies of 3 patches, all of one type, at least 8 patches apart; as many of A as of B. On positive slides a line divides
+    the colonies of A from those of B, on negative slides they are mixed so that their centres of mass all but coincide.
+    Who: what knows where distant patches are: full attention with 2-D positions, LongMIL's global layer, perhaps scans of the map.
+    Stacked windows or graphs whose whole reach is 4 patches cannot.
     Best: 1.
     """
 
     name, label = "arrangement", "Arrangement"
-    NEAR, FAR, COLONY = (8, 10), 15, 5
+    COLONY, CENTRES = 3, 11  # patches of a colony, distance of two centres
+    LINES = np.array([(1, 0), (2, 1), (1, 1), (1, 2), (0, 1), (-1, 2), (-1, 1), (-2, 1)])
+    TRIES = 32
 
     def paint(self, draw: Draw, tissue: Tissue, types: Ints, part: Part, positive: bool) -> bool:
-        """Two of four sites."""
+        """The most divided of a few halves, or the most mixed."""
         around = np.c_[np.arange(len(tissue)), tissue.neighbours(AROUND)]  # (n, 9), itself first
-        roomy = draw.shuffled(np.flatnonzero((around >= 0).sum(axis=1) >= self.COLONY))[:64]
-        distance = tissue.squared(roomy[:, None], roomy[None])
-        low, high = ((STEP * near) ** 2 for near in self.NEAR)
-        near = np.argwhere(np.triu((distance >= low) & (distance <= high)))[:256]  # (pairs, 2)
-        apart = (distance >= (STEP * self.FAR) ** 2)[near][:, :, near].all(axis=(1, 3))  # (pairs, pairs)
-        couples = np.argwhere(apart)
-        if not len(couples):
+        left = draw.shuffled(np.flatnonzero((around >= 0).sum(axis=1) >= self.COLONY))
+        centres = []
+        while len(left):
+            centres.append(left[0])
+            left = left[tissue.squared(left[0], left) >= (self.CENTRES * tissue.step) ** 2]
+        half = len(centres) // 2
+        if half < 2:
             return False
-        first, second = near[couples[draw.between(0, len(couples) - 1)]]
-        sites = roomy[np.r_[draw.shuffled(first), draw.shuffled(second)]]  # near pairs (0, 1) and (2, 3)
-        sites = sites if draw.between(0, 1) else sites[::-1]
-        other = draw.between(2, 3)
-        for site, kind in ((sites[0], A), (sites[1 if positive else other], B)):
-            cells = around[site][around[site] >= 0]
-            types[np.r_[cells[0], draw.shuffled(cells[1:])][: self.COLONY]] = kind
+        places = draw.shuffled(np.array(centres))[: 2 * half]
+        coords = tissue.coords[places]
+        # (halvings, 2 half): places in an order whose first half gets A
+        lines = np.argsort(coords @ self.LINES.T, axis=0, kind="stable").T
+        mixed = np.argsort(draw.words(self.TRIES * 2 * half).reshape(self.TRIES, -1), axis=1, kind="stable")
+        orders = lines if positive else mixed
+        between = coords[orders[:, :half]].sum(axis=1) - coords[orders[:, half:]].sum(axis=1)  # (halvings, 2)
+        apart = (between * between).sum(axis=1)
+        order = orders[apart.argmax() if positive else apart.argmin()]
+        if draw.between(0, 1):
+            order = order[::-1]
+        for at, place in enumerate(places[order]):
+            cells = around[place][around[place] >= 0]
+            types[np.r_[place, draw.shuffled(cells[1:])][: self.COLONY]] = A if at < half else B
         return True
 
     def rule(self, slide: Slide) -> bool:
-        """Some A and B at most 10 patches apart, as those of colonies 15 apart never are."""
-        return slide.nearest(A, B) <= 10
+        """The centres of mass of A and B are further apart than the spread of both."""
+        a, b = slide.tissue.coords[slide.of(A)], slide.tissue.coords[slide.of(B)]
+        spread = np.r_[a, b].std(axis=0)
+        return bool(np.linalg.norm(a.mean(axis=0) - b.mean(axis=0)) > np.linalg.norm(spread))
 
 
 class Texture(Task):

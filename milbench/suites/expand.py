@@ -201,7 +201,19 @@ def expand(
                 cells.append(jobs[-1].cell)
     definition = suite.model_dump(mode="json")
     definition["grid"]["aggregator"] = [row(text, fitted).name for text in grid.aggregator]
+    definition["expect"] = {row(text, fitted).name: said for text, said in suite.expect.items()}
     return Plan(suite=suite.name, definition=definition, notes=list(dict.fromkeys(notes)), cells=cells), jobs
+
+
+def with_known(plan: Plan) -> Plan:
+    """The plan with what is known of its tasks before anything is run, so that a report can print it beside the models.
+
+    Generated datasets only, of suites with predictions; other plans stay as they are.
+    """
+    if not plan.definition.get("expect"):
+        return plan
+    known = {name: datasets.known(name) for name in plan.definition["grid"]["dataset"]}
+    return plan.model_copy(update={"definition": {**plan.definition, "known": known}})
 
 
 def save_splits(jobs: Iterable[Job], store: Store) -> list[Path]:
