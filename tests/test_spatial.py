@@ -34,9 +34,6 @@ def from_map(*lines, step=STEP):
     return Slide(Tissue(step * np.stack([x, y], axis=1) + 77, np.zeros(len(x), dtype=np.int64), step), types)
 
 
-# ---------------------------------------------------------------------------------------------- the same everywhere
-
-
 def digest(name, encoder, ids):
     hashed = hashlib.sha256()
     dataset = datasets.load(name, encoder)
@@ -71,7 +68,9 @@ HASHES = {
 @pytest.mark.parametrize("task", TASKS)
 def test_the_same_seed_gives_the_same_slides_on_every_platform(task):
     found = digest(f"spatial-{task}", "digits", ["train-0000", "val-0001", "test-0002", "test-0003"])
-    assert found == HASHES[task], "generated slides changed: results of the spatial suites can no longer be compared with earlier ones"
+    assert found == HASHES[task], (
+        "generated slides changed: results of the spatial suites can no longer be compared with earlier ones"
+    )
 
 
 def test_prototypes_and_large_slides_are_the_same_on_every_platform():
@@ -90,9 +89,6 @@ def test_draws_are_raw_words_and_integer_arithmetic():
     bell = draw.bell(100_000) / BELL
     assert (bell.mean(), bell.std()) == (pytest.approx(0, abs=0.01), pytest.approx(1, abs=0.01))
     assert sorted(draw.shuffled(np.arange(50)).tolist()) == list(range(50))
-
-
-# ----------------------------------------------------------------------------------------------------------- tissue
 
 
 @pytest.mark.parametrize("n", [50, 201, 1999])
@@ -136,9 +132,6 @@ def test_refined_tissue_is_the_same_tissue():
     assert np.array_equal(np.bincount(parent), np.full(80, 4))
     assert (np.abs(fine.coords - tissue.coords[parent]) <= 128).all()
     assert (fine.neighbours(((1, 0),)) >= 0).sum() == 2 * 80 + 2 * (tissue.neighbours(((1, 0),)) >= 0).sum()
-
-
-# ------------------------------------------------------------------------------------------------------------ rules
 
 
 @pytest.mark.parametrize(
@@ -236,9 +229,6 @@ def test_what_differs_between_training_and_test():
             assert (max(slide.count(A), slide.count(B)) >= 10) == (positive == reversed_)
 
 
-# --------------------------------------------------------------------------------------------------------- data sets
-
-
 def test_parts_are_disjoint_and_balanced():
     dataset = datasets.load("spatial-adjacency", "digits")
     (fold,) = dataset.folds("generated")
@@ -246,7 +236,10 @@ def test_parts_are_disjoint_and_balanced():
     assert len(set().union(*fold)) == 700 == len(dataset.samples)
     for part in fold:
         assert sum(dataset.sample(id).label for id in part) == len(part) / 2
-    images = {part: {row.tobytes() for kind in spatial._images(part)[0] for row in kind if row.any()} for part in ("train", "val", "test")}
+    images = {
+        part: {row.tobytes() for kind in spatial._images(part)[0] for row in kind if row.any()}
+        for part in ("train", "val", "test")
+    }
     assert len(images["train"]) > 1000
     assert not images["train"] & images["test"]
     assert not images["train"] & images["val"]
@@ -263,7 +256,9 @@ def test_a_bag_is_what_the_slide_is():
     assert np.array_equal(np.diff(grid[same], axis=0) * STEP, np.diff(slide.tissue.coords[same], axis=0))
     lines = spatial.drawn(slide)
     assert sum(c != "." for line in lines for c in line) == len(bag)
-    assert all("ABCo".index(lines[y][x]) == {A: 0, B: 1, C: 2}.get(kind, 3) for (x, y), kind in zip(grid, slide.types, strict=True))
+    assert all(
+        "ABCo".index(lines[y][x]) == {A: 0, B: 1, C: 2}.get(kind, 3) for (x, y), kind in zip(grid, slide.types, strict=True)
+    )
 
 
 @pytest.mark.parametrize("width", [16, 100, 1024])
@@ -280,9 +275,13 @@ def test_prototypes_are_equally_far_apart_at_any_width(width):
 
 def test_digits_can_be_told_apart_by_images_of_other_slides():
     """Key types can be recognised with images that no test slide has, and are seldom taken for another."""
-    train, test = ([next(slides(task, part, 1, n=2000))[0] for task in ("threshold", "texture", "proportion")] for part in ("train", "test"))
+    train, test = (
+        [next(slides(task, part, 1, n=2000))[0] for task in ("threshold", "texture", "proportion")] for part in ("train", "test")
+    )
     x, y, x_test, y_test = (
-        np.concatenate([spatial.features("digits", s, part, Draw(part, i)) if what == "x" else s.types for i, s in enumerate(some)])
+        np.concatenate(
+            [spatial.features("digits", s, part, Draw(part, i)) if what == "x" else s.types for i, s in enumerate(some)]
+        )
         for part, some in (("train", train), ("test", test))
         for what in "xy"
     )

@@ -102,8 +102,9 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
 @RESULTS
 @PLUGIN
 def run(
-    suite: str, size: str | None, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None, recipe: str | None,
-    device: str, workers: int | None, threads: int, keep_models: str, retry_failed: bool, dry_run: bool, results: Path,
+    suite: str, size: str | None, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None,
+    recipe: str | None, device: str, workers: int | None, threads: int, keep_models: str, retry_failed: bool, dry_run: bool,
+    results: Path,
     forced: tuple[str, ...], plugin_files: tuple[str, ...], no_pack: bool, rehearse: bool, rehearse_scale: float,
 ) -> None:  # fmt: skip
     """Run every trial of a suite that has no result yet.

@@ -7,7 +7,7 @@ or a prototype with noise, at any width. Nothing is stored: a slide is made when
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from importlib.util import find_spec
@@ -148,7 +148,8 @@ def _parse(id: str) -> tuple[Part, int]:
 
 
 def _ids(scale: Scale) -> dict[Part, tuple[str, ...]]:
-    return {part: tuple(f"{part}-{i:04d}" for i in range(count)) for part, count in zip(get_args(Part), scale.slides, strict=True)}
+    parts = zip(get_args(Part), scale.slides, strict=True)
+    return {part: tuple(f"{part}-{i:04d}" for i in range(count)) for part, count in parts}
 
 
 @cache
@@ -194,8 +195,7 @@ def load(name: str, encoder: str) -> Dataset:
 
 
 def _sizes(name: str) -> Mapping[str, int]:
-    task, suffix = NAMES[name]
-    return {id: len(make(name, id).types) for some in _ids(SCALES[suffix]).values() for id in some}
+    return {id: len(make(name, id).types) for some in _ids(SCALES[NAMES[name][1]]).values() for id in some}
 
 
 def known(name: str) -> dict[str, Any]:
@@ -204,12 +204,12 @@ def known(name: str) -> dict[str, Any]:
     Returns:
         chance, bayes: AUC of guessing, and the best there is to whom types are known.
         oracle: AUC of the rule on the test slides.
-        examples: the smallest test slide of either class as a map, one line of text for each row of patches.
+        examples: the most compact test slide of either class as a map, one line of text for each row of patches.
     """
     task = spatial_tasks.TASKS[NAMES[name][0]]
     slides = [make(name, id) for id in _ids(SCALES[NAMES[name][1]])["test"]]
     positive = np.arange(len(slides)) % 2 == 1
-    examples = [min(slides[first::2], key=lambda slide: len(slide.types)) for first in (0, 1)]
+    examples = [min(slides[first::2], key=lambda slide: int(np.ptp(slide.tissue.coords, axis=0).max())) for first in (0, 1)]
     return {
         "chance": 0.5,
         "bayes": 1.0,

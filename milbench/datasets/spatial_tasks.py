@@ -219,10 +219,10 @@ class MagnificationShift(Adjacency):
 class Arrangement(Task):
     """Do A and B keep to different sides of the slide, though no window holds two of their colonies?
 
-    Rule: colonies of 3 patches, all of one type, at least 8 patches apart; as many of A as of B. On positive slides a line divides
-    the colonies of A from those of B, on negative slides they are mixed so that their centres of mass all but coincide.
-    Who: what knows where distant patches are: full attention with 2-D positions, LongMIL's global layer, perhaps scans of the map.
-    Stacked windows or graphs whose whole reach is 4 patches cannot.
+    Rule: colonies of 3 patches, all of one type, more than 8 patches apart; as many of A as of B. On positive slides a line
+    divides the colonies of A from those of B, on negative slides they are mixed so that their centres of mass all but coincide.
+    Who: what knows where distant patches are: full attention with 2-D positions, LongMIL's global layer, perhaps scans of the
+    map. Stacked windows or graphs whose whole reach is 4 patches cannot.
     Best: 1.
     """
 
@@ -321,8 +321,8 @@ class Boundary(Task):
 class Orientation(Task):
     """Do pairs of A lie in rows or in columns?
 
-    Rule: dominoes of two A, at least 3 patches apart, all lying (positive) or all standing (negative), at places that have room for
-    either.
+    Rule: dominoes of two A, at least 3 patches apart, all lying (positive) or all standing (negative), at places that have room
+    for either.
     Who: what tells x from y: 2-D positions, scans of the map along both axes. Models that read row by row see lying pairs as
     neighbours and standing ones not. Windows and graphs alone cannot, as they are the same in every direction.
     Best: 1.
@@ -347,8 +347,8 @@ class Orientation(Task):
 class PoisonedStandard(Task):
     """The standard assumption of MIL, with an easier way out.
 
-    Rule: a slide is positive when it holds an A; positive slides hold 2 to 4. In training and validation every negative slide also
-    holds 8 to 16 of type C and no positive slide does; in the test it is the other way round.
+    Rule: a slide is positive when it holds an A; positive slides hold 2 to 4. In training and validation every negative slide
+    also holds 8 to 16 of type C and no positive slide does; in the test it is the other way round.
     Who: a method that respects the assumption, whose evidence for "positive" cannot be the absence of something. A method that
     learns "C means negative" falls below chance.
     Best: 1.
@@ -371,9 +371,9 @@ class PoisonedStandard(Task):
 class Threshold(Task):
     """Two concepts that must both be there, with an easier way out.
 
-    Rule: a slide is positive when it holds at least two A and at least two B; positive slides hold 2 to 4 of each, negative slides 2 to
-    4 of one of them and at most one of the other. In training and validation every negative slide also holds 8 to 16 of type C and no
-    positive slide does; in the test it is the other way round.
+    Rule: a slide is positive when it holds at least two A and at least two B; positive slides hold 2 to 4 of each, negative
+    slides 2 to 4 of one of them and at most one of the other. In training and validation every negative slide also holds 8 to
+    16 of type C and no positive slide does; in the test it is the other way round.
     Who: what can say "and" and does not count an absence as evidence.
     Best: 1.
 
@@ -420,9 +420,7 @@ class FalseFrequency(Task):
         return slide.count(A) >= 1 and slide.count(B) >= 1
 
 
-def _dominoes(
-    draw: Draw, tissue: Tissue, offsets: tuple[tuple[int, int], ...], also: tuple[int, int] | None = None
-) -> Ints:
+def _dominoes(draw: Draw, tissue: Tissue, offsets: tuple[tuple[int, int], ...], also: tuple[int, int] | None = None) -> Ints:
     """As many pairs of neighbours as random search finds room for, patches of different pairs at least `DOMINO` apart.
 
     Args:

@@ -90,7 +90,7 @@ class Tissue:
 
     def at_edge(self) -> NDArray[np.bool_]:
         """(n,) whether one of the four sides is glass, that of a hole included."""
-        return (self.neighbours(AXIS) < 0).any(axis=1)
+        return np.any(self.neighbours(AXIS) < 0, axis=1)
 
     def squared(self, one: Ints | int, other: Ints | int | slice = slice(None)) -> Ints:
         """Squared distances between patches in level-0 pixels; indices broadcast."""
@@ -122,9 +122,10 @@ def grow(draw: Draw, n: int) -> Tissue:
     for size in sizes.tolist():
         mask = _blob(draw, size)
         row, column = np.nonzero(mask)  # row by row
-        shift = draw.below(STEP, 2) + [0, STEP * draw.between(0, len(mask) // 3)]
+        shift = draw.below(STEP, 2)
+        shift[1] += STEP * draw.between(0, len(mask) // 3)
         coords.append(corner + shift + STEP * np.stack([column, row], axis=1))
-        corner = corner + [STEP * (mask.shape[1] + GAP), 0]
+        corner[0] += STEP * (mask.shape[1] + GAP)
     return Tissue(np.concatenate(coords), np.repeat(np.arange(count), sizes))
 
 

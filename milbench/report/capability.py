@@ -25,6 +25,7 @@ ALLOWED = {  # a prediction, and the verdicts that agree with it
     "open": ("fail", "partial", "pass"),
 }  # fmt: skip
 SURPRISE = "s"
+REPLICATES = 2_000  # enough for an interval; its smallest p-value survives the correction over 50 methods
 _COLOURS = {"pass": "#0072B2", "partial": "#E69F00", "fail": "#E5E5E5", "": "#FFFFFF"}
 _TISSUE = {"o": "#D0D0D0", "A": "#D55E00", "B": "#0072B2", "C": "#009E73"}
 
@@ -90,11 +91,11 @@ def build(plan: Plan, runs: Sequence[Run]) -> tuple[list[Table], list[Figure]]:
     """
     definition = plan.definition
     columns: list[Column] = list(dict.fromkeys(run.cell.column for run in runs))
-    rows = dict.fromkeys((run.cell.aggregator, run.cell.label) for run in runs)
+    rows = {run.cell.aggregator: run.cell.label for run in runs}
     known = {name: Known(*(values[key] for key in ("chance", "bayes", "oracle"))) for name, values in definition["known"].items()}
     squares = {
         (name, column): _square(runs, name, column, known[str(column[0])], _expected(definition, name, str(column[0])))
-        for name, _ in rows
+        for name in rows
         for column in columns
     }
     for column in columns:
@@ -102,7 +103,7 @@ def build(plan: Plan, runs: Sequence[Run]) -> tuple[list[Table], list[Figure]]:
         for square, p in zip(judged, stats.holm([s.p for s in judged]), strict=True):
             square.p = float(p)
             square.judge()
-    matrix = _Matrix(plan, dict(rows), columns, _heads(runs, columns), known, squares)
+    matrix = _Matrix(plan, rows, columns, _heads(runs, columns), known, squares)
     figures = [matrix.figure()] if any(s.verdict for s in squares.values()) else []
     return [matrix.table(), matrix.predictions()], [*figures, _examples(plan, runs)]
 
@@ -131,6 +132,7 @@ def _square(runs: Sequence[Run], aggregator: str, column: Column, known: Known, 
         by_fold[run.cell.fold].append(run)
     against = stats.paired_bootstrap(
         [(some[0].predictions["target"], [(_auc(run), _constant(known.chance)) for run in some]) for some in by_fold.values()],
+        replicates=REPLICATES,
         seed=f"capability|{aggregator}|{column}",
     )
     square.auc, square.p = known.chance + against.difference, against.p
@@ -185,13 +187,13 @@ class _Matrix:
             headers=[("", self.heads[column]) for column in self.columns] + [("", "as predicted")],
             rows=[*references, *lines],
             notes=[
-                "pass: the 95 % interval of the AUC (bootstrap over test slides, stratified by class) lies above the middle between "
-                "chance and oracle. partial: above chance (same bootstrap, p < 0.05 after Holm's correction over the methods of the "
-                "task), but not so far. fail: not shown to be above chance.",
+                "pass: the 95 % interval of the AUC (bootstrap over test slides, stratified by class) lies above the middle"
+                " between chance and oracle. partial: above chance (same bootstrap, p < 0.05 after Holm's correction over the"
+                " methods of the task), but not so far. fail: not shown to be above chance.",
                 f"{SURPRISE}: a surprise, other than the suite's file predicted before anything was run.",
-                "Bayes: the best score of anything that knows types and places. Oracle: the task's rule, applied to the types and "
-                "places of the same test slides.",
-                "The interval says what other test slides would have shown; not what another training would. One seed can be unlucky.",
+                "Bayes: the best score of anything that knows types and places. Oracle: the task's rule, applied to the types and"
+                " places of the same test slides.",
+                "The interval says what other test slides would have shown, not what another training would.",
             ],
             tidy=tidy,
         )  # fmt: skip
@@ -232,6 +234,7 @@ class _Matrix:
 
         def draw() -> "Drawing":
             from matplotlib import pyplot as plt
+            from matplotlib.lines import Line2D
             from matplotlib.patches import Patch, Rectangle
 
             figure, axes = plt.subplots(figsize=(PAGE, 1.1 + 0.27 * len(self.rows)))
@@ -249,8 +252,8 @@ class _Matrix:
             axes.xaxis.tick_top()
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
-            keys = [Patch(facecolor=_COLOURS[verdict], label=verdict) for verdict in ("pass", "partial", "fail")]
-            keys.append(Patch(facecolor="white", label="! other than predicted"))
+            keys: list[Patch | Line2D] = [Patch(facecolor=_COLOURS[v], label=v) for v in ("pass", "partial", "fail")]
+            keys.append(Line2D([], [], color="black", marker="$!$", linestyle="", label="other than predicted"))
             axes.legend(handles=keys, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncol=4)
             return figure
 
@@ -285,14 +288,15 @@ def _examples(plan: Plan, runs: Sequence[Run]) -> Figure:
                 ink = {".": (1.0, 1.0, 1.0)} | {kind: to_rgb(colour) for kind, colour in _TISSUE.items()}
                 axes.imshow([[ink[kind] for kind in line] for line in lines], interpolation="nearest")
                 axes.set_title(f"{labels[name]}: {('negative', 'positive')[which]}", fontsize=7, pad=2)
-        key_types = [Patch(facecolor=colour, label="other" if kind == "o" else kind) for kind, colour in _TISSUE.items()]
+        shown = {kind for pair in maps.values() for lines in pair for line in lines for kind in line}
+        key_types = [Patch(facecolor=_TISSUE[k], label="other" if k == "o" else k) for k in _TISSUE if k in shown]
         figure.legend(handles=key_types, loc="outside lower center", ncol=len(key_types))
         return figure
 
     return Figure(
         name=f"{plan.suite}-examples",
         title="What the tasks look like",
-        caption="The smallest test slide of either class of every task. One square is one patch; A, B and C are the types that its "
+        caption="A compact test slide of either class of every task. One square is one patch; A, B and C are the types that its "
         "rule is about. An aggregator sees a feature vector for each patch, not its type.",
         rows=[
             {"dataset": name, "positive": which, "row": row, "patches": line}
