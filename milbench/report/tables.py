@@ -245,6 +245,11 @@ def _compare(content: _Content, progress: Callable[[int, int], None]) -> None:
 
 
 def strata(pairs: Sequence[tuple[Run, Run]]) -> NDArray[np.int64]:
+    """Class, or event, of each case that all these runs of one fold tested: what a bootstrap keeps in proportion.
+
+    Raises:
+        MilbenchError: they tested different cases.
+    """
     first = pairs[0][0].predictions
     for pair in pairs:
         for run in pair:
