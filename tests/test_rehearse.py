@@ -59,10 +59,10 @@ def toy(monkeypatch):
     ("name", "unit", "counts", "split", "parts"),
     [
         ("bracs", "slide", (265, 89, 193), "official", [(395, 65, 87)]),
-        ("tcga-brca", "slide", (831, 210), "hipt10", [(None, None, 104)] * 10),
-        ("tcga-brca-survival", "case", (826, 130), "hipt5", [(None, 0, 191)] * 5),
+        ("tcga-brca", "slide", (831, 210), "hipt10", [(845, 98, 98)] * 10),
+        ("tcga-brca-survival", "case", (826, 130), "hipt5", [(765, 0, 191)] * 5),
         ("tcga-coadread-survival", "case", (260, 80), "hipt5", [(272, 0, 68)] * 5),
-        ("tcga-stad-survival", "case", (210, 139), "hipt5", [(None, 0, 70)] * 5),
+        ("tcga-stad-survival", "case", (210, 139), "hipt5", [(279, 0, 70)] * 5),
     ],
 )
 def test_made_up_cohorts_have_the_published_counts(name, unit, counts, split, parts):
@@ -73,7 +73,7 @@ def test_made_up_cohorts_have_the_published_counts(name, unit, counts, split, pa
     assert len(folds) == len(parts)
     for fold, expected in zip(folds, parts, strict=True):
         assert sum(map(len, fold)) == sum(counts)
-        assert all(want is None or abs(len(ids) - want) <= 1 for ids, want in zip(fold, expected, strict=True))
+        assert all(abs(len(ids) - want) <= 1 for ids, want in zip(fold, expected, strict=True))
     assert data.in_dim == ENCODERS["uni"]
     assert data.read(data.samples[0].id).check(1024)
 
