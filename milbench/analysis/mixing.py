@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from nystrom_attention import NystromAttention
 from scipy import sparse
 from scipy.spatial import cKDTree
@@ -90,7 +91,7 @@ class Mixing:
         return _Scaled(self, weight)
 
     def shares(self) -> Mixing:
-        """Every row divided by the sum of its absolute values: the share of each token in it. Softmax attention is that already."""
+        """Every row over the sum of its absolute values: the share of each token in it. Softmax attention is that already."""
         if self.stochastic:
             return self
         total = torch.cat([rows.abs().sum(1) for _, rows in self.blocks()])
@@ -152,9 +153,8 @@ class Window(Mixing):
         if self.regions is not None:
             label = self.regions.numpy()
             i, j = i[label[i] == label[j]], j[label[i] == label[j]]
-        score = torch.cat([
-            (self.q[a] * self.k[b]).sum(1) * self.scale for a, b in zip(*(torch.from_numpy(t).split(2**16) for t in (i, j)), strict=True)
-        ]).numpy()  # fmt: skip
+        ends = zip(*(torch.from_numpy(t).split(2**16) for t in (i, j)), strict=True)
+        score = torch.cat([(self.q[a] * self.k[b]).sum(1) * self.scale for a, b in ends]).numpy()
         if self.slope:
             score = score - self.slope * np.linalg.norm(cells[i] - cells[j], axis=1)
         top = np.full(self.n, -np.inf)
@@ -187,7 +187,8 @@ class Window(Mixing):
     def pieces(self) -> list[Tensor]:
         """The tissue cut into rectangles: rows, all tokens of one; columns, those whose whole window lies in it."""
         cells, tile = self.grid.numpy(), np.empty(self.n, np.int64)
-        todo, tiles = [np.arange(self.n)], []
+        todo = [np.arange(self.n)]
+        tiles: list[NDArray[np.int64]] = []
         while todo:
             part = todo.pop()
             if len(part) <= EXACT:
@@ -257,9 +258,10 @@ def _decayed_rows(q: Tensor, k: Tensor, since: Tensor, start: int, stop: int) ->
 
 
 class Scan(Mixing):
-    """Mamba's selective scan, the mean over its channels: A_ij = mean_c sum_s C_is exp(a_cs sum_{j < t <= i} delta_tc) B_js delta_jc.
+    """Mamba's selective scan, as the mean over its channels c.
 
-    Unrolling the recurrence gives every channel a matrix of its own. The skip D u is left out, as it mixes nothing.
+    Unrolling the recurrence gives each channel a matrix of its own: sum_s C_is exp(A_cs sum_{j < t <= i} delta_tc) B_js delta_jc
+    for j <= i, 0 after. The skip D u is left out, as it mixes nothing.
 
     Args:
         delta: (n, c), steps. B, C: (n, s). A: (c, s), rates, negative.
@@ -399,7 +401,7 @@ class Head:
 
 @torch.no_grad()
 def observe(model: Aggregator, bag: Bag) -> list[Head]:
-    """Run the model once in evaluation and keep the token-mixing matrix of every layer and head, in the order of the forward pass.
+    """Run the model once in evaluation and keep the token-mixing matrix of every layer and head, in the order of their use.
 
     Read are softmax attention over all tokens, in windows and inside regions, Nyström attention, retention, gated linear
     attention, Mamba and V-Mamba. Matrices of at most EXACT tokens are kept in float64, larger ones in the model's precision.
@@ -418,8 +420,8 @@ def observe(model: Aggregator, bag: Bag) -> list[Head]:
         model(bag)
     if not watch.heads:
         raise MilbenchError(
-            f"{type(model).__name__}: no layer mixes tokens by a matrix that is read here (softmax attention: full, windowed, inside "
-            "regions; Nyström attention, retention, gated linear attention, Mamba, V-Mamba)"
+            f"{type(model).__name__}: no layer mixes tokens by a matrix that is read here (softmax attention: full, windowed, "
+            "inside regions; Nyström attention, retention, gated linear attention, Mamba, V-Mamba)"
         )
     return list(watch.heads.values())
 
@@ -469,8 +471,8 @@ class _Observer(TorchFunctionMode):
         self.heads[layer, str(head)] = Head(layer, str(head), mixing)
 
     def full_attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, dropout: float = 0.0) -> None:
-        for h, one in enumerate(zip(*_kept(q, k), strict=True)):
-            self.add(h, Softmax(*one, scale))
+        for h, (a, b) in enumerate(zip(*_kept(q, k), strict=True)):
+            self.add(h, Softmax(a, b, scale))
 
     def local_attention_2d(
         self, q: Tensor, k: Tensor, v: Tensor, grid: Tensor, radius: float, *, scale: float | None, alibi: Tensor | None,
@@ -481,12 +483,12 @@ class _Observer(TorchFunctionMode):
             self.add(h, Window(q[h], k[h], grid, radius, scale=scale, slope=slope, regions=regions))
 
     def retention(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, **chunk: int) -> None:
-        for h, one in enumerate(zip(*_kept(q, k), strict=True)):
-            self.add(h, Decayed(*one, decay[h].log().expand(q.shape[1], 1), "retention"))
+        for h, (a, b) in enumerate(zip(*_kept(q, k), strict=True)):
+            self.add(h, Decayed(a, b, decay[h].log().expand(q.shape[1], 1), "retention"))
 
     def gated_linear_attention(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, **chunk: int) -> None:
-        for h, one in enumerate(zip(*_kept(q, k, log_gate), strict=True)):
-            self.add(h, Decayed(*one, "gated linear attention"))
+        for h, (a, b, gate) in enumerate(zip(*_kept(q, k, log_gate), strict=True)):
+            self.add(h, Decayed(a, b, gate, "gated linear attention"))
 
     def selective_scan(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None) -> None:
         scans = [Scan(*one) for one in zip(*_kept(delta, B, C, A), strict=True)]
@@ -506,15 +508,19 @@ class _Observer(TorchFunctionMode):
         for h, (a, b, c) in enumerate(zip(left[0], middle[0], right[0], strict=True)):
             self.add(h, Factors(a[-n:].double() @ b.double(), c[:, -n:], module.to_qkv.out_features // 3 // module.heads))
 
-    def torch_attention(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any) -> None:
+    def torch_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **options: Any
+    ) -> None:
         layer, batch = self.path[-1][0], q.shape[0]
         masked = attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.shape != (batch, 1, 1, k.shape[2]))
         if q.ndim != 4 or q.shape[2] != k.shape[2] or masked or any(rest) or options.get("is_causal"):
-            raise MilbenchError(f"layer {layer} calls torch's attention in a form that is not read here: only (regions, heads, n, d)")
+            raise MilbenchError(
+                f"layer {layer} calls torch's attention in a form that is not read here: only (regions, heads, n, d)"
+            )
         scale, heads = options.get("scale"), range(q.shape[1])
         if batch == 1 and attn_mask is None and (layer, "0") not in self.heads:
-            for h, one in enumerate(zip(*_kept(q[0], k[0]), strict=True)):
-                self.add(h, Softmax(*one, scale))
+            for h, (a, b) in enumerate(zip(*_kept(q[0], k[0]), strict=True)):
+                self.add(h, Softmax(a, b, scale))
             return
         for h in heads:
             known = self.heads.pop((layer, str(h)), None)  # regions may come in several calls

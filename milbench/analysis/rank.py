@@ -28,6 +28,10 @@ class Between:
     low: float
     high: float
 
+    def __format__(self, spec: str) -> str:
+        low, high = format(self.low, spec), format(self.high, spec)
+        return low if low == high else f"{low} to {high}"
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -60,6 +64,14 @@ class Numbers:
     effective_rank: Between
     stable_rank: Between
     sparsity: float
+
+    def __str__(self) -> str:
+        how = "all singular values" if self.exact else f"{len(self.sigma)} directions, none off by more than {self.residual:.2g}"
+        in_float64 = "unknown" if self.rank_float64 is None else f"{self.rank_float64:,}"
+        return (
+            f"n = {self.n:,}, rank {self.rank:,.0f} (float64: {in_float64}), effective rank {self.effective_rank:,.1f}, "
+            f"stable rank {self.stable_rank:,.1f}, sparsity {self.sparsity:.4f} ({how})"
+        )
 
 
 def numbers(matrix: Mixing, *, exact_to: int = mixing.EXACT, directions: int = DIRECTIONS, seed: int = 0) -> Numbers:
@@ -183,7 +195,7 @@ def _effective(sigma: Tensor, residual: float, total: float, top: float, n: int)
     return Between(low, min(n, math.exp(choice + (1 - best) * own + best * math.log(n))))
 
 
-def bands(matrix: Mixing, radii: Sequence[int], tokens: int = 512) -> list[dict[str, float]]:
+def bands(matrix: Mixing, radii: Sequence[int], tokens: int = 512) -> list[dict[str, int]]:
     """Rank of 1-D bands made of the first tokens' own queries and keys, beside the bound n - b of LongMIL, eq. 14.
 
     Returns:
