@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -183,7 +184,7 @@ def _draw_per_layer(measured: list[Measured]) -> Drawing:
         if title.startswith("effective"):
             ax.set_xscale("log")
             ax.set_xlim(1 / max(m.numbers.n for m in measured), 1.2)
-        ax.grid(axis="x", linewidth=0.3)
+        ax.grid(True, axis="x", linewidth=0.3)
     axes[0].set_yticks(range(len(places)), [f"{label} · {_short(layer)}" for label, layer in places])
     axes[0].set_ylim(len(places) - 0.5, -0.5)
     return drawing
@@ -197,9 +198,11 @@ def _short(layer: str) -> str:
 def _images(measured: list[Measured], name: str) -> Figure:
     panels = _panels([m for m in measured if m.image is not None])
     rows = [
-        {**m.names, "what": what, "row": r, "column": c, "n_times_share": float(picture[r, c])}
-        for row in panels for m, what, picture in row for r, c in np.ndindex(*picture.shape)
-    ]  # fmt: skip
+        {**m.names, "what": what, "row": r, **{f"column_{c}": float(f"{value:.5g}") for c, value in enumerate(line)}}
+        for row in panels
+        for m, what, picture in row
+        for r, line in enumerate(picture.tolist())
+    ]
     return Figure(
         f"matrices-{name}",
         "Token-mixing matrices",
@@ -244,23 +247,23 @@ def _draw_images(panels: list[list[tuple[Measured, str, NDArray[np.float64]]]]) 
     from matplotlib.colors import LogNorm
 
     columns = max(map(len, panels))
-    side = min(1.4, (PAGE - 0.7) / columns)
+    side = min(1.4, (PAGE - 1) / columns)
     drawing, axes = plt.subplots(
-        len(panels), columns, figsize=(max(COLUMN, 0.7 + side * columns), len(panels) * (side + 0.4)), squeeze=False
+        len(panels), columns, figsize=(max(COLUMN, 1 + side * columns), len(panels) * (side + 0.4)), squeeze=False
     )
     colours = ScalarMappable(LogNorm(1e-2, 1e2), "viridis")
     for row, places in zip(panels, axes, strict=True):
-        for ax in places:
+        for ax in places[len(row) :]:
             ax.set_axis_off()
         for (m, what, picture), ax in zip(row, places, strict=False):
-            ax.set_axis_on()
             seen = np.ma.masked_less_equal(picture, 0)
             ax.imshow(seen, norm=colours.norm, cmap=colours.cmap, interpolation="nearest")
-            ax.set_title(f"{m.subject.label}\n{_short(m.head.layer)}, {what}", fontsize=6.5)
+            ax.set_title(f"{_short(m.head.layer)}\n{what}", fontsize=6.5)
             ax.set_xticks([])
             ax.set_yticks([])
             ax.set_xlabel(f"{m.numbers.n:,} tokens", fontsize=6, labelpad=2)
             ax.spines[["top", "right"]].set_visible(True)
+        places[0].set_ylabel(textwrap.fill(row[0][0].subject.label, 16), fontsize=7)
     drawing.colorbar(colours, ax=axes, extend="both", shrink=min(1.0, 2 / len(panels)), aspect=16, label="n times the share")
     return drawing
 
@@ -317,7 +320,8 @@ def _draw_spectra(measured: list[Measured]) -> Drawing:
         ax.set_xlim(0, 1)
     for ax in axes[:, 0]:
         ax.set_ylabel("σ / σ₁")
-    for ax in axes[-1]:
+    for ax in axes.flat[max(0, len(subjects) - columns) : len(subjects)]:  # the lowest panel of each column
+        ax.tick_params(labelbottom=True)
         ax.set_xlabel("index / n")
     return drawing
 

@@ -18,6 +18,7 @@ from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.datasets import Dataset, Fold
 from milbench.errors import MilbenchError, unknown
+from milbench.plugins import Variant
 from milbench.training import Bags, Standardiser, derive_seed
 from milbench.trials.run import build_model
 from milbench.trials.spec import TrialSpec
@@ -65,13 +66,13 @@ class Trained:
 
     Args:
         spec: the trial.
-        label: the method's name in tables.
+        variant: the method with its parameters.
         weights: the file.
         dataset: the trial's.
     """
 
     spec: TrialSpec
-    label: str
+    variant: Variant
     weights: Path
     dataset: Dataset
 
@@ -92,13 +93,16 @@ class Trained:
             raise MilbenchError(
                 f"trial {result.trial_id} ({result.status}) kept no weights; run its suite with --keep-models all"
             )
-        variant = plugins.resolve(spec.aggregator)
+        entry = plugins.resolve(spec.aggregator).entry
+        usual = entry.parameters().model_dump()
+        changes = {name: value for name, value in spec.params.items() if value != usual.get(name)}
+        variant = Variant(entry, spec.params, changes)
         if variant.implementation != spec.implementation:
             raise MilbenchError(
                 f"trial {result.trial_id} was trained by {spec.implementation}, here is {variant.implementation}; run it again"
             )
         dataset = datasets.load(spec.dataset, spec.encoder, spec.magnification, spec.patch_size, dtype=spec.feature_dtype)
-        return cls(spec.model_copy(update={"device": "cpu"}), variant.label, weights, dataset)
+        return cls(spec.model_copy(update={"device": "cpu"}), variant, weights, dataset)
 
     @cached_property
     def fold(self) -> Fold:

@@ -29,9 +29,7 @@ def analyze() -> None:
 @analyze.command("rank")
 @TRIALS
 @click.option("--aggregator", "aggregators", multiple=True, metavar="NAME", help="A method with fresh weights; may be repeated.")
-@click.option(
-    "--slide", "slides", multiple=True, metavar="ID", help="May be repeated. [default: the first test slide of a trial]"
-)
+@click.option("--slide", "slides", multiple=True, metavar="ID", help="May be repeated. [default: a trial's first test slide]")
 @click.option(
     "--features", type=click.Path(path_type=Path), multiple=True, metavar="FILE.h5", help="Slides from files of CLAM or TRIDENT."
 )
@@ -43,7 +41,7 @@ def analyze() -> None:
     type=click.IntRange(min=1),
     default=4096,
     show_default=True,
-    help="Tokens up to which all singular values are computed.",
+    help="Largest n with all singular values.",
 )
 @click.option("--directions", type=click.IntRange(min=1), default=512, show_default=True, help="Of the estimate above that.")
 @click.option("--name", help="Of the figures' files. [default: the methods and the slide]")
@@ -80,7 +78,7 @@ def rank(
     work: list[tuple[rank_figures.Subject, list[Bag]]] = []
     for one in found:
         models = {"fresh": one.model(trained=False), "trained": one.model()}
-        subject = rank_figures.Subject(one.spec.aggregator, one.label, one.spec.trial_id, models)
+        subject = rank_figures.Subject(one.variant.name, one.variant.label, one.spec.trial_id, models)
         work.append((subject, [one.prepared(bag) for bag in files] or [one.bag(id) for id in slides or one.fold.test[:1]]))
     if aggregators:
         bags = files or _slides_of(dataset, encoder, slides)
@@ -124,12 +122,8 @@ def _slides_of(dataset: str | None, encoder: str | None, slides: tuple[str, ...]
 @click.option("--slide", metavar="ID", help="A slide or case of the trials' dataset.")
 @click.option("--features", type=click.Path(path_type=Path), metavar="FILE.h5", help="A slide from a file of CLAM or TRIDENT.")
 @STEP
-@click.option(
-    "--thumbnail", type=click.Path(path_type=Path), metavar="IMAGE", help="A picture of the whole slide, laid underneath."
-)
-@click.option(
-    "--slide-size", type=(float, float), metavar="W H", help="Of the slide in level-0 pixels, where the file does not say."
-)
+@click.option("--thumbnail", type=click.Path(path_type=Path), metavar="IMAGE", help="Of the whole slide, laid underneath.")
+@click.option("--slide-size", type=(float, float), metavar="W H", help="Of the slide in level-0 pixels, if the file is silent.")
 @RESULTS
 @PLUGIN
 def heatmap(
@@ -160,7 +154,7 @@ def heatmap(
     panels: list[maps.Heatmap] = []
     for trained in [subjects.Trained.find(Store(results), trial) for trial in dict.fromkeys(trials)]:
         bag = trained.prepared(subjects.read_features(features, step)) if features else trained.bag(str(slide))
-        panels += maps.heatmaps(trained.model(), trained.task, bag, label=trained.label, trial=trained.spec.trial_id)
+        panels += maps.heatmaps(trained.model(), trained.task, bag, label=trained.variant.label, trial=trained.spec.trial_id)
     if under and len({p.slide for p in panels}) > 1:
         raise MilbenchError(f"{bag.slide_id} holds several slides, --thumbnail shows one; leave it out")
     folder = results / "analysis"
