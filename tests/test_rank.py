@@ -3,14 +3,13 @@
 import csv
 import math
 
-import h5py
 import numpy as np
 import pytest
 import torch
 from nystrom_attention import NystromAttention
 from torch import nn
 from torch.nn import functional as F
-from trained import lattice, lattice_dataset, milbench, trained_trial
+from trained import feature_file, lattice, lattice_dataset, milbench, trained_trial
 
 from milbench import ops, plugins
 from milbench.aggregator import Aggregator, Prediction
@@ -414,14 +413,6 @@ def test_rank_of_a_stored_trial(tmp_path, monkeypatch):
     assert rows[0]["effective_rank"] != trained["effective_rank"]
     picture = [r for r in table(folder / "matrices-x.csv") if (r["what"], r["layer"]) == ("trained", "blocks.0.mixer")]
     np.testing.assert_allclose([[float(r[f"column_{c}"]) for c in range(50)] for r in picture], 50 * share, rtol=1e-4)
-
-
-def feature_file(path, bag, **attributes):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file["features"], file["coords"] = bag.features.numpy(), bag.coords.numpy()
-        file["coords"].attrs.update(attributes)
-    return path
 
 
 def test_rank_of_fresh_models_on_a_feature_file(tmp_path):

@@ -1,5 +1,6 @@
 """A small dataset on a lattice, and trials on it with stored weights."""
 
+import h5py
 import torch
 from click.testing import CliRunner
 
@@ -22,6 +23,15 @@ def lattice(n, seed=0, d=5, slides=1):
     return Bag(
         torch.randn(n, d, generator=generator), coords, 32.0, slide_id=f"s{seed:02d}", case_id=f"s{seed:02d}", slide_index=index
     )
+
+
+def feature_file(path, bag, **attributes):
+    """Write the bag as an h5 file with attributes beside its coordinates."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["features"], file["coords"] = bag.features.numpy(), bag.coords.numpy()
+        file["coords"].attrs.update(attributes)
+    return path
 
 
 def lattice_dataset(task="subtyping", n=12, slides=1):
