@@ -197,7 +197,7 @@ def _content(plan: Plan, runs: Sequence[Run], published: Beside) -> _Content:
     return _Content(plan, layout, runs, list(dict.fromkeys(rows)), list(repeats), layout["metrics"], blocks, printed)
 
 
-def _with_data(run: Run, name: str) -> Metric:
+def with_data(run: Run, name: str) -> Metric:
     """The metric of a run's predictions as a function of case counts (B, n) -> (B,)."""
     function, p = METRICS[name][1], run.predictions
     if "risk" in p:
@@ -231,8 +231,8 @@ def _compare(content: _Content, progress: Callable[[int, int], None]) -> None:
         folds = []
         for fold in sorted({mine.cell.fold for mine, _ in pairs}):
             seeds = [(mine, other) for mine, other in pairs if mine.cell.fold == fold]
-            both = [(_with_data(mine, block.metric), _with_data(other, block.metric)) for mine, other in seeds]
-            folds.append((_strata(seeds), both))
+            both = [(with_data(mine, block.metric), with_data(other, block.metric)) for mine, other in seeds]
+            folds.append((strata(seeds), both))
         # One seed of the resamples per column and metric: every row meets the same resampled cases.
         block.comparison = stats.paired_bootstrap(folds, replicates=REPLICATES, seed=f"{column}|{block.metric}")
     progress(len(todo), len(todo))
@@ -244,7 +244,12 @@ def _compare(content: _Content, progress: Callable[[int, int], None]) -> None:
         content.reference = reference
 
 
-def _strata(pairs: Sequence[tuple[Run, Run]]) -> NDArray[np.int64]:
+def strata(pairs: Sequence[tuple[Run, Run]]) -> NDArray[np.int64]:
+    """Class, or event, of each case that all these runs of one fold tested: what a bootstrap keeps in proportion.
+
+    Raises:
+        MilbenchError: they tested different cases.
+    """
     first = pairs[0][0].predictions
     for pair in pairs:
         for run in pair:
