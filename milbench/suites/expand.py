@@ -203,6 +203,9 @@ def expand(
                 cells.append(cell)
     definition = suite.model_dump(mode="json")
     definition["grid"]["aggregator"] = [r.name for r in listed]
+    if suite.table:
+        layout = {"labels": labels, "reference": row(suite.table.reference, fitted).name}
+        definition["table"] |= layout | {"groups": [[row(end, fitted).name for end in ends] for ends in suite.table.groups]}
     definition["expect"] = {row(text, fitted).name: said for text, said in suite.expect.items()}
     return Plan(suite=suite.name, definition=definition, notes=list(dict.fromkeys(notes)), cells=cells), jobs
 
