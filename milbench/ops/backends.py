@@ -4,7 +4,8 @@ A backend counts as available only after a tiny real call, forward and backward,
 trial's provenance; a forced backend that is not available is an error with the reason, never a fallback.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -63,6 +64,7 @@ def _probe(backend: Backend, device: str) -> str | None:
 _backends: dict[str, list[Backend]] = {}
 _forced: dict[str, str] = {}
 _used: dict[str, str] = {}
+_replaced: dict[str, Callable[..., Tensor]] = {}
 
 
 def offer(backend: Backend) -> None:
@@ -88,6 +90,22 @@ def force(choices: Iterable[str]) -> None:
         _forced.update(dict.fromkeys(ops, name))
 
 
+@contextmanager
+def replaced(calls: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
+    """Within this context these operations are what `calls` says and no backend's: to count what is asked of them.
+
+    Args:
+        calls: operation -> function of the operation's checked arguments.
+    """
+    before = dict(_replaced)
+    _replaced.update(calls)
+    try:
+        yield
+    finally:
+        _replaced.clear()
+        _replaced.update(before)
+
+
 def choose(op: str, device: str, dtype: torch.dtype | None = None, **facts: object) -> Backend:
     """The backend of `op` for a call.
 
@@ -107,6 +125,8 @@ def choose(op: str, device: str, dtype: torch.dtype | None = None, **facts: obje
             return f"has no {' or '.join(asked)}"
         return backend.why_not(device)
 
+    if op in _replaced:
+        return Backend(op, "replaced", "any", _replaced[op], lambda device: ())
     if op in _forced:
         backend = next(b for b in _backends[op] if b.name == _forced[op])
         if reason := refuses(backend):
