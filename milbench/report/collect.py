@@ -45,6 +45,8 @@ class Run:
     def predictions(self) -> dict[str, NDArray[Any]]:
         """Columns of predictions.csv in the order of the slides: slide, and target with score (n, C), or time, event and risk.
 
+        And instances, the size of each bag, where the trial recorded it.
+
         Raises:
             MilbenchError: the file is missing.
         """
@@ -53,17 +55,19 @@ class Run:
             raise MilbenchError(f"{path} is missing; remove the folder {path.parent} and run the suite again")
         with path.open(newline="") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: row["slide"])
-        slide = np.array([row["slide"] for row in rows])
+        shared = {"slide": np.array([row["slide"] for row in rows])}
+        if "instances" in rows[0]:
+            shared["instances"] = np.array([int(row["instances"]) for row in rows])
         if "risk" in rows[0]:
             return {
-                "slide": slide,
+                **shared,
                 "time": np.array([float(row["time"]) for row in rows]),
                 "event": np.array([row["event"] == "1" for row in rows]),
                 "risk": np.array([float(row["risk"]) for row in rows]),
             }
         classes = sum(key.startswith("p") and key[1:].isdigit() for key in rows[0])
         return {
-            "slide": slide,
+            **shared,
             "target": np.array([int(row["target"]) for row in rows]),
             "score": np.array([[float(row[f"p{c}"]) for c in range(classes)] for row in rows]),
         }
