@@ -15,12 +15,12 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import milbench_registry
 import numpy as np
@@ -35,8 +35,12 @@ from milbench.analysis.profile_ops import tissue, window_sizes
 from milbench.bags import Bag
 from milbench.errors import SkipTrial
 from milbench.ops import backends
+from milbench.report.figure import OTHERS, PAGE, Figure, style
 from milbench.suites.rehearse import COHORTS
 from milbench.tasks import Subtyping
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
 
 SIZES = tuple(2**k for k in range(10, 17))  # 1,024 to 65,536
 WARM_UP = 512  # patches of the bag that compiles kernels and fills the optimiser's state, so that they do not count
@@ -328,3 +332,66 @@ def table(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in asdict(row).items()} for row in rows)
     return out.getvalue()
+
+
+def figures(rows: Sequence[Row], setting: Setting, machine: str) -> list[Figure]:
+    """Time, and memory with arithmetic, against the size of the bag: Figures 7a and 7b.
+
+    Args:
+        rows: as :func:`profile` gives them.
+        setting: what they were measured with.
+        machine: what they were measured on, and how quiet it was.
+    """
+    markers = cohort_sizes()
+    stops = [f"{row.label}: {row.stopped}" for row in rows if row.stopped]
+    about = (
+        f"{machine} Width {setting.in_dim}, {setting.threads} CPU thread{'s' * (setting.threads > 1)}, a fresh process for each "
+        "point. In brackets: exponent in n of the left panel over the largest sizes; 1 is linear, 2 quadratic. "
+        f"Vertical lines: mean bag of {', '.join(f'{name} ({n:,})' for name, n in markers.items())}."
+        + (f" Stopped early: {'; '.join(stops)}." if stops else "")
+    )
+    memory = (
+        " Memory is what a training step takes beyond the model, its gradients and optimiser state, and the bag. Arithmetic "
+        "counts multiplications and additions of matrix products, convolutions, attention and scans."
+    )
+    return [
+        _figure("efficiency-time", "Time of a step", {"train_seconds": "training step (s)", "predict_seconds": "prediction (s)"},
+                about, rows, markers),
+        _figure("efficiency-memory", "Memory and arithmetic of a step",
+                {"peak_bytes": "memory of a training step (MiB)", "flops": "arithmetic of a prediction (GFLOP)"},
+                about + memory, rows, markers),
+    ]  # fmt: skip
+
+
+UNITS = {"peak_bytes": 2.0**20, "flops": 1e9}
+
+
+def _figure(
+    name: str, title: str, panels: Mapping[str, str], caption: str, rows: Sequence[Row], markers: Mapping[str, int]
+) -> Figure:
+    slopes = exponents(rows, next(iter(panels)))
+
+    def draw() -> Drawing:
+        from matplotlib import pyplot as plt
+
+        names = list(dict.fromkeys((row.aggregator, row.label) for row in rows if row.train_seconds is not None))
+        drawing, axes = plt.subplots(1, 2, figsize=(PAGE, max(2.8, 0.6 + 0.125 * len(names))), sharex=True)
+        for ax, (quantity, label) in zip(axes, panels.items(), strict=True):
+            for aggregator, printed in names:
+                own = [row for row in rows if row.aggregator == aggregator and getattr(row, quantity)]  # zero has no logarithm
+                values = [getattr(row, quantity) / UNITS.get(quantity, 1) for row in own]
+                slope = f" ({slopes[aggregator]:.2f})" if aggregator in slopes else ""
+                ax.plot([row.n for row in own], values, **style(aggregator), label=printed + slope, markersize=3)
+            ax.set(xscale="log", yscale="log", xlabel="instances", ylabel=label)
+            for place, (marker, n) in enumerate(sorted(markers.items(), key=lambda item: item[1])):
+                ax.axvline(n, color=OTHERS, linewidth=0.6, linestyle=":", zorder=0)
+                at = (n, 0.01 if place % 2 else 0.99)
+                ax.annotate(marker, at, xycoords=("data", "axes fraction"), rotation=90, fontsize=5.5, ha="right",
+                            va="bottom" if place % 2 else "top", color=OTHERS)  # fmt: skip
+        drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=6, handlelength=3)
+        return drawing
+
+    shown = ("aggregator", "label", "n", *panels, "stopped")
+    numbers = [{**{key: getattr(row, key) for key in shown}, "exponent": slopes.get(row.aggregator)} for row in rows]
+    numbers += [{"label": marker, "n": n} for marker, n in markers.items()]
+    return Figure(name, title + " against the size of the bag", caption, numbers, draw)
