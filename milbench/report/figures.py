@@ -113,7 +113,7 @@ def _ticks_of_sizes(ax: "Axes", low: float, high: float) -> None:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     options = [[m * 10**k for k in powers for m in step if low <= m * 10**k <= high] for step in steps]
     ticks = next((some for some in options if 2 <= len(some) <= 4), options[-1][:: max(1, len(options[-1]) // 4)])
-    ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
+    ax.set_xticks(ticks, [f"{t:,}" if t < 1000 else f"{t // 1000:,}k" for t in ticks])
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -143,9 +143,9 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
     unit = "pairs of test cases that hold the case" if survival else "the case's test predictions"
     caption = (
         f"Each test case counts with the {what} of {unit}, averaged over seeds, against its number of instances. Points: means "
-        f"of {BINS} groups of like size, with their standard error. Line: least squares in the logarithm of the size, with a 95 % "
-        "band over resampled cases. Number: change per doubling of the bag; an asterisk where its 95 % interval excludes 0, not "
-        f"corrected for the number of methods. {' '.join(filter(None, seen)) or 'No slope is told apart from 0.'} Large and "
+        f"of {BINS} groups of like size, with their standard error. Line: least squares in the logarithm of the size, with a "
+        "95 % band over resampled cases. Number: change per doubling of the bag; an asterisk where its 95 % interval excludes 0, "
+        f"not corrected for the number of methods. {' '.join(filter(None, seen)) or 'No slope is told apart from 0.'} Large and "
         "small slides may differ in more than size, such as class."
     )
 
@@ -251,8 +251,8 @@ def learning(runs: Sequence[Run], place: _Place) -> Figure | None:
         return None
     caption = (
         "Loss on training (solid) and validation (dashed) by epoch: median over folds and seeds with the quartiles around it, "
-        "over the runs that still train. Ticks below: epochs whose model was tested, the higher the more runs. Validation loss that "
-        "rises while training loss falls is overfitting; ticks at the right end mean that training was cut short."
+        "over the runs that still train. Ticks below: epochs whose model was tested, the higher the more runs. Validation loss "
+        "that rises while training loss falls is overfitting; ticks at the right end mean that training was cut short."
     )
 
     def draw() -> "Drawing":
@@ -333,7 +333,7 @@ def ablation(plan: Plan, runs: Sequence[Run], others: Sequence[Run], place: _Pla
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(metrics))
         return drawing
 
-    return Figure(f"{place.name}-ablation", f"{plan.definition['title']}{place.words}", caption, rows, draw)
+    return Figure(f"{place.name}-curve", f"{plan.definition['title']}{place.words}", caption, rows, draw)
 
 
 def _changes(name: str) -> dict[str, str]:
