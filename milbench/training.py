@@ -125,8 +125,8 @@ def fit(
 ) -> Fit:
     """Train `model` in place and leave it with the weights of the chosen epoch.
 
-    The best epoch has the highest validation metric, of equals the lowest validation loss. An undefined metric (a validation part
-    with one class) ranks last, so that the loss decides.
+    The best epoch has the highest validation metric (or accuracy, as the recipe says), of equals the lowest validation loss. An
+    undefined metric (a validation part with one class) ranks last, so that the loss decides.
 
     Args:
         model: fresh weights.
@@ -150,6 +150,7 @@ def fit(
     optimisers = model.optimisers(recipe)
     full_rates = [(group, group["lr"]) for optimiser in optimisers for group in optimiser.param_groups]
     selecting = recipe.select != "last"
+    watched = "accuracy" if recipe.select == "best val accuracy" else task.metric
     if selecting and not val:
         raise MilbenchError(f"recipe {recipe.name} selects on validation, but this fold has no validation part")
     result, best, waited, stepping = Fit(selected_on="val" if selecting else "none"), (-math.inf, -math.inf), 0, 0.0
@@ -171,9 +172,9 @@ def fit(
         row: dict[str, float | None] = {"epoch": epoch, "train_loss": train_loss}
         if val:
             scores, val_loss = predict(model, val, task)
-            metric = task.metrics(val.samples, scores)[task.metric]
-            row |= {"val_loss": val_loss, f"val_{task.metric}": None if math.isnan(metric) else metric}
-            by_metric = recipe.select == "best on val" and not math.isnan(metric)
+            metric = task.metrics(val.samples, scores)[watched]
+            row |= {"val_loss": val_loss, f"val_{watched}": None if math.isnan(metric) else metric}
+            by_metric = recipe.select != "best val loss" and not math.isnan(metric)
             rank = (metric if by_metric else -math.inf, -val_loss)
         result.curve.append(row)
         on_epoch(epoch, row)

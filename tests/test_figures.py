@@ -2,14 +2,22 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import cell_of, finished, made_up_suite, predictions_file, spec
+import torch
+from click.testing import CliRunner
+from helpers import cell_of, finished, made_up_suite, predictions_file, spec, toy_dataset
 from scipy import stats as scipy_stats
 
+from milbench import Bag, MilbenchError
+from milbench.analysis import masks, slides
+from milbench.cli import main
+from milbench.datasets import Fold
 from milbench.recipes import Recipe
 from milbench.report import build, collect
+from milbench.report.figure import saved
 from milbench.report.figures import Trend, suite_figures
 from milbench.stats import c_index
 from milbench.stats.metrics import concordance_by_case
@@ -61,8 +69,8 @@ METHODS = {
 }
 
 
-def figures_of(store, plan):
-    return {figure.name: figure for figure in suite_figures(plan, collect.runs(store, plan))}
+def figures_of(store, plan, paired=None):
+    return {figure.name: figure for figure in suite_figures(plan, collect.runs(store, plan), paired)}
 
 
 def test_slope_against_size_is_the_least_squares_slope(tmp_path):
@@ -179,14 +187,12 @@ def test_suites_of_several_methods_are_no_ablation(tmp_path):
 def test_extrapolation_bars_carry_anova_and_the_paired_interval(tmp_path):
     splits = ("extrapolation", "extrapolation-mixed")
     store, plan = sized_suite(tmp_path, METHODS, splits=splits, seeds=3)
-    figures = figures_of(store, plan)
-    assert {"sized-macro-f1-larger-slides", "sized-macro-auc-larger-slides", "sized-extrapolation-size", "sized-extrapolation-mixed-learning"} < set(figures)  # fmt: skip
-    rows = figures["sized-macro-auc-larger-slides"].rows
-    paired = {
-        (row["split"], row["aggregator"]): row
-        for row in build(store, "sized").sections[0].paired.tidy
-        if row["metric"] == "macro_auc"
-    }
+    section = build(store, "sized").sections[0]
+    figures = {figure.name: figure for figure in section.figures}
+    bars = "sized-macro-auc-larger-slides"
+    assert {bars, "sized-macro-f1-larger-slides", "sized-extrapolation-size", "sized-extrapolation-mixed-learning"} < set(figures)
+    rows = figures[bars].rows
+    paired = {(row["split"], row["aggregator"]): row for row in section.paired.tidy if row["metric"] == "macro_auc"}
     runs = collect.runs(store, plan)
     for split in splits:
         groups = {m: [r.metric("macro_auc") for r in runs if (r.cell.split, r.cell.aggregator) == (split, m)] for m in METHODS}
@@ -215,3 +221,100 @@ def test_too_few_cases_have_no_trend(tmp_path):
     store, plan = sized_suite(tmp_path, {"abmil": METHODS["abmil"]}, n=7)
     assert Trend.fit(collect.runs(store, plan), "seed") is None
     assert set(figures_of(store, plan)) == {"sized-learning"}
+
+
+def test_without_tests_no_prediction_is_read_and_no_interval_drawn(tmp_path):
+    store, plan = sized_suite(tmp_path, {"abmil": METHODS["abmil"], "mean": METHODS["longmil"]}, splits=("extrapolation",))
+    for path in store.trials.glob("*/predictions.csv"):
+        path.unlink()
+    figures = {figure.name: figure for figure in suite_figures(plan, collect.runs(store, plan), predictions=False)}
+    assert set(figures) == {"sized-learning", "sized-macro-f1-larger-slides", "sized-macro-auc-larger-slides"}
+    assert {row["difference"] for row in figures["sized-macro-f1-larger-slides"].rows} == {None}
+
+
+def slides_of(sizes, at=(0, 0)):
+    """A dataset whose slide i is a square of sizes[i] x sizes[i] patches, at coordinates of its own."""
+    data = toy_dataset(len(sizes), folds=[Fold(("s00", "s01"), (), tuple(f"s{i:02d}" for i in range(2, len(sizes))))])
+
+    def read(id):
+        side = sizes[int(id[1:])]
+        cells = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(1)
+        return Bag(torch.zeros(side * side, 6), (cells + torch.tensor(at)) * 256.0, 256.0, slide_id=id, case_id=id)
+
+    return replace(data, read=read, has_coords=True)
+
+
+def test_sizes_are_counted_with_the_memory_of_plain_attention(tmp_path):
+    figure = slides.sizes(slides_of([10, 20, 20, 30]))
+    assert sum(row["slides"] for row in figure.rows) == 4
+    assert [row["slides"] for row in figure.rows if row["slides"]] == [1, 2, 1]
+    assert (figure.rows[-1]["to"], figure.rows[-1]["gib_at_to"]) == (900, pytest.approx(2 * 4 * 900**2 / 2**30))
+    assert "median 400, mean 450, largest 900" in figure.caption
+    figure.save(tmp_path)
+
+
+def test_positions_beyond_the_training_slides_are_counted(tmp_path):
+    figure = slides.positions(slides_of([10, 8, 20], at=(7, 3)), "one")
+    by_place = {(row["part"], row["column"], row["row"]): row["slides"] for row in figure.rows}
+    assert (by_place["train", 0, 0], by_place["train", 9, 9], by_place["test", 19, 19]) == (2, 1, 1)
+    assert ("train", 10, 0) not in by_place
+    assert len(by_place) == 10**2 + 20**2, "a place of two training slides is one row"
+    assert "75.0% are covered by no training slide" in figure.caption, "10 x 10 of 20 x 20 cells are"
+    figure.save(tmp_path)
+
+
+def test_positions_of_large_slides_are_counted_in_blocks():
+    rows = slides.positions(slides_of([100, 100, 130]), "one").rows
+    assert {row["cells_along"] for row in rows} == {3}
+    assert max(row["column"] for row in rows) == 129
+    assert {row["slides"] for row in rows if row["part"] == "train"} == {2}
+
+
+def test_positions_need_coordinates_and_a_fold():
+    with pytest.raises(MilbenchError, match="has no coordinates"):
+        slides.positions(toy_dataset(), "one")
+    with pytest.raises(MilbenchError, match="split one has folds 0 to 0, not 3"):
+        slides.positions(slides_of([2, 2, 2]), "one", 3)
+
+
+def test_masks_are_those_of_the_operations(tmp_path):
+    figure = masks.figure(side=6, radius=1.0, region=3)
+    value = {(row["matrix"], row["query"], row["key"]): row["value"] for row in figure.rows}
+    assert len(value) == 6 * 36**2
+    window, band, squares = "window of radius 1 (LongMIL)", "band of 5 along the sequence (1-D window)", "squares of 3 x 3 (HIPT)"
+    middle = 3 * 6 + 3
+    seen = {
+        name: {key for (n, query, key), v in value.items() if (n, query) == (name, middle) and v}
+        for name in (window, band, squares)
+    }
+    assert seen[window] == {middle, middle - 1, middle + 1, middle - 6, middle + 6}
+    assert seen[band] == set(range(middle - 2, middle + 3))
+    assert seen[squares] == {6 * y + x for x in (3, 4, 5) for y in (3, 4, 5)}
+    assert value["full", 0, 35] == pytest.approx(1 / 36, rel=1e-5)
+    assert value["Euclidean distance", 0, 35] == pytest.approx(50**0.5, rel=1e-5)
+    alibi = "decay with distance (2-D ALiBi)"
+    assert value[alibi, middle, middle + 1] / value[alibi, middle, middle] == pytest.approx(math.exp(-1), rel=1e-4)
+    figure.save(tmp_path)
+
+
+def test_commands_write_where_the_report_looks(tmp_path):
+    for arguments in (["masks", "--side", "4"], ["sizes", "--dataset", "musk1", "--encoder", "hand-crafted"]):
+        done = CliRunner().invoke(main, ["analyze", *arguments, "--results", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+    assert [one.name for one in saved(tmp_path / "analysis")] == ["masks", "sizes-musk1-hand-crafted"]
+    refused = CliRunner().invoke(
+        main,
+        [
+            "analyze",
+            "positions",
+            "--dataset",
+            "musk1",
+            "--encoder",
+            "hand-crafted",
+            "--split",
+            "kfold5",
+            "--results",
+            str(tmp_path),
+        ],
+    )
+    assert (refused.exit_code, "has no coordinates" in refused.output) == (2, True)

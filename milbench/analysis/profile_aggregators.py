@@ -33,10 +33,10 @@ from milbench.aggregator import Aggregator
 from milbench.analysis import measure
 from milbench.analysis.profile_ops import tissue, window_sizes
 from milbench.bags import Bag
+from milbench.datasets.published import COHORTS
 from milbench.errors import SkipTrial
 from milbench.ops import backends
 from milbench.report.figure import OTHERS, PAGE, Figure, style
-from milbench.suites.rehearse import COHORTS
 from milbench.tasks import Subtyping
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ def count_flops(model: Aggregator, bag: Bag) -> int:
         aten.dot: product,
     }
     unseen: dict[str, Callable[..., Tensor]] = {"full_attention": full, "local_attention_2d": local, "selective_scan": scan}
-    with backends.replaced(unseen), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    with backends.watched(lambda op, call: unseen.get(op, call)), counter:
         model(bag)
     return counted + counter.get_total_flops()
 
@@ -317,7 +318,7 @@ def free_memory() -> float:
 
 
 def cohort_sizes() -> dict[str, int]:
-    """Mean patches of a slide at two magnifications, as published (source: :data:`milbench.suites.rehearse.COHORTS`)."""
+    """Mean patches of a slide at two magnifications, as published (source: :data:`milbench.datasets.published.COHORTS`)."""
     return {
         f"{COHORTS[name].label} {magnification}x": COHORTS[name].instances * (magnification // 20) ** 2
         for name in ("bracs", "tcga-brca")

@@ -75,6 +75,74 @@ def profile_ops(small: bool, noisy: bool, threads: int | None, as_json: bool) ->
         click.echo(f"No ratios: {noise}. Try again on a quiet machine, or pass --noisy.", err=True)
 
 
+@profile.command("data")
+@click.option("--dataset", help="A dataset with features of its own files.")
+@click.option("--encoder", help="Whose features.")
+@click.option("--magnification", type=int)
+@click.option("--patch-size", type=int)
+@click.option("--synthetic", type=click.IntRange(min=1), metavar="N", help="Measure on N generated h5 files instead.")
+@click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, help="Median over so many.")
+@click.option("--noisy", is_flag=True, help="Print the ratio although something else is running.")
+@AS_JSON
+def profile_data(
+    dataset: str | None, encoder: str | None, magnification: int | None, patch_size: int | None, synthetic: int | None,
+    epochs: int, noisy: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Reading a dataset again: from the packed store, and by opening each of its files.
+
+    On one thread, as a trial has. On a machine where something else is running, no ratio is printed.
+    """
+    import torch
+
+    from milbench.analysis import measure, profile_data
+    from milbench.errors import MilbenchError
+
+    if (synthetic is None) == (dataset is None) or (dataset is None) != (encoder is None):
+        raise MilbenchError("profile data needs --dataset NAME and --encoder NAME, or --synthetic N")
+    torch.set_num_threads(1)
+    noise = measure.others()
+    if synthetic is not None:
+        told = profile_data.synthetic(synthetic, epochs=epochs)
+    else:
+        told = profile_data.dataset(str(dataset), str(encoder), magnification, patch_size, epochs=epochs)
+    noise = noise or measure.others()
+    if noise and not noisy:
+        told = [dataclasses.replace(row, ratio=None) for row in told]
+    if as_json:
+        click.echo(json.dumps({"noise": noise, "rows": [dataclasses.asdict(row) for row in told]}, indent=1))
+        return
+    show.table(
+        [
+            "files",
+            "bags",
+            "MB",
+            "opening each, s",
+            "from the pack, s",
+            "ratio",
+            "packing, s",
+            "memory, MiB",
+            "of the pack's, MiB",
+        ],
+        [
+            [
+                row.what,
+                row.bags,
+                f"{row.bytes / 1e6:.1f}",
+                f"{row.direct_seconds:.3g}",
+                f"{row.packed_seconds:.3g}",
+                None if row.ratio is None else f"{row.ratio:.1f}",
+                f"{row.build_seconds:.3g}",
+                None if row.direct_mib is None else f"{row.direct_mib:.1f}",
+                None if row.packed_mib is None else f"{row.packed_mib:.1f}",
+            ]
+            for row in told
+        ],
+    )
+    click.echo("One epoch reads every bag once, after one that warmed up. Memory: growth of the resident set in an epoch.")
+    if noise and not noisy:
+        click.echo(f"No ratio: {noise}. Try again on a quiet machine, or pass --noisy.", err=True)
+
+
 @profile.command("aggregators")
 @click.option(
     "--aggregators", metavar="NAMES", help="Only these: mean,transmil[landmarks=32],... [default: every registered one]"

@@ -4,9 +4,9 @@ A backend counts as available only after a tiny real call, forward and backward,
 trial's provenance; a forced backend that is not available is an error with the reason, never a fallback.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -64,7 +64,7 @@ def _probe(backend: Backend, device: str) -> str | None:
 _backends: dict[str, list[Backend]] = {}
 _forced: dict[str, str] = {}
 _used: dict[str, str] = {}
-_replaced: dict[str, Callable[..., Tensor]] = {}
+_watchers: list[Callable[[str, Callable[..., Tensor]], Callable[..., Tensor]]] = []
 
 
 def offer(backend: Backend) -> None:
@@ -90,22 +90,6 @@ def force(choices: Iterable[str]) -> None:
         _forced.update(dict.fromkeys(ops, name))
 
 
-@contextmanager
-def replaced(calls: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
-    """Within this context these operations are what `calls` says and no backend's: to count what is asked of them.
-
-    Args:
-        calls: operation -> function of the operation's checked arguments.
-    """
-    before = dict(_replaced)
-    _replaced.update(calls)
-    try:
-        yield
-    finally:
-        _replaced.clear()
-        _replaced.update(before)
-
-
 def choose(op: str, device: str, dtype: torch.dtype | None = None, **facts: object) -> Backend:
     """The backend of `op` for a call.
 
@@ -125,8 +109,6 @@ def choose(op: str, device: str, dtype: torch.dtype | None = None, **facts: obje
             return f"has no {' or '.join(asked)}"
         return backend.why_not(device)
 
-    if op in _replaced:
-        return Backend(op, "replaced", "any", _replaced[op], lambda device: ())
     if op in _forced:
         backend = next(b for b in _backends[op] if b.name == _forced[op])
         if reason := refuses(backend):
@@ -134,7 +116,22 @@ def choose(op: str, device: str, dtype: torch.dtype | None = None, **facts: obje
     else:
         backend = next(b for b in _backends[op] if refuses(b) is None)
     _used[op] = backend.name
+    for wrap in _watchers:
+        backend = replace(backend, call=wrap(op, backend.call))
     return backend
+
+
+@contextmanager
+def watched(wrap: Callable[[str, Callable[..., Tensor]], Callable[..., Tensor]]) -> Iterator[None]:
+    """While this lasts, every backend is called through `wrap(operation, call)`, which may look at arguments and result.
+
+    It may also give another function in its place, such as one that only counts.
+    """
+    _watchers.append(wrap)
+    try:
+        yield
+    finally:
+        _watchers.remove(wrap)
 
 
 def check_forced(device: str) -> None:

@@ -70,7 +70,7 @@ def run_trial(
         )
     finally:
         logging.getLogger("milbench").removeHandler(messages)
-    result.labels, result.messages = labels, list(dict.fromkeys(messages.texts))
+    result.labels, result.messages = labels, list(dict.fromkeys([*result.messages, *messages.texts]))
     result.cost |= {"seconds": round(time.perf_counter() - started, 3), "peak_memory_bytes": peak_memory(spec.device)}
     result.provenance = provenance() | {"threads": spec.threads, "backends": backends.used()}
     store.write(result, files)
