@@ -110,7 +110,7 @@ def build(
             progress(name, done, total)
 
         table, paired = tables.build(plan, runs, published=published, tests=tests, progress=told)
-        section = Section(plan, table, paired, _made_with(runs), figures=suite_figures(plan, runs))
+        section = Section(plan, table, paired, _made_with(runs), figures=suite_figures(plan, runs, paired, predictions=tests))
         if tests:
             _extend(section, runs)
         sections.append(section)

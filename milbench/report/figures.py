@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import f_oneway
 
-from milbench.report import tables
 from milbench.report.collect import Run
 from milbench.report.figure import COLUMN, OTHERS, PAGE, Figure, style
-from milbench.report.tables import METRICS
+from milbench.report.tables import ALPHA, METRICS, Table
 from milbench.stats.metrics import concordance_by_case
 from milbench.trials import plan as plans
 from milbench.trials.plan import Plan
@@ -32,7 +31,7 @@ BINS = 5  # groups of equally many cases along the size of the bag
 LOG_ABOVE = 20  # ratio of the largest to the smallest value of an ablation from which its axis is logarithmic
 
 
-def suite_figures(plan: Plan, runs: Sequence[Run]) -> list[Figure]:
+def suite_figures(plan: Plan, runs: Sequence[Run], paired: Table | None = None, *, predictions: bool = True) -> list[Figure]:
     """What the results of a suite can show.
 
     An ablation (one method, one parameter swept) gives its curves, a split by size its bars; every column of every suite gives
@@ -41,6 +40,8 @@ def suite_figures(plan: Plan, runs: Sequence[Run]) -> list[Figure]:
     Args:
         plan: of the suite.
         runs: its trials; of a search, every draw or the chosen ones.
+        paired: the comparison with its reference, whose intervals stand under the bars; None where there is none.
+        predictions: False leaves out what must read the predictions of every trial.
     """
     runs = plans.select_draws(runs, SELECTS[plan.definition["task"]])
     done = [run for run in runs if run.status == "ok"]
@@ -50,10 +51,10 @@ def suite_figures(plan: Plan, runs: Sequence[Run]) -> list[Figure]:
         here = [run for run in done if run.cell.column == column]
         place = _Place.of(plan, column, columns)
         figures += [ablation(plan, here, [r for r in runs if r.cell.column == column and r.status != "ok"], place)]
-        figures += [against_size(here, place), learning(here, place)]
+        figures += [against_size(here, place) if predictions else None, learning(here, place)]
     by_size = [run for run in done if run.cell.split.startswith("extrapolation")]
     if by_size:
-        figures += [extrapolation(plan, runs, by_size, metric) for metric in plan.definition["table"]["metrics"]]
+        figures += [extrapolation(plan, by_size, paired, metric) for metric in plan.definition["table"]["metrics"]]
     return [figure for figure in figures if figure is not None]
 
 
@@ -113,7 +114,7 @@ def _ticks_of_sizes(ax: "Axes", low: float, high: float) -> None:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     options = [[m * 10**k for k in powers for m in step if low <= m * 10**k <= high] for step in steps]
     ticks = next((some for some in options if 2 <= len(some) <= 4), options[-1][:: max(1, len(options[-1]) // 4)])
-    ax.set_xticks(ticks, [f"{t:,}" for t in ticks])
+    ax.set_xticks(ticks, [f"{t:,}" if t < 1000 else f"{t // 1000:,}k" for t in ticks])
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -333,7 +334,7 @@ def ablation(plan: Plan, runs: Sequence[Run], others: Sequence[Run], place: _Pla
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(metrics))
         return drawing
 
-    return Figure(f"{place.name}-ablation", f"{plan.definition['title']}{place.words}", caption, rows, draw)
+    return Figure(f"{place.name}-curve", f"{plan.definition['title']}{place.words}", caption, rows, draw)
 
 
 def _changes(name: str) -> dict[str, str]:
@@ -342,15 +343,14 @@ def _changes(name: str) -> dict[str, str]:
     return dict(item.partition("=")[::2] for item in inside[1].split(",")) if inside else {}
 
 
-def extrapolation(plan: Plan, runs: Sequence[Run], done: Sequence[Run], metric: str) -> Figure:
+def extrapolation(plan: Plan, done: Sequence[Run], paired: Table | None, metric: str) -> Figure:
     """Bars of a metric on splits by size, the one-way ANOVA over methods, and each method's paired difference to the reference.
 
     Args:
-        runs: every run of the plan.
-        done: the finished ones on splits by size.
+        done: finished trials on splits by size.
+        paired: the comparison with the reference.
     """
     columns = list(dict.fromkeys(run.cell.column for run in done))
-    paired = tables.build(plan, runs)[1]
     axes = ("dataset", "encoder", "magnification", "patch_size", "split")
     tested = [row for row in paired.tidy if row["metric"] == metric] if paired else []
     compared = {(*(row[axis] for axis in axes), row["aggregator"]): row for row in tested}
@@ -371,9 +371,9 @@ def extrapolation(plan: Plan, runs: Sequence[Run], done: Sequence[Run], metric: 
     reference = next((row["label"] for row in rows if row["aggregator"] == plan.definition["table"]["reference"]), None)
     against = (
         f"Below: difference to {reference} on the same slides and seeds, with the 95 % interval of the paired bootstrap over "
-        "test slides; a filled marker where p < 0.05 after Holm's correction."
+        f"test slides; a filled marker where p < {ALPHA:g} after Holm's correction."
         if reference and compared
-        else "No paired comparison: the reference has no result."
+        else "There is no paired comparison."
     )
     caption = (
         f"{METRICS[metric][0]} on slides larger than any that was trained on. Bars: mean over runs with the sample standard "
@@ -394,7 +394,7 @@ def extrapolation(plan: Plan, runs: Sequence[Run], done: Sequence[Run], metric: 
                 look = style(row["aggregator"])
                 top.bar(x, row["mean"], 0.7, yerr=row["sd"], color=look["color"], capsize=2, error_kw={"elinewidth": 0.8})
                 if row["difference"] is not None:
-                    fill = look["color"] if row["p_holm"] < tables.ALPHA else "white"
+                    fill = look["color"] if row["p_holm"] < ALPHA else "white"
                     sides = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
                     low.errorbar(
                         x, row["difference"], sides, color=look["color"], marker=look["marker"], markerfacecolor=fill, capsize=2
