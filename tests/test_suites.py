@@ -448,6 +448,6 @@ def test_packs_are_written_before_the_first_trial(tmp_path, monkeypatch):
     told = []
     suites.pack([job, job], told.append)
     assert read.path.is_file()
-    assert told == [f"packing toy: 20 bags, 0.00 GB, into {read.path}"]
+    assert told == [f"packing toy: 20 bags, 0.0 MB, into {read.path}"]
     suites.pack([job], told.append)
     assert len(told) == 1
