@@ -68,6 +68,8 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
 
 @click.command()
 @click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file.")
+@click.option("--small", "size", flag_value="small", help="The suite's small form, where it has one: a first look.")
+@click.option("--full", "size", flag_value="full", help="The suite's full form, where it has one: everything at full size.")
 @click.option("--aggregators", metavar="NAMES", help="Instead of the suite's: mean,transmil[landmarks=32],...")
 @click.option("--seeds", metavar="0,1,2", help="Instead of the suite's.")
 @click.option("--folds", metavar="0,1", help="Only these folds.")
@@ -104,8 +106,9 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
 @DATA
 @PLUGIN
 def run(
-    suite: str, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None, recipe: str | None,
-    device: str, workers: int | None, threads: int, keep_models: str, retry_failed: bool, dry_run: bool, results: Path,
+    suite: str, size: str | None, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None,
+    recipe: str | None, device: str, workers: int | None, threads: int, keep_models: str, retry_failed: bool, dry_run: bool,
+    results: Path,
     forced: tuple[str, ...], plugin_files: tuple[str, ...], no_pack: bool, rehearse: bool, rehearse_scale: float,
     dtype: Literal["float32", "float16"] | None,
 ) -> None:  # fmt: skip
@@ -120,7 +123,7 @@ def run(
     from milbench import datasets, plugins
     from milbench.errors import MilbenchError
     from milbench.ops import backends
-    from milbench.suites import expand, load, pack, save_splits
+    from milbench.suites import expand, load, pack, save_splits, sized, with_known
     from milbench.suites.expand import Load
     from milbench.suites.model import whole, with_includes
     from milbench.trials import plan as plans
@@ -130,6 +133,7 @@ def run(
     device = _device(device)
     backends.force(forced)
     backends.check_forced(device)
+    suite = sized(suite, size)
     asked = load(suite)
     names = plugins.split_list(aggregators) if aggregators is not None else None
     give: Load = cache(datasets.load)
@@ -183,7 +187,7 @@ def run(
     todo = [job for job in jobs if store.status(job.spec.trial_id) in again]
     pack(todo, click.echo)
     for plan in [*grids, *_composed(whole(asked))]:
-        plans.merge(store, plan)
+        plans.merge(store, with_known(plan))
     save_splits(jobs, store)
 
     from milbench.cli import progress

@@ -14,24 +14,26 @@ from milbench.bags import Bag
 from milbench.datasets import formats, splits
 from milbench.datasets.base import Dataset, Fold, Sample
 from milbench.datasets.check import Examined, FeatureSet, examine
+from milbench.datasets.findings import many
 from milbench.datasets.manifest import Features, Manifest, folder
 from milbench.datasets.packed import folder_beside, packed
-from milbench.errors import MilbenchError
+from milbench.errors import MilbenchError, NotHere
 
 
 def dataset(manifest: Manifest, features: Features, dtype: Literal["float32", "float16"] = "float32") -> Dataset:
     """The dataset with one set of features, checked before it is given away.
 
     Raises:
-        MilbenchError: the check finds errors, or something was not added yet.
+        NotHere: the labels were not added yet.
+        MilbenchError: the check finds errors.
     """
     found = examine(manifest, [features])
+    found.remember()
     if found.lacking:
-        raise MilbenchError(f"dataset {manifest.name}: {found.lacking}")
+        raise NotHere(f"dataset {manifest.name}: {found.lacking}")
     if errors := found.of("error"):
-        more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
         raise MilbenchError(
-            f"dataset {manifest.name} has errors{more and f', {len(errors)} of them'}; the first: {errors[0]}. "
+            f"dataset {manifest.name} has {many(len(errors), 'error')}; the first: {errors[0]}. "
             f"See all with: milbench data check {manifest.name}"
         )
     (files,) = found.sets

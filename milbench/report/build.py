@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from milbench.errors import MilbenchError
-from milbench.report import collect, document, figure, latex, render, tables
+from milbench.report import claims, collect, document, figure, latex, render, tables
 from milbench.report.figure import Figure, Saved
 from milbench.report.tables import Beside, Table
 from milbench.trials.plan import Plan
@@ -55,6 +55,7 @@ class Report:
         not_run: suites that belong to it and were never run here.
         verdicts: what the results say about the paper's claims; stand first.
         figures: made by `milbench analyze` and `milbench profile`; stand last.
+        others: what others published, where the report is about that.
     """
 
     suite: str
@@ -63,11 +64,17 @@ class Report:
     not_run: list[str] = field(default_factory=list)
     verdicts: list[Table] = field(default_factory=list)
     figures: list[Saved] = field(default_factory=list)
+    others: list[Table] = field(default_factory=list)
 
     @property
     def tables(self) -> list[Table]:
         """Every table, in the order of the document."""
-        return [*self.verdicts, *(t for s in self.sections for t in s.tables), *(t for s in self.sections for t in s.appendix)]
+        return [
+            *self.verdicts,
+            *self.others,
+            *(t for s in self.sections for t in s.tables),
+            *(t for s in self.sections for t in s.appendix),
+        ]
 
 
 def build(
@@ -91,7 +98,8 @@ def build(
         MilbenchError: the suite was never run into this store or lists no trial, or a result cannot be read.
     """
     sections = []
-    for plan in collect.joined(collect.leaves(store, suite)):
+    leaves = collect.leaves(store, suite)
+    for plan in collect.joined(leaves):
         runs = collect.runs(store, plan)
         name = plan.definition["table"]["name"]
 
@@ -102,8 +110,9 @@ def build(
         sections.append(Section(plan, table, paired, _made_with(runs)))
     if not sections:
         raise MilbenchError(f"suite {suite} lists no trials in {store.root}; run it first: milbench run --suite {suite}")
-    title = collect.title(store, suite)
-    return Report(suite, title, sections, collect.not_run(store, suite), figures=figure.saved(store.root / "analysis"))
+    not_run = collect.not_run(store, suite)
+    verdicts = claims.verdicts(store, {leaf.suite for leaf in leaves} | set(not_run)) if tests else []
+    return Report(suite, collect.title(store, suite), sections, not_run, verdicts, figure.saved(store.root / "analysis"))
 
 
 def _made_with(runs: list[collect.Run]) -> list[str]:

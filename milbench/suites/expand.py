@@ -204,6 +204,7 @@ def expand(
                 cells.append(cell)
     definition = suite.model_dump(mode="json")
     definition["grid"]["aggregator"] = [r.name for r in listed]
+    definition["expect"] = {row(text, fitted).name: said for text, said in suite.expect.items()}
     return Plan(suite=suite.name, definition=definition, notes=list(dict.fromkeys(notes)), cells=cells), jobs
 
 
@@ -220,6 +221,17 @@ def pack(jobs: Iterable[Job], tell: Callable[[str], None]) -> None:
     for dataset in _datasets(job.spec for job in jobs):
         if isinstance(dataset.read, datasets.Pack):
             dataset.read.build(tell)
+
+
+def with_known(plan: Plan) -> Plan:
+    """The plan with what is known of its tasks before anything is run, so that a report can print it beside the models.
+
+    Generated datasets only, of suites with predictions; other plans stay as they are.
+    """
+    if not plan.definition.get("expect"):
+        return plan
+    known = {name: datasets.known(name) for name in plan.definition["grid"]["dataset"]}
+    return plan.model_copy(update={"definition": {**plan.definition, "known": known}})
 
 
 def save_splits(jobs: Iterable[Job], store: Store) -> list[Path]:
