@@ -53,9 +53,10 @@ def build(plan: Plan, runs: Sequence[Run]) -> Table | None:
                 )
             )
             tidy.append({
-                "dataset": dataset, "aggregator": p["aggregator"], "label": own[0].cell.label, "metric": p["metric"],
-                "mean": measured, "low": low, "high": high, "printed_mean": mean, "printed_plus_minus": half, "plus_minus_is": p["plus_minus_is"],
-                "within": int(within), "verified": p["verified"], "source": p["source"],
+                "dataset": dataset, "aggregator": p["aggregator"], "label": own[0].cell.label,
+                "metric": p["metric"], "mean": measured, "low": low, "high": high, "printed_mean": mean,
+                "printed_plus_minus": half, "plus_minus_is": p["plus_minus_is"], "within": int(within),
+                "verified": p["verified"], "source": p["source"],
             })  # fmt: skip
     if not lines:
         return None
