@@ -160,9 +160,10 @@ def expand(
             if split not in dataset.splits and split in PUBLISHED:
                 raise NotHere(f"dataset {name} has no split {split}; add it with: milbench data add {name} --splits ...")
         except NotHere as absent:
+            label = _label(name)
             cells += [
                 Cell(
-                    trial_id="", context="", aggregator=r.name, label=r.label, dataset_label=_label(name), fold=fold, seed=seed,
+                    trial_id="", context="", aggregator=r.name, label=r.label, dataset_label=label, fold=fold, seed=seed,
                     draw=r.draw, missing=str(absent), **column,
                 )
                 for fold, r, seed in product(folds or grid.fold or range(count(split)), tried, seeds)
