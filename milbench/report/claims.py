@@ -504,9 +504,9 @@ _MEASURED = [
 ]
 _WELCH = [
     _RULES[0] + " Not supported: the same below that value. Inconclusive: neither.",
-    "n: runs of both sides. Welch's test of the printed means and deviations, ± taken as sample standard deviation over 5 seeds (BRACS), 5 folds "
-    "(survival) or 10 folds (TCGA-BRCA subtyping). It takes runs as independent: runs on the same folds mostly show more when "
-    "paired, so inconclusive means that the table does not show a difference, not that there is none.",
+    "n: runs of both sides. Welch's test of the printed means and deviations, ± taken as sample standard deviation over 5 seeds "
+    "(BRACS), 5 folds (survival) or 10 folds (TCGA-BRCA subtyping). It takes runs as independent: runs on the same folds mostly "
+    "show more when paired, so inconclusive means that the table does not show a difference, not that there is none.",
     "Holm within one table and metric. Figures without printed means are left out.",
     *_RULES[1:],
 ]
