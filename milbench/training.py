@@ -59,14 +59,14 @@ class Standardiser:
 
 
 class Bags(Sequence[Bag]):
-    """The bags of one part of a fold, read when asked for, checked the first time."""
+    """The bags of one part of a fold, read when asked for, checked the first time; `instances` are the sizes of those read."""
 
     def __init__(
         self, dataset: Dataset, ids: Sequence[str], *, device: str = "cpu", standardise: Standardiser | None = None
     ) -> None:
         self.samples = [dataset.sample(id) for id in ids]
         self._dataset, self._device, self._standardise = dataset, device, standardise
-        self._checked: set[str] = set()
+        self.instances: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -76,9 +76,8 @@ class Bags(Sequence[Bag]):
             return [self[i] for i in range(*index.indices(len(self)))]
         id = self.samples[index].id
         bag = self._dataset.read(id)
-        if id not in self._checked:
-            bag.check(self._dataset.in_dim)
-            self._checked.add(id)
+        if id not in self.instances:
+            self.instances[id] = len(bag.check(self._dataset.in_dim))
         if self._standardise is not None:
             bag = bag.with_features(self._standardise(bag.features))
         return bag.to(self._device)

@@ -166,7 +166,7 @@ def test_what_was_seen_is_remembered_until_a_file_changes(tmp_path, data, monkey
 
     root = folders.cohort(tmp_path / "in")
     add(root)
-    assert [path.name for path in data.iterdir()] == ["mine.toml"], "looked at before there was a dataset"
+    assert sorted(path.name for path in data.iterdir()) == [".seen", "mine.toml"]
     before = datasets.load("mine", "enc").fingerprint
     looked = []
     monkeypatch.setattr(check, "inspect", lambda path, *more, **how: looked.append(path.name) or inspect(path, *more, **how))
@@ -189,7 +189,7 @@ def test_a_run_stops_before_the_first_epoch(tmp_path, data):
     folders.BROKEN["another_width"][0](root)
     (root / "features" / "h5_files" / "S-05.h5").unlink()
     told = milbench("run", "--suite", "mine.toml", code=2)
-    assert "milbench: dataset mine has errors, 2 of them; the first: enc: 1 of 12 slides without" in told
+    assert "milbench: dataset mine has 2 errors; the first: enc: 1 of 12 slides without" in told
     assert "See all with: milbench data check mine" in told
     assert not (tmp_path / "results").exists()
     assert "ERROR" in milbench("data", "check", "mine", code=1)
@@ -202,6 +202,7 @@ def test_a_run_stops_before_the_first_epoch(tmp_path, data):
         ("[splits]", "[splits", r"mine\.toml: not TOML"),
         ('unit = "slide"', 'unit = "pixel"', r"mine\.toml: unit: input should be 'slide' or 'case'"),
         ('task = "subtyping"', 'task = "survival"', "survival is predicted for cases"),
+        ('task = "subtyping"', 'task = "subtyping"\npublished = "brax"', "published is one of bracs, tcga-brca, .* not brax"),
     ],
 )
 def test_a_manifest_edited_wrongly_names_file_and_key(tmp_path, data, old, new, says):
@@ -221,7 +222,7 @@ def test_what_was_there_when_it_was_added_and_is_gone(tmp_path, gone, kind):
     (root / gone).rename(tmp_path / "elsewhere")
     found = findings(code=1)
     assert found[kind]["severity"] == "error"
-    with pytest.raises(MilbenchError, match="dataset mine has errors"):
+    with pytest.raises(MilbenchError, match="dataset mine has 1 error; the first"):
         datasets.load("mine", "enc")
 
 

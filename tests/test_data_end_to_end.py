@@ -94,7 +94,7 @@ def test_made_up_slides(tmp_path):
     assert saved == ["made-up-official"]
     assert "Nothing to run: 3 trials" in milbench("run", "--suite", "s.toml", *data)
     folders.change(root / "labels.csv", "S-03,normal", "S-03,tumour")
-    assert "3 trials: 3 pending" in milbench("run", "--suite", "s.toml", *data, "--dry-run")
+    assert "3 trials: 3 to run" in milbench("run", "--suite", "s.toml", *data, "--dry-run")
 
 
 def test_lung_tiles(shared, tmp_path):

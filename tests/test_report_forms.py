@@ -81,6 +81,7 @@ def odd_report(root, **changes):
         plain_table("many-rows", 150, 3, notes=[f"({chr(97 + i)}) note {path}" for i in range(26)]),
         plain_table("many-notes", 3, 3, notes=["A note of some length, which says what is to be said. " * 4] * 40),
         plain_table("long-labels", 60, 4, label="dsmil[lineage=hipt,nonlinear=false,values=linear,number={}]"),
+        Table("long-heading", "T", [("", "x")], [Row("A heading of many words, " * 12, []), Row("a", [Entry("1")])], [], []),
         plain_table("nothing", 0, 0),
         plain_table("words-only", 2, 1, text="no numbers"),
     ]  # fmt: skip

@@ -320,6 +320,19 @@ def test_errata_against_the_files_they_name(shared):
     assert checked == 12
 
 
+def test_the_classic_sets_have_their_own_printed_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr("milbench.trials.store._fsync", lambda path: None)
+    table = build(paper_store(tmp_path, "classic", n=6, folds=[0, 1]), "classic", tests=False).sections[0].table
+    assert table.headers[:4] == [("MUSK1", head) for head in ("accuracy", "paper", "Δ", "macro-AUC")], "no AUC is printed"
+    printed = {row.label: row.entries[1] for row in table.rows}
+    assert {label: entry.text for label, entry in printed.items()} == {
+        "Mean-pooling": "–", "Max-pooling": "–", "AB-MIL": "0.892", "AB-MIL (gated)": "0.900", "DS-MIL": "0.932", "CLAM-SB": "–",
+    }  # fmt: skip
+    note = "Ilse et al. 2018, Table 1; ± is the standard error; not checked against the paper"
+    assert f"({printed['AB-MIL'].mark}) {note}" in table.notes
+    assert sum("published_mean" in row and row["published_mean"] == row["published_mean"] for row in table.tidy) == 9
+
+
 def test_a_published_table_that_is_not_there_is_named():
     with pytest.raises(MilbenchError, match=r"unknown published table 'longmil_neurips2024/table10'; did you mean .*table1"):
         PrintedTable(f"{PAPER}/table10")

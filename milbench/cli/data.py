@@ -14,9 +14,7 @@ from milbench.cli.options import AS_JSON, DATA
 
 if TYPE_CHECKING:
     from milbench.datasets.check import Examined
-    from milbench.datasets.findings import Finding
 
-SHOWN_FOLDS = 10
 _PATH = click.Path(path_type=Path)
 
 
@@ -32,7 +30,12 @@ def data() -> None:
 @click.option("--magnification", type=click.IntRange(min=1), metavar="20", help="Of the patches.")
 @click.option("--patch-size", type=click.IntRange(min=1), metavar="224", help="In pixels at that magnification.")
 @click.option("--patches", type=_PATH, metavar="DIR", help="CLAM's patches/, when it is not beside the features.")
-@click.option("--step", type=float, metavar="PIXELS", help="Level-0 pixels between patches, when no file says it.")
+@click.option(
+    "--step",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="PIXELS",
+    help="Level-0 pixels between patches, when no file says it.",
+)
 @click.option("--labels", type=_PATH, metavar="CSV", help="Table of labels, or of survival.")
 @click.option("--columns", metavar="ROLE=COLUMN,...", help="Which column is slide, case, label, time, event or censorship.")
 @click.option("--classes", metavar="A=x+y,B=z", help="Classes in the order of their index, and the labels that mean them.")
@@ -62,27 +65,24 @@ def add(
     """
     from milbench.datasets.adding import joined
     from milbench.datasets.check import examine
-    from milbench.datasets.manifest import load, save
+    from milbench.datasets.manifest import save
 
     manifest = joined(
         name, task=task, unit=unit, label=label, published=published, labels=labels, columns=_columns(columns),
         classes=_classes(classes), splits=_splits(split_tables), encoder=encoder, magnification=magnification,
         patch_size=patch_size, features=features, patches=patches, step=step, exclude=_ids(exclude), replace=replace,
     )  # fmt: skip
-    added = [
-        one
-        for one in manifest.features
-        if (one.encoder, one.magnification, one.patch_size) == (encoder, magnification, patch_size)
-    ]
+    added = [one for one in manifest.features if one.key == (encoder, magnification, patch_size)]
     everywhere = labels is not None or exclude is not None or replace  # then every set of features has other slides to hold
     chosen = [] if no_check else manifest.features if everywhere else added
     with _Progress() as progress:
-        found = examine(manifest, chosen, remember=load(name) is not None, progress=progress)
+        found = examine(manifest, chosen, progress=progress)
     _show(found)
     if errors := found.of("error"):
         click.echo(f"milbench: {len(errors)} error{'s' * (len(errors) > 1)}, nothing was written", err=True)
         raise SystemExit(1)
     path = save(manifest)
+    found.remember()
     click.echo(f"Written: {path}" if path else "Nothing new.")
     if not found.lacking:
         click.echo(f"Next: milbench data check {name} --deep, which reads every feature")
@@ -111,6 +111,7 @@ def check(name: str, deep: bool, as_json: bool) -> None:
         raise unknown(f"dataset in {folder()}", name, names())
     with _Progress() as progress:
         found = examine(manifest, deep=deep, progress=progress)
+    found.remember()
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=1))
     else:
@@ -125,7 +126,10 @@ def _columns(text: str | None) -> dict[str, str]:
 def _classes(text: str | None) -> dict[str, list[str]] | None:
     if text is None:
         return None
-    return {name: [label for label in labels.split("+") if label] for name, labels in _pairs(text, "--classes", "", bare=True)}
+    return {
+        name: [label for label in labels.split("+") if label]
+        for name, labels in _pairs(text, "--classes", "class=label+label", bare=True)
+    }
 
 
 def _pairs(text: str | None, option: str, form: str, *, bare: bool = False) -> list[tuple[str, str]]:
@@ -243,9 +247,6 @@ def _split_lines(found: Examined) -> dict[str, list[str]]:
 def _as_json(found: Examined) -> dict[str, Any]:
     from milbench.datasets.check import counts
 
-    def plain(finding: Finding) -> dict[str, Any]:
-        return dataclasses.asdict(finding)
-
     names = found.roster.stratum_names(found.manifest)
     return {
         "dataset": found.manifest.name,
@@ -267,5 +268,5 @@ def _as_json(found: Examined) -> dict[str, Any]:
         "lacking": found.lacking,
         "errors": len(found.of("error")),
         "warnings": len(found.of("warning")),
-        "findings": [plain(finding) for finding in found.findings],
+        "findings": [dataclasses.asdict(finding) for finding in found.findings],
     }  # fmt: skip

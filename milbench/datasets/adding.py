@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from milbench.datasets import classic, formats, tables
-from milbench.datasets.manifest import Features, Labels, Manifest, load, resolved, stored
+from milbench.datasets.manifest import Labels, Manifest, load, resolved, spelled, stored
 from milbench.datasets.published import BRACS_ORDER, BRACS_TYPES, COHORTS
 from milbench.errors import MilbenchError, from_validation, unknown
 
@@ -60,7 +60,7 @@ def joined(
         "task": cohort.task if cohort else "subtyping",
     }  # fmt: skip
 
-    def settle(place: dict[str, Any], key: str, what: str, value: Any, fixed: bool) -> None:
+    def settle(place: dict[Any, Any], key: Any, what: str, value: Any, fixed: bool) -> None:
         if fixed and not replace and json.dumps(place.get(key)) != json.dumps(value):  # the order of classes counts
             raise MilbenchError(
                 f"dataset {name} has {what} already: {_differing(place.get(key), value)}; --replace takes the new"
@@ -88,8 +88,20 @@ def joined(
     if features is not None:
         if encoder is None:
             raise MilbenchError("--features needs --encoder, the name by which suites ask for these features")
-        _add_features(values, settle, Features(encoder=encoder, magnification=magnification, patch_size=patch_size, step=step,
-                                               **_layout(features, patches)))  # fmt: skip
+        place = formats.layout(features, patches)
+        new = {
+            "encoder": encoder,
+            "magnification": magnification,
+            "patch_size": patch_size,
+            "folder": stored(place.folder),
+            "format": place.format,
+            "patches": stored(place.patches) if place.patches else None,
+            "step": step,
+        }
+        asked_for = (encoder, magnification, patch_size)
+        sets = {(one["encoder"], one["magnification"], one["patch_size"]): one for one in values.get("features", [])}
+        settle(sets, asked_for, f"features of {spelled(*asked_for)}", new, fixed=asked_for in sets)
+        values["features"] = list(sets.values())
     elif any(given is not None for given in (encoder, magnification, patch_size, patches, step)):
         raise MilbenchError(
             "--encoder, --magnification, --patch-size, --patches and --step describe --features DIR, which is not given"
@@ -113,19 +125,6 @@ def _differing(old: Any, new: Any) -> str:
 
 def _plain(value: Any) -> str:
     return ", ".join(f"{key}={inner}" for key, inner in value.items()) if isinstance(value, dict) else str(value)
-
-
-def _layout(features: Path, patches: Path | None) -> dict[str, Any]:
-    place = formats.layout(features, patches)
-    return {
-        "folder": stored(place.folder), "format": place.format, "patches": stored(place.patches) if place.patches else None,
-    }  # fmt: skip
-
-
-def _add_features(values: dict[str, Any], settle: Any, new: Features) -> None:
-    some = {(one["encoder"], one["magnification"], one["patch_size"]): one for one in values.get("features", [])}
-    settle(some, new.key, f"features of {new.name}", new.model_dump(), fixed=new.key in some)
-    values["features"] = list(some.values())
 
 
 def _lists_cases(values: Mapping[str, Any]) -> bool:

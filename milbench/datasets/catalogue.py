@@ -1,15 +1,16 @@
 """Which datasets and encoders are known by name."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from milbench.datasets import classic, manifest, own
+from milbench.datasets import classic, manifest, own, spatial
 from milbench.datasets.base import Dataset
 from milbench.datasets.manifest import spelled
+from milbench.datasets.packed import rounded
 from milbench.datasets.published import COHORTS, ENCODERS
 from milbench.errors import MilbenchError, NotHere, unknown
 
-__all__ = ["ENCODERS", "DatasetInfo", "infos", "load"]
+__all__ = ["ENCODERS", "DatasetInfo", "infos", "known", "load"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,13 @@ class DatasetInfo:
 
 def infos() -> list[DatasetInfo]:
     """Every dataset known by name, whether or not its files are here."""
-    missing = classic.missing()
+    missing, no_digits = classic.missing(), spatial.missing()
     found = [
         DatasetInfo(name, table.label, "subtyping", (classic.ENCODER,), missing is None, missing or "")
         for name, table in classic.TABLES.items()
+    ] + [
+        DatasetInfo(name, spatial.label(name), "subtyping", spatial.ENCODERS, no_digits is None, no_digits or "")
+        for name in spatial.NAMES
     ]
     for name in sorted({*COHORTS, *manifest.names()}):
         own_one = manifest.load(name)
@@ -58,16 +62,17 @@ def load(
         NotHere: a known dataset, or these features of it, that the user has not added.
         MilbenchError: no such dataset or encoder, or its files are not installed, or a check of them finds errors.
     """
-    if name in classic.TABLES:
-        if encoder != classic.ENCODER:
-            raise unknown(f"encoder of dataset {name}", encoder, [classic.ENCODER])
+    if name in {*classic.TABLES, *spatial.NAMES}:
         if magnification is not None or patch_size is not None:
             raise MilbenchError(f"dataset {name} has no magnification or patch size; leave them out of the suite")
-        return classic.load(name)
+        if name in classic.TABLES and encoder != classic.ENCODER:
+            raise unknown(f"encoder of dataset {name}", encoder, [classic.ENCODER])
+        found = classic.load(name) if name in classic.TABLES else spatial.load(name, encoder)
+        return replace(found, read=lambda id: rounded(found.read(id))) if dtype == "float16" else found
     here = manifest.load(name)
     if here is None:
         if name not in COHORTS:
-            raise unknown("dataset", name, {*classic.TABLES, *COHORTS, *manifest.names()})
+            raise unknown("dataset", name, {*classic.TABLES, *spatial.NAMES, *COHORTS, *manifest.names()})
         raise NotHere(f"dataset {name} is not here; add it with: {_command(name, encoder, magnification, patch_size)}")
     features = here.find(encoder, magnification, patch_size)
     if features is None:
@@ -85,3 +90,14 @@ def _command(name: str, encoder: str | None, magnification: int | None, patch_si
     words += [f"--magnification {magnification}"] if magnification else []
     words += [f"--patch-size {patch_size}"] if patch_size else []
     return " ".join([*words, "--features DIR", *([] if more else ["--labels CSV", "--splits DIR|FILE"])])
+
+
+def known(name: str) -> dict[str, Any]:
+    """What is known of a generated dataset before any model is trained: chance, bayes, oracle and examples.
+
+    Raises:
+        MilbenchError: the dataset is not generated.
+    """
+    if name not in spatial.NAMES:
+        raise unknown("generated dataset", name, spatial.NAMES)
+    return spatial.known(name)

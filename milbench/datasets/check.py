@@ -39,9 +39,11 @@ class FeatureSet:
         slides: sample -> its slides here.
         steps: slide -> level-0 pixels between neighbouring patches; empty without positions.
         findings: what is odd.
+        memory: what was seen, for the next time.
     """
 
     features: Features
+    memory: "_Memory"
     files: dict[str, tuple[Path, Path | None]] = field(default_factory=dict)
     facts: dict[str, Facts] = field(default_factory=dict)
     slides: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -89,6 +91,11 @@ class Examined:
         """The findings of one severity."""
         return [finding for finding in self.findings if finding.severity == severity]
 
+    def remember(self) -> None:
+        """Keep what was seen of feature files in the data folder."""
+        for one in self.sets:
+            one.memory.save()
+
     @property
     def lacking(self) -> str:
         """What must be added before anything can be run; empty when nothing."""
@@ -105,7 +112,6 @@ def examine(
     only: Sequence[Features] | None = None,
     *,
     deep: bool = False,
-    remember: bool = True,
     progress: Progress = lambda done, total: None,
 ) -> Examined:
     """Look at tables and feature files of a manifest.
@@ -114,31 +120,27 @@ def examine(
         manifest: of the dataset.
         only: sets of features to look at; all of the manifest unless given.
         deep: read every feature and every position, too.
-        remember: keep what was seen of files in the data folder.
         progress: called with files done and files in all.
     """
     roster = rosters.read(manifest)
     rosters.against_published(roster, manifest)
     chosen = manifest.features if only is None else only
-    return Examined(manifest, roster, [_features(manifest, roster, one, deep, remember, progress) for one in chosen])
+    return Examined(manifest, roster, [_features(manifest, roster, one, deep, progress) for one in chosen])
 
 
-def _features(
-    manifest: Manifest, roster: Roster, features: Features, deep: bool, remember: bool, progress: Progress
-) -> FeatureSet:
-    found = FeatureSet(features)
+def _features(manifest: Manifest, roster: Roster, features: Features, deep: bool, progress: Progress) -> FeatureSet:
+    found = FeatureSet(features, _Memory(manifest.name, features))
     place = layout(features)
     missing = [path for path in (place.folder, place.patches) if path is not None and not path.is_dir()]
     if missing:
         found.add("error", "folder", f"folder {missing[0]} does not exist", "mend the path in the manifest, or add it again")
         return found
     _match(found, manifest, roster, place)
-    memory = _Memory(manifest.name, features)
     broken: dict[str, list[tuple[str, BadFile]]] = defaultdict(list)
     for done, (slide, (path, patches)) in enumerate(found.files.items()):
         progress(done, len(found.files))
         try:
-            found.facts[slide] = memory.facts(path, patches, thorough=deep)
+            found.facts[slide] = found.memory.facts(path, patches, thorough=deep)
         except BadFile as error:
             broken[error.kind].append((slide, error))
     progress(len(found.files), len(found.files))
@@ -154,8 +156,6 @@ def _features(
     _positions(found, deep)
     if deep:
         _bodies(found, progress)
-    if remember:
-        memory.save()
     return found
 
 
@@ -252,7 +252,7 @@ class _Memory:
 
     def save(self) -> None:
         """Write it, where there is anything new and the folder can be written to."""
-        if self._new != self._old and folder().is_dir():
+        if self._new and self._new != self._old:
             try:
                 write(self._path, json.dumps({"version": REMEMBERED, "files": self._new}))
             except OSError:  # a data folder that is shared read-only: files are looked at again next time
@@ -262,14 +262,14 @@ class _Memory:
 def _compare(found: FeatureSet) -> None:
     """What is odd about a file beside the others, or beside what the manifest says."""
     features, facts = found.features, found.facts
-    where = {slide: path for slide, (path, _) in found.files.items()}
-    if wrong := {slide: one.d for slide, one in facts.items() if one.d != found.in_dim}:
-        what = f"{many(len(wrong), 'slide')} not {found.in_dim} wide as the others"
+    width = found.in_dim
+    if wrong := {slide: one.d for slide, one in facts.items() if one.d != width}:
+        what = f"{many(len(wrong), 'slide')} not {width} wide as the others"
         do = "they are of another encoder: extract them again"
         found.add("error", "width", what, do, [f"{slide} ({d})" for slide, d in wrong.items()])
     known = ENCODERS.get(features.encoder)
-    if facts and known and known != found.in_dim:
-        found.add("warning", "encoder-width", f"features are {found.in_dim} wide, those of {features.encoder} are {known}")
+    if facts and known and known != width:
+        found.add("warning", "encoder-width", f"features are {width} wide, those of {features.encoder} are {known}")
     if bad := [slide for slide, one in facts.items() if one.nonfinite]:
         found.add("error", "nan", f"{many(len(bad), 'slide')} with NaN or infinite values", "extract them again", bad)
     for key in ("magnification", "patch_size"):
@@ -301,7 +301,7 @@ def _compare(found: FeatureSet) -> None:
             do = "extract them again, or give --patches"
             found.add("error", "coords", f"{many(len(without), 'slide')} without positions, while others have them", do, without)
         else:
-            hint = ", or a folder of CLAM's patches files (--patches) " if where[without[0]].suffix == ".pt" else " "
+            hint = ", or a folder of CLAM's patches files (--patches) " if features.format == "pt" else " "
             found.add("warning", "coords", f"no positions in the files{hint}: aggregators that need them are skipped")
 
 

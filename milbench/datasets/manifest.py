@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from milbench.datasets.base import TaskName
 from milbench.datasets.formats import Format, Layout
+from milbench.datasets.published import COHORTS
 from milbench.errors import MilbenchError, from_validation
 
 
@@ -109,8 +110,12 @@ class Manifest(_Form):
         keys = [features.key for features in self.features]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
             raise ValueError(f"features of {spelled(*twice)} stand twice")
+        if self.published is not None and self.published not in COHORTS:
+            raise ValueError(f"published is one of {', '.join(COHORTS)}, not {self.published}")
         if self.task == "survival" and self.unit != "case":
             raise ValueError("survival is predicted for cases: unit must be case")
+        if self.labels and ("label" in self.labels.columns) != (self.task == "subtyping"):
+            raise ValueError(f"the label table was added for another task than {self.task}; add the one of this task, too")
         return self
 
     def find(self, encoder: str, magnification: int | None, patch_size: int | None) -> Features | None:

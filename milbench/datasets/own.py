@@ -14,29 +14,41 @@ from milbench.bags import Bag
 from milbench.datasets import formats, splits
 from milbench.datasets.base import Dataset, Fold, Sample
 from milbench.datasets.check import Examined, FeatureSet, examine
-from milbench.datasets.manifest import Features, Manifest
-from milbench.errors import MilbenchError
+from milbench.datasets.findings import many
+from milbench.datasets.manifest import Features, Manifest, folder
+from milbench.datasets.packed import folder_beside, packed
+from milbench.errors import MilbenchError, NotHere
 
 
 def dataset(manifest: Manifest, features: Features, dtype: Literal["float32", "float16"] = "float32") -> Dataset:
     """The dataset with one set of features, checked before it is given away.
 
     Raises:
-        MilbenchError: the check finds errors, or something was not added yet.
+        NotHere: the labels were not added yet.
+        MilbenchError: the check finds errors.
     """
     found = examine(manifest, [features])
+    found.remember()
     if found.lacking:
-        raise MilbenchError(f"dataset {manifest.name}: {found.lacking}")
+        raise NotHere(f"dataset {manifest.name}: {found.lacking}")
     if errors := found.of("error"):
-        more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
         raise MilbenchError(
-            f"dataset {manifest.name} has errors{more and f', {len(errors)} of them'}; the first: {errors[0]}. "
+            f"dataset {manifest.name} has {many(len(errors), 'error')}; the first: {errors[0]}. "
             f"See all with: milbench data check {manifest.name}"
         )
     (files,) = found.sets
     sizes = {id: sum(files.facts[slide].n for slide in slides) for id, slides in files.slides.items()}
     samples, salt = found.roster.samples, manifest.name
-    read = partial(_bag, files, {sample.id: sample for sample in samples}, manifest.unit, dtype)
+    fingerprint = _fingerprint(found, files)
+    read = packed(
+        partial(_bag, files, {sample.id: sample for sample in samples}, manifest.unit),
+        sizes,
+        in_dim=files.in_dim,
+        dtype="float16" if dtype == "float16" else files.dtype,
+        fingerprint=fingerprint,
+        name=f"{manifest.name} {features.name}",
+        folder=folder_beside(folder()),
+    )
     given: dict[str, Callable[[], Sequence[Fold]]] = {name: partial(list, folds) for name, folds in found.roster.splits.items()}
     twins = {
         f"{name}-grouped": partial(splits.grouped_twin, samples, folds, salt)
@@ -54,7 +66,7 @@ def dataset(manifest: Manifest, features: Features, dtype: Literal["float32", "f
         in_dim=files.in_dim,
         has_coords=bool(files.steps),
         encoder=features.encoder,
-        fingerprint=_fingerprint(found, files),
+        fingerprint=fingerprint,
         splits={
             **{f"kfold{k}": partial(splits.k_fold, samples, k, salt=salt) for k in (5, 10)},
             "extrapolation": partial(splits.extrapolation, samples, sizes, salt=salt),
@@ -84,14 +96,12 @@ def _fingerprint(found: Examined, files: FeatureSet) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _bag(files: FeatureSet, samples: Mapping[str, Sample], unit: str, dtype: str, id: str) -> Bag:
+def _bag(files: FeatureSet, samples: Mapping[str, Sample], unit: str, id: str) -> Bag:
     """Read one slide, or all slides of a case."""
     slides = files.slides[id]
     read = [formats.read(*files.files[slide]) for slide in slides]
     features = torch.from_numpy(np.concatenate([features for features, _ in read]) if len(read) > 1 else read[0][0])  # (n, d)
     source = str(files.files[slides[0]][0]) + (f" and {len(slides) - 1} more" if len(slides) > 1 else "")
-    if dtype == "float16":
-        features = _rounded(features, f"slide {id} ({source})")
     coords, step = None, None
     if files.steps:
         step = files.steps[slides[0]]
@@ -115,10 +125,3 @@ def _scaled(xy: NDArray[Any] | None, factor: float) -> NDArray[Any]:
     assert xy is not None
     exact = xy.astype(np.int64 if np.issubdtype(xy.dtype, np.integer) else np.float64)
     return exact if factor == 1 else exact * factor
-
-
-def _rounded(features: torch.Tensor, where: str) -> torch.Tensor:
-    rounded = features.half()
-    if bool((torch.isinf(rounded) & torch.isfinite(features)).any()):
-        raise MilbenchError(f"{where}: values beyond 65,504 do not fit into float16; take float32 for this dataset")
-    return rounded.float()

@@ -77,7 +77,8 @@ def _tests(plan: Plan, runs: Sequence[Run], paired: Table, reference: str, metri
     tidy, place = [], None
     dashes: dict[str, list[str]] = defaultdict(list)  # why there is no p-value -> rows
     for i, (row, outcomes) in enumerate(zip(primary, found, strict=True)):
-        if place != (place := _place(row)) and (heading := _heading(plan, place)):
+        heading = _heading(plan, _place(row))
+        if place != (place := _place(row)) and heading:
             lines.append(Row(heading, [], rule=bool(lines)))
         superiority = _superiority(pairs[i], metric)
         entries = [
@@ -93,7 +94,7 @@ def _tests(plan: Plan, runs: Sequence[Run], paired: Table, reference: str, metri
             if outcome := outcomes.get(name):
                 tidy.append(shared | {"superiority": superiority} | _as_dict(outcome) | {"p_holm": p_holm})
                 if math.isnan(outcome.p):
-                    dashes[f"{_SHOWN[name][0]} {outcome.note}"].append(row["label"])
+                    dashes[f"{_SHOWN[name][0]} {outcome.note}"].append(row["label"] + (f" ({heading})" if heading else ""))
         lines.append(Row(row["label"], entries))
     folds = len({run.cell.fold for run in runs}) > 1
     over = {"unit": "folds", "shared": "training cases"} if folds else {"unit": "seeds", "shared": "one split"}
@@ -102,7 +103,7 @@ def _tests(plan: Plan, runs: Sequence[Run], paired: Table, reference: str, metri
         f"larger value than one of {labels[reference]} on the same fold, ties one half; Cliff's delta is 2 superiority - 1.",
         f"† p < {ALPHA:g} after Holm's correction over all rows of this table, test by test; the p-values are uncorrected.",
         *(_SAYS[name].format(**over) for name in names),
-        *(f"{why}: {', '.join(dict.fromkeys(rows))}." for why, rows in dashes.items()),
+        *(f"{why}: {', '.join(rows)}." for why, rows in dashes.items()),
     ]
     title = f"Other tests against {labels[reference]}: {METRICS[metric][0]}"
     return Table(f"{_name(plan)}-tests-{metric.replace('_', '-')}", title, headers, lines, notes, tidy)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from milbench.errors import MilbenchError
-from milbench.report import claims, collect, document, figure, latex, render, tables
+from milbench.report import appendix, capability, claims, classic, collect, document, figure, latex, ranks, render, tables
 from milbench.report.figure import Figure, Saved
+from milbench.report.figures import suite_figures
 from milbench.report.tables import Beside, Table
 from milbench.trials.plan import Plan
 from milbench.trials.store import Store, write_atomically
@@ -27,6 +28,7 @@ class Section:
         table: its numbers.
         paired: the comparison with the reference, None where there is none.
         made_with: versions and machines behind the numbers.
+        more: what else this suite has to say, such as what its methods can and cannot see.
         appendix: tests and details that stand after everything else.
         figures: drawn from these results.
     """
@@ -35,13 +37,14 @@ class Section:
     table: Table
     paired: Table | None
     made_with: list[str]
+    more: list[Table] = field(default_factory=list)
     appendix: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
 
     @property
     def tables(self) -> list[Table]:
-        """The suite's table, then the comparison."""
-        return [self.table, *([self.paired] if self.paired else [])]
+        """What else the suite has to say, its table, then the comparison."""
+        return [*self.more, self.table, *([self.paired] if self.paired else [])]
 
 
 @dataclass
@@ -107,12 +110,28 @@ def build(
             progress(name, done, total)
 
         table, paired = tables.build(plan, runs, published=published, tests=tests, progress=told)
-        sections.append(Section(plan, table, paired, _made_with(runs)))
+        section = Section(plan, table, paired, _made_with(runs), figures=suite_figures(plan, runs))
+        if tests:
+            _extend(section, runs)
+        sections.append(section)
     if not sections:
         raise MilbenchError(f"suite {suite} lists no trials in {store.root}; run it first: milbench run --suite {suite}")
     not_run = collect.not_run(store, suite)
     verdicts = claims.verdicts(store, {leaf.suite for leaf in leaves} | set(not_run)) if tests else []
     return Report(suite, collect.title(store, suite), sections, not_run, verdicts, figure.saved(store.root / "analysis"))
+
+
+def _extend(section: Section, runs: list[collect.Run]) -> None:
+    """What is more than a table of means: capabilities, printed results of classic sets, the other tests."""
+    plan, layout = section.plan, section.plan.definition["table"]
+    if plan.definition.get("known"):
+        section.more, pictures = capability.build(plan, runs)
+        section.figures += pictures
+    section.more += [table for table in [classic.build(plan, runs)] if table]
+    if section.paired:
+        section.appendix = appendix.build(plan, runs, section.paired)
+        diagrams = [ranks.critical_difference(layout["name"], runs, metric) for metric in layout["metrics"]]
+        section.figures += [diagram for diagram in diagrams if diagram]
 
 
 def _made_with(runs: list[collect.Run]) -> list[str]:

@@ -53,9 +53,10 @@ def build(plan: Plan, runs: Sequence[Run]) -> Table | None:
                 )
             )
             tidy.append({
-                "dataset": dataset, "aggregator": p["aggregator"], "label": own[0].cell.label, "metric": p["metric"], "mean": measured,
-                "low": low, "high": high, "printed_mean": mean, "printed_plus_minus": half, "plus_minus_is": p["plus_minus_is"],
-                "within": int(within), "verified": p["verified"], "source": p["source"],
+                "dataset": dataset, "aggregator": p["aggregator"], "label": own[0].cell.label,
+                "metric": p["metric"], "mean": measured, "low": low, "high": high, "printed_mean": mean,
+                "printed_plus_minus": half, "plus_minus_is": p["plus_minus_is"], "within": int(within),
+                "verified": p["verified"], "source": p["source"],
             })  # fmt: skip
     if not lines:
         return None
@@ -63,10 +64,10 @@ def build(plan: Plan, runs: Sequence[Run]) -> Table | None:
     used = [p for p in printed if (p["dataset"], p["aggregator"]) in asked]
     metrics = ", ".join(dict.fromkeys(METRICS[p["metric"]][0] for p in used))
     notes = [
-        f"Ours: mean {metrics} over folds and repetitions; 95 % interval from a bootstrap over cases, stratified by class, drawn inside "
-        f"each fold, {REPLICATES:,} resamples.",
-        f"Within: our interval overlaps the printed mean ± {COVER:g} times its ±, read as a standard error. Where the paper's ± is not "
-        "said to be one, the comparison is looser or stricter than it looks.",
+        f"Ours: mean {metrics} over folds and repetitions; 95 % interval from a bootstrap over cases, stratified by class, drawn "
+        f"inside each fold, {REPLICATES:,} resamples.",
+        f"Within: our interval overlaps the printed mean ± {COVER:g} times its ±, read as a standard error. Where the paper's ± "
+        "is not said to be one, the comparison is looser or stricter than it looks.",
         f"Sources: {'; '.join(dict.fromkeys(p['source'] for p in used))}.",
     ]
     if any(p["verified"] != "yes" for p in used):

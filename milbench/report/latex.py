@@ -219,7 +219,8 @@ def _tabular(table: Table, rows: Sequence[Row], columns: Sequence[int]) -> list[
             cells = [_label(row, 0 in fit.wrapped), *(_cell(row.entries[i], i + 1 in fit.wrapped) for i in columns)]
             lines.append(" & ".join(cells) + " \\tabularnewline")
         else:
-            lines.append(f"\\multicolumn{{{len(columns) + 1}}}{{@{{}}l}}{{\\emph{{{escape(row.label)}}}}} \\\\")
+            kind = f"p{{{NARROW:g}pt}}" if _width(row.label) * fit.digit > NARROW else "l"
+            lines.append(f"\\multicolumn{{{len(columns) + 1}}}{{@{{}}{kind}}}{{\\emph{{{breakable(row.label)}}}}} \\\\")
     return [*lines, "\\bottomrule", "\\end{tabular}", "\\par\\smallskip"]
 
 

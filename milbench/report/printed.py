@@ -1,46 +1,84 @@
 """A printed table beside ours: which of its numbers belongs where, and what is wrong with it."""
 
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from milbench.errors import unknown
 from milbench.report import published
-from milbench.report.published import Erratum, Number
+from milbench.report.published import Erratum
+
+_PLACE = ("dataset", "encoder", "magnification", "patch_size")
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A number of a paper.
+
+    Args:
+        place: what the paper says of dataset, encoder, magnification and patch size; None where it leaves that open.
+        aggregator: the method, with parameters where they decide which row of ours it is.
+        method: the row's name in the paper.
+        metric: its name here.
+        mean, sd: the numbers around ±.
+        note: what a reader must know of this one.
+    """
+
+    place: tuple[str | None, ...]
+    aggregator: str
+    method: str
+    metric: str
+    mean: float
+    sd: float
+    note: str
 
 
 class PrintedTable:
     """A table of a paper.
 
     Args:
-        name: FILE/TABLE of results/published, such as `longmil_neurips2024/table1`.
+        name: FILE/TABLE of results/published, such as `longmil_neurips2024/table1`, or FILE where there is one table only.
 
     Raises:
         MilbenchError: there is no such table.
     """
 
     def __init__(self, name: str) -> None:
-        known = list(dict.fromkeys(f"{published.PAPER}/{number.table}" for number in published.numbers()))
-        if name not in known:
-            raise unknown("published table", name, known)
-        table = name.rpartition("/")[2]
-        self.numbers = {_place(n.aggregator, _column(n), n.metric): n for n in published.numbers() if n.table == table}
+        if name not in _tables():
+            raise unknown("published table", name, _tables())
+        self.numbers = _tables()[name]
+        table = name.partition("/")[2]
         self._errata = [erratum for erratum in published.errata() if erratum.table == table]
 
-    def get(self, aggregator: str, column: tuple[Any, ...], metric: str) -> Number | None:
-        """The number printed for a method, whatever its parameters, or None.
+    def get(self, aggregator: str, column: tuple[Any, ...], metric: str) -> Printed | None:
+        """The number printed for a method in a column, or None.
 
         Args:
-            aggregator: `name` or `name[parameters]`.
+            aggregator: `name` or `name[parameters]`; a number without parameters is that of the name, whatever they are.
             column: dataset, encoder, magnification, patch size; what follows does not count.
             metric: its name.
         """
-        return self.numbers.get(_place(aggregator, column, metric))
+        names = _names(aggregator)
+        # Papers do not tell a cohort's survival data from the rest; their tables do that.
+        own = (str(column[0]).removesuffix("-survival"), *map(str, column[1:4]))
+        return next(
+            (
+                number
+                for number in self.numbers
+                if number.aggregator in names
+                and number.metric == metric
+                and all(said is None or said == here for said, here in zip(number.place, own, strict=True))
+            ),
+            None,
+        )
 
     def label(self, aggregator: str) -> str | None:
         """How the paper calls the method."""
-        name = aggregator.split("[")[0]
-        return next((number.method for number in self.numbers.values() if number.aggregator == name), None)
+        return next((number.method for number in self.numbers if number.aggregator in _names(aggregator)), None)
 
-    def note(self, aggregator: str, head: str, number: Number | None) -> str:
+    def note(self, aggregator: str, head: str, number: Printed | None) -> str:
         """What is wrong with one number, or with its absence; empty where nothing is.
 
         Args:
@@ -57,11 +95,42 @@ class PrintedTable:
         return [e for e in self._errata if not e.row and any(head.startswith(e.column) for head in heads)]
 
 
-def _column(number: Number) -> tuple[Any, ...]:
-    return (number.dataset, number.encoder, number.magnification, number.patch_size)
+def _names(aggregator: str) -> tuple[str, str]:
+    """A method with its parameters, in the order of their names, and without."""
+    name, bracket, inside = aggregator.partition("[")
+    return (f"{name}[{','.join(sorted(inside.removesuffix(']').split(',')))}]" if bracket else name, name)
 
 
-def _place(aggregator: str, column: tuple[Any, ...], metric: str) -> tuple[Any, ...]:
-    """Where a number meets ours. Papers do not tell a cohort's survival data from the rest; their tables do that."""
-    dataset, *rest = column[:4]
-    return (aggregator.split("[")[0], dataset.removesuffix("-survival"), *rest, metric)
+@cache
+def _tables() -> dict[str, list[Printed]]:
+    """Every table of results/published."""
+    found: dict[str, list[Printed]] = {}
+    for path in sorted(files("milbench_published").iterdir(), key=lambda path: path.name):
+        if not path.name.endswith(".csv"):
+            continue
+        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+            if "aggregator" in row:
+                name = path.name.removesuffix(".csv") + (f"/{row['table']}" if "table" in row else "")
+                found.setdefault(name, []).append(_number(row))
+    return found
+
+
+def _number(row: dict[str, str]) -> Printed:
+    place = tuple(row.get(name) or None for name in _PLACE)
+    said = [row.get("note", "")]
+    if "plus_minus" in row:
+        said = [
+            row["source"],
+            f"± is the {row['plus_minus_is']}" if row["plus_minus_is"] != "not said" else "it does not say what ± is",
+        ]
+        said += ["not checked against the paper"] if row["verified"] != "yes" else []
+    sd = row.get("sd") or row.get("plus_minus") or "nan"
+    return Printed(
+        place,
+        _names(row["aggregator"])[0],
+        row["method"],
+        row["metric"],
+        float(row["mean"]),
+        float(sd),
+        "; ".join(filter(None, said)),
+    )

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from milbench import stats
 from milbench.errors import MilbenchError
 from milbench.report.collect import Run
-from milbench.report.printed import PrintedTable
-from milbench.report.published import Number
+from milbench.report.printed import Printed, PrintedTable
 from milbench.stats.paired import Metric
 from milbench.trials.plan import Plan
 
@@ -102,7 +101,7 @@ class _Block:
     expected: int
     metric: str
     values: NDArray[np.float64]
-    printed: Number | None = None
+    printed: Printed | None = None
     printed_note: str = ""
     comparison: stats.Comparison | None = None
     p_holm: float = math.nan
@@ -126,6 +125,7 @@ class _Content:
     """What a suite's tables are made of: a block for each (row, column, metric)."""
 
     plan: Plan
+    layout: dict[str, Any]  # the suite's [table]
     runs: Sequence[Run]
     rows: list[_Name]
     columns: list[tuple[Any, ...]]
@@ -133,10 +133,6 @@ class _Content:
     blocks: dict[tuple[_Name, tuple[Any, ...], str], _Block]
     printed: PrintedTable | None
     reference: _Name | None = None  # once something was compared with it
-
-    @property
-    def layout(self) -> dict[str, Any]:
-        return self.plan.definition["table"]
 
     @property
     def heads(self) -> list[tuple[tuple[Any, ...], str]]:
@@ -169,7 +165,9 @@ def build(
 
 
 def _content(plan: Plan, runs: Sequence[Run], published: Beside) -> _Content:
+    datasets = {run.cell.dataset: run.cell.dataset_label for run in runs}
     layout = plan.definition["table"]
+    layout = {**layout, "heads": datasets | layout.get("heads", {})}
     for name in layout["metrics"]:
         if name not in METRICS:
             raise MilbenchError(f"suite {plan.suite}: table.metrics: {name!r} cannot be printed; use {', '.join(METRICS)}")
@@ -196,10 +194,10 @@ def _content(plan: Plan, runs: Sequence[Run], published: Beside) -> _Content:
                     block.printed = printed.get(row.aggregator, column, metric)
                     head = " ".join(_head(layout, column, metric)).strip()
                     block.printed_note = printed.note(row.aggregator, head, block.printed)
-    return _Content(plan, runs, list(dict.fromkeys(rows)), list(repeats), layout["metrics"], blocks, printed)
+    return _Content(plan, layout, runs, list(dict.fromkeys(rows)), list(repeats), layout["metrics"], blocks, printed)
 
 
-def _with_data(run: Run, name: str) -> Metric:
+def with_data(run: Run, name: str) -> Metric:
     """The metric of a run's predictions as a function of case counts (B, n) -> (B,)."""
     function, p = METRICS[name][1], run.predictions
     if "risk" in p:
@@ -233,8 +231,8 @@ def _compare(content: _Content, progress: Callable[[int, int], None]) -> None:
         folds = []
         for fold in sorted({mine.cell.fold for mine, _ in pairs}):
             seeds = [(mine, other) for mine, other in pairs if mine.cell.fold == fold]
-            both = [(_with_data(mine, block.metric), _with_data(other, block.metric)) for mine, other in seeds]
-            folds.append((_strata(seeds), both))
+            both = [(with_data(mine, block.metric), with_data(other, block.metric)) for mine, other in seeds]
+            folds.append((strata(seeds), both))
         # One seed of the resamples per column and metric: every row meets the same resampled cases.
         block.comparison = stats.paired_bootstrap(folds, replicates=REPLICATES, seed=f"{column}|{block.metric}")
     progress(len(todo), len(todo))
@@ -246,7 +244,12 @@ def _compare(content: _Content, progress: Callable[[int, int], None]) -> None:
         content.reference = reference
 
 
-def _strata(pairs: Sequence[tuple[Run, Run]]) -> NDArray[np.int64]:
+def strata(pairs: Sequence[tuple[Run, Run]]) -> NDArray[np.int64]:
+    """Class, or event, of each case that all these runs of one fold tested: what a bootstrap keeps in proportion.
+
+    Raises:
+        MilbenchError: they tested different cases.
+    """
     first = pairs[0][0].predictions
     for pair in pairs:
         for run in pair:
@@ -377,7 +380,7 @@ def _rule_above(content: _Content, name: str, index: int) -> bool:
 
 def _head(layout: dict[str, Any], column: tuple[Any, ...], metric: str) -> tuple[str, str]:
     """(group, label) of a column; a metric that the suite leaves without a head leaves the label to the rest."""
-    heads = layout.get("heads", {})
+    heads = layout["heads"]
     values = dict(zip(("dataset", "encoder", "magnification", "patch_size", "split"), map(str, column), strict=True))
     group = ", ".join(heads.get(values[name], values[name]) for name in layout["columns"] if name != "metric")
     label = heads.get(metric, METRICS[metric][0] + (" ↓" if METRICS[metric][2] < 0 else ""))
@@ -387,9 +390,8 @@ def _head(layout: dict[str, Any], column: tuple[Any, ...], metric: str) -> tuple
 def _title(content: _Content) -> str:
     unit = next((run.result["spec"]["unit"] for run in content.runs if run.result), "slide")
     slides = _tested(content.runs)
-    names = {run.cell.dataset: run.cell.dataset_label for run in content.runs}
-    named = content.layout.get("heads", {})
-    told = [f"{count} {named.get(name, names[name])}" if len(slides) > 1 else str(count) for name, count in slides.items()]
+    heads = content.layout["heads"]
+    told = [f"{count} {heads[name]}" if len(slides) > 1 else str(count) for name, count in slides.items()]
     return f"{content.plan.definition['title']} (n = {', '.join(told) or 0} {unit}s)"
 
 

@@ -130,14 +130,32 @@ def c_index(
     Returns:
         (...), NaN without a comparable pair. Memory O(n^2).
     """
+    comparable, concordant = _pairs(time, event, risk, tied_tol, equal_times)
+    w = _weights(weight, len(comparable))
+    with np.errstate(invalid="ignore"):
+        return ((w @ concordant) * w).sum(-1) / ((w @ comparable) * w).sum(-1)
+
+
+def concordance_by_case(time: ArrayLike, event: ArrayLike, risk: ArrayLike) -> Array:
+    """Each case's share of Harrell's c-index: over the comparable pairs it is in, how often they are in the right order.
+
+    Arguments as in :func:`c_index`.
+
+    Returns:
+        (n,), NaN for a case without a comparable pair. Weighted by each case's pairs, the mean is the c-index.
+    """
+    comparable, concordant = _pairs(time, event, risk, 1e-8, True)
+    with np.errstate(invalid="ignore"):
+        return (concordant.sum(0) + concordant.sum(1)) / (comparable.sum(0) + comparable.sum(1))
+
+
+def _pairs(time: ArrayLike, event: ArrayLike, risk: ArrayLike, tied_tol: float, equal_times: bool) -> tuple[Array, Array]:
+    """Which ordered pairs (n, n) are comparable, and which of these are in the right order, ties counting one half."""
     time, risk = np.asarray(time, dtype=np.float64), np.asarray(risk, dtype=np.float64)
     event = np.asarray(event, dtype=bool)
     later = time[:, None] < time
     if equal_times:
         later |= (time[:, None] == time) & ~event
-    comparable = (event[:, None] & later).astype(np.float64)  # (n, n)
+    comparable = (event[:, None] & later).astype(np.float64)
     ahead = risk[:, None] - risk
-    concordant = comparable * np.where(np.abs(ahead) <= tied_tol, 0.5, ahead > 0)
-    w = _weights(weight, len(time))
-    with np.errstate(invalid="ignore"):
-        return ((w @ concordant) * w).sum(-1) / ((w @ comparable) * w).sum(-1)
+    return comparable, comparable * np.where(np.abs(ahead) <= tied_tol, 0.5, ahead > 0)

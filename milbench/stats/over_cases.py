@@ -92,7 +92,7 @@ def delong(folds: Sequence[PairedFold]) -> Outcome:
         p = 1.0 if abs(effect) < TINY else math.nan
         note = note if p == 1 else "not computed (every case has the same placement, so the spread is unknown)"
         return Outcome(name, effect, math.nan, math.nan, n, note, 0.0, p)
-    half = 1.959963984540054 * se
+    half = float(norm.ppf(0.975)) * se
     return Outcome(name, effect, effect - half, effect + half, n, note, 0.0, float(2 * norm.sf(abs(effect) / se)))
 
 
