@@ -5,11 +5,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from helpers import made_up_suite
 from report_helpers import paper_store
 from scipy import stats as scipy
 
-from milbench import MilbenchError
+from milbench import MilbenchError, plugins
+from milbench.analysis import rank_figures
+from milbench.bags import Bag
 from milbench.report import build, claims, evidence, measurements, published, tables
 from milbench.report.claims import Claim, decide, together
 from milbench.report.evidence import PRINTED, Column, Estimate, Measured, Place, Source
@@ -278,8 +281,10 @@ def test_costs_are_not_extrapolated(tmp_path):
     efficiency(tmp_path / "efficiency.csv", a=(1e-9, 2), b=(1e-6, 1))
     assert measurements.ratio(tmp_path, "train_seconds", "a", "b", 8192) == pytest.approx(1e-3 * 8192)
     assert "from 4,096 to 65,536 patches, not at 100,000" in measurements.ratio(tmp_path, "train_seconds", "a", "b", 1e5)
-    write(tmp_path / "efficiency-2.csv", [{"aggregator": "a", "size": 3}])
-    with pytest.raises(MilbenchError, match=r"efficiency-2.csv: no column n, train_seconds; it has aggregator, size"):
+    write(tmp_path / "efficiency-time.csv", [{"label": "a figure's numbers, not ours to read"}])
+    assert measurements.ratio(tmp_path, "train_seconds", "b", "a", 8192) == pytest.approx(1e3 / 8192)
+    write(tmp_path / "efficiency.csv", [{"aggregator": "a", "size": 3}])
+    with pytest.raises(MilbenchError, match=r"efficiency.csv: no column n, train_seconds; it has aggregator, size"):
         measurements.ratio(tmp_path, "train_seconds", "a", "b", 8192)
 
 
@@ -289,6 +294,15 @@ def matrix(aggregator, slide, value, *, layer="0", when="trained", n=100, low=No
         "sparsity": value, "rank": value * n, "rank_low": (low if low is not None else value) * n,
         "rank_high": (high if high is not None else value) * n, "effective_rank": value * n,
     }  # fmt: skip
+
+
+def test_what_analyze_rank_writes_can_be_read():
+    model = plugins.resolve("full-attention").build(6, 2).eval()
+    bag = Bag(torch.randn(20, 6), torch.cartesian_prod(torch.arange(4), torch.arange(5)) * 256, 256.0, slide_id="s", case_id="s")
+    subject = rank_figures.Subject("full-attention", "Full attention", "t", {"fresh": model})
+    (row, *_) = (m.row for m in rank_figures.measure(subject, bag, exact_to=100, directions=10, pictures=False))
+    assert set(measurements._ON_MATRICES) <= row.keys()
+    assert all(f"{name}_{end}" in row for name in ("rank", "effective_rank") for end in ("low", "high"))
 
 
 def test_ranks(tmp_path):
