@@ -124,6 +124,7 @@ def claim(kind="above", margin=0.0):
         (0.01, 0.05, 0.01, 0.02, math.nan, "supported"),
         (0.01, 0.05, 0.06, 0.02, math.nan, "inconclusive"),  # lost to Holm
         (0.01, 0.02, 0.01, 0.05, 0.01, "supported"),  # smaller than printed, but there
+        (0.01, 0.02, 0.06, 0.05, 0.01, "inconclusive"),  # the same, lost to Holm
         (-0.05, -0.01, 0.01, 0.02, math.nan, "not supported"),
         (-0.02, 0.01, 0.5, 0.02, 0.01, "not supported"),  # the printed difference is excluded
         (-0.02, 0.01, 0.5, 0.02, 0.2, "inconclusive"),
@@ -174,6 +175,11 @@ def test_results_have_the_p_values_of_the_tables(tmp_path, quick):
         assert (row["p"], row["p_holm"]) == pytest.approx((table["p"], table["p_holm"]), abs=1e-12)
     assert {row["verdict"] for row in verdicts} & {"supported", "inconclusive"}
     assert report.verdicts[0].title == "What the results say"
+    at = [row.label.startswith("LongMIL is above full attention") for row in report.verdicts[0].rows].index(True)
+    heading, table3, others = report.verdicts[0].rows[at : at + 3]
+    assert heading.label.endswith(": inconclusive") or heading.label.endswith(": not supported")
+    assert table3.label == "Table 3"
+    assert (others.label, others.entries[0].text, others.entries[-1].text) == ("7 more", "not run", "0/0/21")
 
 
 def test_a_row_across_columns_and_its_power(tmp_path, quick):
