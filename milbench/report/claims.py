@@ -399,7 +399,8 @@ def _words(table: PaperTable, column: Column) -> str:
     for name, value in column._asdict().items():
         alike = [c for c in others if getattr(c, name) == value]
         if len(alike) < len(others):
-            told.append(heads.get(str(value)) or heads.get(f"{value}-survival") or f"{value}{units.get(name, '')}")
+            plain = str(value).upper() if name == "dataset" else f"{value}{units.get(name, '')}"
+            told.append(heads.get(str(value)) or heads.get(f"{value}-survival") or plain)
         others = alike
     return ", ".join(told)
 
