@@ -257,7 +257,10 @@ def test_wrong_use_of_the_command(tmp_path, args, code, message):
 def test_reference(tmp_path):
     path = write(tmp_path / "f.csv", ["cohort", "model", "fold", "auc"], FOLDS)
     assert {r["reference"] for r in from_published.build([path], reference="third_one")[1].tidy} == {"third_one"}
-    with pytest.raises(MilbenchError, match="third_one"):
+    other = write(tmp_path / "g.csv", ["model", "fold", "auc"], [(m, f, f / 10) for m in ("amil", "z") for f in range(3)])
+    *_, last = from_published.build([path, other], reference="third_one")
+    assert last.tidy[0]["reference"] == "amil", "a file without that model has its own"
+    with pytest.raises(MilbenchError, match="did you mean third_one"):
         from_published.build([path], reference="third_on")
 
 
