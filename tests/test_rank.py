@@ -2,6 +2,7 @@
 
 import csv
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -460,3 +461,11 @@ def test_what_cannot_be_analysed_is_said(tmp_path, monkeypatch):
     ):
         assert told in milbench("analyze", "rank", *words, "--results", tmp_path, "--threads", 1, code=2)
     assert not (tmp_path / "analysis").exists()
+
+
+def test_trials_of_one_method_are_told_apart():
+    trials = [
+        SimpleNamespace(variant=SimpleNamespace(label=label), spec=SimpleNamespace(trial_id=id))
+        for label, id in (("AB-MIL", "0123456789"), ("CLAM", "1111111111"), ("AB-MIL", "fedcba9876"))
+    ]
+    assert subjects.labels(trials) == ["AB-MIL (012345)", "CLAM", "AB-MIL (fedcba)"]

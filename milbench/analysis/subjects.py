@@ -137,6 +137,15 @@ class Trained:
         return bag if self.standardise is None else bag.with_features(self.standardise(bag.features))
 
 
+def labels(trials: Sequence[Trained]) -> list[str]:
+    """What figures call the trials: the method, and the start of the trial's id where a method comes more than once."""
+    methods = [trial.variant.label for trial in trials]
+    return [
+        method if methods.count(method) == 1 else f"{method} ({trial.spec.trial_id[:6]})"
+        for method, trial in zip(methods, trials, strict=True)
+    ]
+
+
 def of_dataset(dataset: Dataset, id: str, standardise: Standardiser | None = None) -> Bag:
     """One bag of a dataset.
 
@@ -157,7 +166,7 @@ def fresh(name: str, in_dim: int, n_out: int = 2, seed: int = 0) -> Aggregator:
 
 def file_name(*parts: Any) -> str:
     """The parts as a name that any file system takes."""
-    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", str(part)).strip("-") for part in parts)
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", str(part)).strip("-") for part in parts)
 
 
 def one_of_each(names: Sequence[str]) -> str:

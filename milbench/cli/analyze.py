@@ -72,13 +72,13 @@ def rank(
         raise MilbenchError("slides come from --features or from a dataset, not from both")
     torch.set_num_threads(threads or os.cpu_count() or 1)
     plugins.discover(plugin_files)
-    found = [subjects.Trained.find(Store(results), trial) for trial in trials]
+    found = [subjects.Trained.find(Store(results), trial) for trial in dict.fromkeys(trials)]
     files = [subjects.read_features(path, step) for path in features]
 
     work: list[tuple[rank_figures.Subject, list[Bag]]] = []
-    for one in found:
+    for one, label in zip(found, subjects.labels(found), strict=True):
         models = {"fresh": one.model(trained=False), "trained": one.model()}
-        subject = rank_figures.Subject(one.variant.name, one.variant.label, one.spec.trial_id, models)
+        subject = rank_figures.Subject(one.variant.name, label, one.spec.trial_id, models)
         work.append((subject, [one.prepared(bag) for bag in files] or [one.bag(id) for id in slides or one.fold.test[:1]]))
     if aggregators:
         bags = files or _slides_of(dataset, encoder, slides)
@@ -93,9 +93,8 @@ def rank(
             for m in rank_figures.measure(subject, bag, exact_to=exact_to, directions=directions, pictures=number == 0):
                 measured.append(m)
                 click.echo(f"{subject.label}, {bag.slide_id}, {m.head.layer}, head {m.head.head}, {m.when}: {m.numbers}")
-    made = rank_figures.figures(
-        measured, name or subjects.one_of_each([s.aggregator for s, _ in work]) + f"-{work[0][1][0].slide_id}"
-    )
+    name = name or f"{subjects.one_of_each([s.aggregator for s, _ in work])}-{work[0][1][0].slide_id}"
+    made = rank_figures.figures(measured, subjects.file_name(name))
     click.echo("\nWritten:")
     for figure in made:
         saved = figure.save(results / "analysis")
@@ -152,9 +151,10 @@ def heatmap(
         under = (maps.image_of(thumbnail), size)
     plugins.discover(plugin_files)
     panels: list[maps.Heatmap] = []
-    for trained in [subjects.Trained.find(Store(results), trial) for trial in dict.fromkeys(trials)]:
+    found = [subjects.Trained.find(Store(results), trial) for trial in dict.fromkeys(trials)]
+    for trained, label in zip(found, subjects.labels(found), strict=True):
         bag = trained.prepared(subjects.read_features(features, step)) if features else trained.bag(str(slide))
-        panels += maps.heatmaps(trained.model(), trained.task, bag, label=trained.variant.label, trial=trained.spec.trial_id)
+        panels += maps.heatmaps(trained.model(), trained.task, bag, label=label, trial=trained.spec.trial_id)
     if under and len({p.slide for p in panels}) > 1:
         raise MilbenchError(f"{bag.slide_id} holds several slides, --thumbnail shows one; leave it out")
     folder = results / "analysis"
