@@ -31,7 +31,7 @@ def analyze() -> None:
 @click.option("--aggregator", "aggregators", multiple=True, metavar="NAME", help="A method with fresh weights; may be repeated.")
 @click.option("--slide", "slides", multiple=True, metavar="ID", help="May be repeated. [default: a trial's first test slide]")
 @click.option(
-    "--features", type=click.Path(path_type=Path), multiple=True, metavar="FILE.h5", help="Slides from files of CLAM or TRIDENT."
+    "--features", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="Slides from files of CLAM or TRIDENT."
 )
 @STEP
 @click.option("--dataset", help="Where the slides of --aggregator come from, unless from --features.")
@@ -108,7 +108,7 @@ def _slides_of(dataset: str | None, encoder: str | None, slides: tuple[str, ...]
     from milbench.errors import MilbenchError
 
     if not dataset or not slides:
-        raise MilbenchError("--aggregator needs --features FILE.h5, or --dataset NAME and --slide ID")
+        raise MilbenchError("--aggregator needs --features FILE, or --dataset NAME and --slide ID")
     known = next((info.encoders for info in datasets.infos() if info.name == dataset), ())
     if encoder is None and len(known) != 1:
         raise MilbenchError(f"dataset {dataset}: say whose features with --encoder, known: {', '.join(known) or 'none'}")
@@ -119,7 +119,7 @@ def _slides_of(dataset: str | None, encoder: str | None, slides: tuple[str, ...]
 @analyze.command("heatmap")
 @TRIALS
 @click.option("--slide", metavar="ID", help="A slide or case of the trials' dataset.")
-@click.option("--features", type=click.Path(path_type=Path), metavar="FILE.h5", help="A slide from a file of CLAM or TRIDENT.")
+@click.option("--features", type=click.Path(path_type=Path), metavar="FILE", help="A slide from a file of CLAM or TRIDENT.")
 @STEP
 @click.option("--thumbnail", type=click.Path(path_type=Path), metavar="IMAGE", help="Of the whole slide, laid underneath.")
 @click.option("--slide-size", type=(float, float), metavar="W H", help="Of the slide in level-0 pixels, if the file is silent.")
@@ -142,7 +142,7 @@ def heatmap(
     if not trials:
         raise MilbenchError("say which models: --trial ID")
     if (slide is None) == (features is None):
-        raise MilbenchError("say which slide: --slide ID of the trials' dataset, or --features FILE.h5")
+        raise MilbenchError("say which slide: --slide ID of the trials' dataset, or --features FILE")
     under = None
     if thumbnail:
         size = slide_size or (subjects.slide_size(features) if features else None)

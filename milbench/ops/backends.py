@@ -123,7 +123,10 @@ def choose(op: str, device: str, dtype: torch.dtype | None = None, **facts: obje
 
 @contextmanager
 def watched(wrap: Callable[[str, Callable[..., Tensor]], Callable[..., Tensor]]) -> Iterator[None]:
-    """While this lasts, every chosen backend is called through `wrap(operation, call)`, which sees arguments and result."""
+    """While this lasts, every backend is called through `wrap(operation, call)`, which may look at arguments and result.
+
+    It may also give another function in its place, such as one that only counts.
+    """
     _watchers.append(wrap)
     try:
         yield
