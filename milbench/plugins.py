@@ -12,7 +12,7 @@ import json
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -84,12 +84,12 @@ class Variant:
     @property
     def name(self) -> str:
         """`transmil` or `transmil[landmarks=32]`, the same for every spelling of the same variant."""
-        return self.entry.name + (f"[{_spell(self.changes)}]" if self.changes else "")
+        return spelled(self.entry.name, self.changes)
 
     @property
     def label(self) -> str:
         """The name for tables: `TransMIL (landmarks=32)`."""
-        return self.entry.label + (f" ({_spell(self.changes, ', ')})" if self.changes else "")
+        return spelled(self.entry.label, self.changes, " (", ", ", ")")
 
     @property
     def implementation(self) -> str:
@@ -105,10 +105,10 @@ class Variant:
         return self.entry.cls(in_dim, n_out, **self.params)
 
 
-def _spell(changes: dict[str, Any], separator: str = ",") -> str:
-    return separator.join(
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sorted(changes.items())
-    )
+def spelled(name: str, changes: Mapping[str, Any], opening: str = "[", separator: str = ",", closing: str = "]") -> str:
+    """`name[parameter=value,...]`, or the name alone where nothing is changed."""
+    parts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sorted(changes.items())]
+    return name + (opening + separator.join(parts) + closing if parts else "")
 
 
 T = TypeVar("T", bound=type[Aggregator])
@@ -233,7 +233,7 @@ def resolve(text: str) -> Variant:
             raise MilbenchError(f"cannot read {item.strip()!r} in {text!r}; write parameter=value")
         if key not in model.model_fields:
             raise unknown(f"parameter of {name}", key, model.model_fields)
-        given[key] = _literal(value)
+        given[key] = literal(value)
     try:
         params = model.model_validate(given).model_dump()
         standard = model.model_validate({}).model_dump()
@@ -242,7 +242,8 @@ def resolve(text: str) -> Variant:
     return Variant(entry, params, {key: value for key, value in params.items() if value != standard[key]})
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """The value of a parameter as it is written: a number, true, false, none, or a word."""
     try:
         return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
     except ValueError:

@@ -59,14 +59,14 @@ class Standardiser:
 
 
 class Bags(Sequence[Bag]):
-    """The bags of one part of a fold, read when asked for, checked the first time."""
+    """The bags of one part of a fold, read when asked for, checked the first time; `instances` are the sizes of those read."""
 
     def __init__(
         self, dataset: Dataset, ids: Sequence[str], *, device: str = "cpu", standardise: Standardiser | None = None
     ) -> None:
         self.samples = [dataset.sample(id) for id in ids]
         self._dataset, self._device, self._standardise = dataset, device, standardise
-        self._checked: set[str] = set()
+        self.instances: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -76,9 +76,8 @@ class Bags(Sequence[Bag]):
             return [self[i] for i in range(*index.indices(len(self)))]
         id = self.samples[index].id
         bag = self._dataset.read(id)
-        if id not in self._checked:
-            bag.check(self._dataset.in_dim)
-            self._checked.add(id)
+        if id not in self.instances:
+            self.instances[id] = len(bag.check(self._dataset.in_dim))
         if self._standardise is not None:
             bag = bag.with_features(self._standardise(bag.features))
         return bag.to(self._device)
@@ -126,8 +125,8 @@ def fit(
 ) -> Fit:
     """Train `model` in place and leave it with the weights of the chosen epoch.
 
-    The best epoch has the highest validation metric, of equals the lowest validation loss. An undefined metric (a validation part
-    with one class) ranks last, so that the loss decides.
+    The best epoch has the highest validation metric (or accuracy, as the recipe says), of equals the lowest validation loss. An
+    undefined metric (a validation part with one class) ranks last, so that the loss decides.
 
     Args:
         model: fresh weights.
@@ -151,6 +150,7 @@ def fit(
     optimisers = model.optimisers(recipe)
     full_rates = [(group, group["lr"]) for optimiser in optimisers for group in optimiser.param_groups]
     selecting = recipe.select != "last"
+    watched = "accuracy" if recipe.select == "best val accuracy" else task.metric
     if selecting and not val:
         raise MilbenchError(f"recipe {recipe.name} selects on validation, but this fold has no validation part")
     result, best, waited, stepping = Fit(selected_on="val" if selecting else "none"), (-math.inf, -math.inf), 0, 0.0
@@ -172,9 +172,9 @@ def fit(
         row: dict[str, float | None] = {"epoch": epoch, "train_loss": train_loss}
         if val:
             scores, val_loss = predict(model, val, task)
-            metric = task.metrics(val.samples, scores)[task.metric]
-            row |= {"val_loss": val_loss, f"val_{task.metric}": None if math.isnan(metric) else metric}
-            by_metric = recipe.select == "best on val" and not math.isnan(metric)
+            metric = task.metrics(val.samples, scores)[watched]
+            row |= {"val_loss": val_loss, f"val_{watched}": None if math.isnan(metric) else metric}
+            by_metric = recipe.select != "best val loss" and not math.isnan(metric)
             rank = (metric if by_metric else -math.inf, -val_loss)
         result.curve.append(row)
         on_epoch(epoch, row)

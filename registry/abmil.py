@@ -3,6 +3,8 @@
 A small network scores each instance on its own, so the prediction depends neither on order nor on position.
 """
 
+import re
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ class ABMIL(Aggregator):
         in_dim: width d of an instance.
         n_out: number of classes, or of time bins for survival.
         hidden: width of a projected instance.
+        trunk: widths of further layers (Linear, ReLU, Dropout) before that projection, such as "256-128".
         attention_dim: width of the scoring network.
         gated: multiply the tanh branch by a sigmoid branch (eq. 9) instead of using it alone (eq. 8).
         dropout: on projected instances and inside the scoring network, in training.
@@ -30,7 +33,8 @@ class ABMIL(Aggregator):
             Patch-GCN and HIPT survival tables.
         lineage: "clam": one logit per class, the task's loss. "original": in subtyping -log P(true class), P clamped to
             [1e-5, 1 - 1e-5]; for two classes a single logit s, given as logits (0, s), whose softmax is (1 - sigmoid(s),
-            sigmoid(s)). `abmil[lineage=original,hidden=500,attention_dim=128,gated=false,dropout=0]` is the paper's model.
+            sigmoid(s)). `abmil[lineage=original,hidden=500,attention_dim=128,gated=false,dropout=0]` is the paper's model for
+            images, `abmil[lineage=original,trunk=256-128,hidden=64,attention_dim=64,gated=false,dropout=0.5]` for classic sets.
 
     Source: Ilse et al. 2018, eq. 7-9 (AMLab-Amsterdam/AttentionDeepMIL); the defaults are mahmoodlab/CLAM's (CLAM_SB without its
     instance loss); rho is MIL_Attention_FC_surv's in mahmoodlab/Patch-GCN. Traps: dropout inside the official scoring networks is
@@ -74,6 +78,7 @@ class ABMIL(Aggregator):
         n_out: int,
         *,
         hidden: int = 512,
+        trunk: str = "",
         attention_dim: int = 256,
         gated: bool = True,
         dropout: float = 0.25,
@@ -82,7 +87,11 @@ class ABMIL(Aggregator):
     ) -> None:
         super().__init__(in_dim, n_out)
         self.lineage, self.one_logit = lineage, lineage == "original" and n_out == 2
-        self.project = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU(), nn.Dropout(dropout))
+        if trunk and not re.fullmatch(r"\d+(-\d+)*", trunk):
+            raise ValueError(f"trunk is a row of widths such as 256-128, not {trunk!r}")
+        widths = [in_dim, *map(int, filter(None, trunk.split("-"))), hidden]
+        layers = [(nn.Linear(d, out), nn.ReLU(), nn.Dropout(dropout)) for d, out in pairwise(widths)]
+        self.project = nn.Sequential(*chain.from_iterable(layers))
         self.score = AttentionScore(hidden, attention_dim, gated=gated, dropout=dropout)
         self.rho = nn.Sequential(nn.Linear(hidden, rho), nn.ReLU(), nn.Dropout(dropout)) if rho else nn.Identity()
         self.head = nn.Linear(rho or hidden, 1 if self.one_logit else n_out)

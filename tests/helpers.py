@@ -63,15 +63,17 @@ def finished(trial, metrics=None, **changes):
     return Result(**{**result, **changes})
 
 
-def predictions_file(slides, target, score, fold=0):
-    """A function that writes predictions.csv of a subtyping trial."""
+def predictions_file(slides, target, score, fold=0, instances=None):
+    """A function that writes predictions.csv of a subtyping trial, with the sizes of the bags where they are given."""
 
     def save(path):
         with path.open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["slide", "case", "fold", "target", *(f"p{c}" for c in range(score.shape[1]))])
-            for slide, y, p in zip(slides, target, score, strict=True):
-                writer.writerow([slide, slide, fold, y, *(f"{v:.9g}" for v in p)])
+            sized = ["instances"] if instances is not None else []
+            writer.writerow(["slide", "case", "fold", *sized, "target", *(f"p{c}" for c in range(score.shape[1]))])
+            sizes = [[]] * len(slides) if instances is None else [[n] for n in instances]
+            for slide, size, y, p in zip(slides, sizes, target, score, strict=True):
+                writer.writerow([slide, slide, fold, *size, y, *(f"{v:.9g}" for v in p)])
 
     return {PREDICTIONS: save}
 

@@ -1,5 +1,6 @@
 """The command through its entry point, as a user types it."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -22,19 +23,28 @@ def test_from_run_to_report(tmp_path):
     """The two commands of the README, in small."""
     few = ["run", "--suite", "quickstart", "--aggregators", "abmil,mean", "--folds", "0,1", "--epochs", "2"]
     dry = milbench(*few, "--dry-run", cwd=tmp_path)
-    assert "4 trials: 4 pending. Nothing was run." in dry
+    assert "4 trials: 4 to run. Nothing was run." in dry
     assert list(tmp_path.iterdir()) == [], "a dry run writes nothing"
 
     first = milbench(*few, cwd=tmp_path)
     assert "4 trials, 4 ok." in first
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
     assert len(before) == 5
+    (split,) = (tmp_path / "results" / "splits").iterdir()
+    rows = list(csv.DictReader(split.open()))
+    assert split.name.startswith("ucsb-breast-kfold5-")
+    assert len(rows) == 5 * 58
+    assert {tuple(sorted(row)) for row in rows} == {("case", "fold", "id", "part")}
+    tested = [row["id"] for row in rows if row["part"] == "test"]
+    assert len(tested) == len(set(tested)) == 58
+    (trial,) = [json.loads(p.read_text()) for p in before if p.name == "trial.json"][:1]
+    assert split.stem.endswith(trial["spec"]["split_fingerprint"].removeprefix("sha256:"))
     second = milbench(*few, cwd=tmp_path)
     assert "Nothing to run: 4 trials, 4 ok." in second
     assert {p: p.stat().st_mtime_ns for p in before if "trials" in p.parts} == {
         p: t for p, t in before.items() if "trials" in p.parts
     }
-    assert "4 ok" in milbench(*few, "--dry-run", cwd=tmp_path).replace("4 done", "4 ok")
+    assert "4 trials: 4 done. Nothing was run." in milbench(*few, "--dry-run", cwd=tmp_path)
 
     told = milbench("report", "--suite", "quickstart", cwd=tmp_path)
     assert "(n = 24 slides)" in told or "(n = 23 slides)" in told
@@ -46,8 +56,11 @@ def test_from_run_to_report(tmp_path):
 
     state = json.loads(milbench("status", "--json", cwd=tmp_path))
     assert state == {
-        "suites": [{"suite": "quickstart", "trials": 4, "ok": 4, "failed": 0, "oom": 0, "skipped": 0, "pending": 0}],
+        "suites": [
+            {"suite": "quickstart", "trials": 4, "ok": 4, "failed": 0, "oom": 0, "skipped": 0, "pending": 0, "not_here": 0}
+        ],
         "not_ok": [],
+        "not_here": [],
     }
     assert "quickstart" in milbench("status", cwd=tmp_path)
 
@@ -112,7 +125,9 @@ def test_lists():
     assert names["abmil"]["parameters_384"] == 461_572
     assert names["abmil"]["parameters_1024"] == 789_252
     assert names["transmil"]["parameters_1024"] == 2_672_659
-    assert [row["name"] for row in json.loads(milbench("ls", "suites", "--json"))] == ["quickstart"]
+    found = {row["name"]: row for row in json.loads(milbench("ls", "suites", "--json"))}
+    assert found["bracs-encoders"]["reproduces"] == "Table 1 of LongMIL (NeurIPS 2024)"
+    assert {"quickstart", "bracs-all", "bracs-tuned", "paper-all"} <= set(found)
     assert {row["name"]: row["available"] for row in json.loads(milbench("ls", "datasets", "--json"))}["ucsb-breast"]
     assert {"name": "uni", "width": 1024} in json.loads(milbench("ls", "encoders", "--json"))
     chosen = {row["op"]: row["backend"] for row in json.loads(milbench("ls", "backends", "--json")) if row["chosen"]}

@@ -104,3 +104,14 @@ def test_c_index_of_published_predictions(shared):
             )
             found = stats.c_index(time, censored == 0, risk, equal_times=False)
             assert found == pytest.approx(float(line[fold]), abs=1e-12), (line["model"], fold)
+
+
+def test_c_index_agrees_with_torchsurv():
+    import torch
+    from torchsurv.metrics.cindex import ConcordanceIndex
+
+    time, event = RNG.exponential(10, 60), RNG.random(60) < 0.6
+    risk = RNG.normal(size=60)
+    for t, r in ((time, risk), (time, risk.round()), (np.ceil(time / 3), risk.round())):  # no ties, tied risks, tied times
+        theirs = float(ConcordanceIndex()(torch.tensor(r), torch.tensor(event), torch.tensor(t)))
+        assert stats.c_index(t, event, r) == pytest.approx(theirs, abs=1e-12)

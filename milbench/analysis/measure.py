@@ -12,9 +12,10 @@ QUIET_LOAD = 0.7  # one-minute load average below which nothing else can be runn
 QUIET_SHARE = 0.15  # of one core, that other processes may take
 
 
-def seconds(call: Callable[[], object], *, repeats: int = 5, budget: float = 10.0) -> float:
+def seconds(call: Callable[[], object], *, repeats: int = 5, budget: float = 10.0, warm_up: bool = True) -> float:
     """Median duration of `call` after one warm-up, over `repeats` runs or until `budget` seconds are spent (one run at least)."""
-    call()
+    if warm_up:
+        call()
     taken: list[float] = []
     while len(taken) < repeats and (not taken or sum(taken) + taken[-1] < budget):
         started = time.perf_counter()
@@ -23,11 +24,18 @@ def seconds(call: Callable[[], object], *, repeats: int = 5, budget: float = 10.
     return statistics.median(taken)
 
 
-def extra_bytes(call: Callable[[], object]) -> int | None:
-    """Largest growth of this process's resident memory during `call`; None where the system does not tell (Linux does).
+def extra_bytes(call: Callable[[], object], device: str = "cpu") -> int | None:
+    """Largest growth of memory during `call`: of what torch allocated on CUDA, else of what is resident in this process.
 
-    Freed memory is first given back, so that it cannot hide growth.
+    Freed memory is first given back, so that it cannot hide growth. None where the system does not tell (Linux does).
     """
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - allocated
     status = Path("/proc/self/status")
     try:
         gc.collect()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -14,13 +15,13 @@ from milbench import __version__
 from milbench.cli import show
 from milbench.cli.analyze import analyze
 from milbench.cli.data import data
-from milbench.cli.options import AS_JSON, PLUGIN, RESULTS
+from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS
 from milbench.cli.profile import profile
 from milbench.cli.report import report
 
 if TYPE_CHECKING:
     from milbench.plugins import Variant
-    from milbench.suites import Job, Suite
+    from milbench.suites import Suite
     from milbench.trials.plan import Plan
 
 WIDTHS = (384, 1024)  # of features, for which `ls aggregators` counts parameters
@@ -93,6 +94,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     help="Which weights are stored.",
 )
 @click.option("--retry-failed", is_flag=True, help="Run failed and out-of-memory trials again.")
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of stored features, instead of the suite's.")
 @click.option("--no-pack", is_flag=True, help="Read feature files directly instead of packing them into one.")
 @click.option("--dry-run", is_flag=True, help="Show the grid, what is done and what is not; run nothing.")
 @click.option("--rehearse", is_flag=True, help="A few steps of every model on stand-in bags; says what the real run would need.")
@@ -100,12 +102,14 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     "--rehearse-scale", type=click.FloatRange(min=1), default=8, show_default=True, help="Stand-in bags are this much smaller."
 )
 @RESULTS
+@DATA
 @PLUGIN
 def run(
     suite: str, size: str | None, aggregators: str | None, seeds: str | None, folds: str | None, epochs: int | None,
     recipe: str | None, device: str, workers: int | None, threads: int, keep_models: str, retry_failed: bool, dry_run: bool,
     results: Path,
     forced: tuple[str, ...], plugin_files: tuple[str, ...], no_pack: bool, rehearse: bool, rehearse_scale: float,
+    dtype: Literal["float32", "float16"] | None,
 ) -> None:  # fmt: skip
     """Run every trial of a suite that has no result yet.
 
@@ -118,7 +122,7 @@ def run(
     from milbench import datasets, plugins
     from milbench.errors import MilbenchError
     from milbench.ops import backends
-    from milbench.suites import expand, load, save_splits, sized, with_known
+    from milbench.suites import expand, load, pack, save_splits, sized, with_known
     from milbench.suites.model import whole, with_includes
     from milbench.trials import plan as plans
     from milbench.trials.store import Store
@@ -143,6 +147,7 @@ def run(
             folds=wanted_folds,
             epochs=epochs,
             recipe=recipe,
+            dtype=dtype,
             device=device,
             threads=threads,
             load=give,
@@ -153,10 +158,17 @@ def run(
         if other.made_by:
             click.echo(f"{other.name}: {other.title}; made by: {other.made_by}")
     jobs = list({job.spec.trial_id: job for _, some in expanded for job in some}.values())
-    _show_missing([plan for plan, _ in expanded])
+    grids = [plan for plan, _ in expanded]
+    if not grids:
+        return
+    _show_missing(grids)
+    store = Store(results)
+    if not rehearse:
+        plans.refuse_rehearsal(store)
+    if dry_run and not rehearse:
+        _show_grids(grids, {job.spec.trial_id: store.status(job.spec.trial_id) for job in jobs})
+        return
     if not jobs:
-        if not expanded:
-            return
         raise MilbenchError(
             f"suite {asked.name}: none of its data is here; add features with: milbench data add (--help tells how)"
         )
@@ -169,17 +181,12 @@ def run(
                 retry_failed=retry_failed, dry_run=dry_run,
             )
         )  # fmt: skip
-    store = Store(results)
-    plans.refuse_rehearsal(store)
-    state = {job.spec.trial_id: store.status(job.spec.trial_id) for job in jobs}
-    if dry_run:
-        _show_grid(jobs, state)
-        return
-    for plan in _plans(asked, [plan for plan, _ in expanded]):
+    again = {"pending", "failed", "oom"} if retry_failed else {"pending"}
+    todo = [job for job in jobs if store.status(job.spec.trial_id) in again]
+    pack(todo, click.echo)
+    for plan in [*grids, *_composed(whole(asked))]:
         plans.merge(store, with_known(plan))
     save_splits(jobs, store)
-    again = {"pending", "failed", "oom"} if retry_failed else {"pending"}
-    todo = [job for job in jobs if state[job.spec.trial_id] in again]
 
     from milbench.cli import progress
 
@@ -199,12 +206,19 @@ def run(
     raise SystemExit(progress.summary(jobs, store, ran=len(todo), suite=suite, results=results))
 
 
-def _show_missing(expanded: list[Plan]) -> None:
-    """One line for each dataset, encoder and magnification that a suite asks for and that is not here."""
-    missing = {cell.column: cell.missing for plan in expanded for cell in plan.cells if cell.missing}
-    trials = {column: len({c.place for plan in expanded for c in plan.cells if c.column == column}) for column in missing}
-    for column, why in missing.items():
-        click.echo(f"not here: {_column(column)} ({trials[column]} trials): {why}")
+def _missing(plans: list[Plan]) -> list[dict[str, Any]]:
+    """One entry for each dataset, encoder, magnification, patch size and split that suites ask for and that is not here."""
+    cells = {cell.place: cell for plan in plans for cell in plan.cells if cell.missing}.values()
+    keys = ("dataset", "encoder", "magnification", "patch_size", "split")
+    trials = Counter(cell.column for cell in cells)
+    reasons = {cell.column: cell.missing for cell in cells}
+    return [{**dict(zip(keys, column, strict=True)), "trials": trials[column], "reason": why} for column, why in reasons.items()]
+
+
+def _show_missing(plans: list[Plan]) -> None:
+    for one in _missing(plans):
+        *column, trials, reason = one.values()
+        click.echo(f"not here: {_column(tuple(column))} ({trials} trials): {reason}")
 
 
 def _column(column: tuple[object, ...]) -> str:
@@ -228,42 +242,42 @@ def _device(wanted: str) -> str:
     return wanted
 
 
-def _plans(whole: Suite, leaves: list[Plan]) -> list[Plan]:
-    """The plans of the suites with a grid, and of the suite that includes them."""
+def _composed(suites: list[Suite]) -> list[Plan]:
+    """Plans of those suites that have no grid: what they include is all they say."""
     from milbench.trials.plan import Plan
 
-    if whole.grid is not None:
-        return leaves
-    return [*leaves, Plan(suite=whole.name, definition=whole.model_dump(mode="json"))]
+    return [Plan(suite=one.name, definition=one.model_dump(mode="json")) for one in suites if one.grid is None]
 
 
-def _show_grid(jobs: list[Job], state: Mapping[str, str]) -> None:
-    from rich.table import Table
-
+def _show_grids(grids: list[Plan], state: Mapping[str, str]) -> None:
+    """Each suite as a table like its report's: how many trials of a row and column are done, and how many are not."""
     from milbench.cli.progress import MARKS
 
-    for column in dict.fromkeys(job.cell.column for job in jobs):
-        own = [job for job in jobs if job.cell.column == column]
-        seeds = sorted({job.spec.seed for job in own})
-        named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-        table = Table(title=f"{_column(column)} · {named}", title_justify="left")
-        folds = sorted({job.spec.fold for job in own})
-        table.add_column("aggregator", no_wrap=True)
-        for fold in folds:
-            table.add_column(f"fold {fold}", justify="center")
-        for label in dict.fromkeys(job.cell.label for job in own):
-            here = [[state[job.spec.trial_id] for job in own if (job.cell.label, job.spec.fold) == (label, f)] for f in folds]
-            table.add_row(label, *(", ".join(_told(some, MARKS)) for some in here))
-        show.console().print(table)
-    counts = {s: list(state.values()).count(s) for s in MARKS if s in state.values()}
-    click.echo(f"{len(jobs)} trials: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + ". Nothing was run.")
-
-
-def _told(states: list[str], marks: Mapping[str, str]) -> list[str]:
-    """What the trials of one place are: a mark for one, numbers for several seeds or draws."""
-    if len(states) == 1:
-        return [marks[states[0]]]
-    return [f"{states.count(s)} {marks[s]}" for s in dict.fromkeys(states)]
+    for plan in grids:
+        columns = list(dict.fromkeys(cell.column for cell in plan.cells))
+        # What differs between columns heads them, what does not stands above.
+        differs = [len({column[i] for column in columns}) > 1 for i in range(len(columns[0]))]
+        shared = _column(tuple(None if d else part for part, d in zip(columns[0], differs, strict=True)))
+        heads = [_column(tuple(part if d else None for part, d in zip(column, differs, strict=True))) for column in columns]
+        seeds, folds = ({getattr(cell, what) for cell in plan.cells} for what in ("seed", "fold"))
+        repeats = " x ".join(f"{len(some)} {name}{'s' * (len(some) > 1)}" for some, name in ((folds, "fold"), (seeds, "seed")))
+        click.echo(f"\n{plan.suite}: {plan.definition['title']}\n{shared} · {repeats}")
+        told: dict[tuple[str, Any], list[str]] = {}
+        for cell in plan.cells:
+            mark = MARKS["absent" if cell.missing else state[cell.trial_id]]
+            told.setdefault((cell.label, cell.column), []).append(mark)
+        rows = [
+            [label, *(", ".join(f"{some.count(mark)} {mark}" for mark in dict.fromkeys(some)) for some in across)]
+            for label in dict.fromkeys(cell.label for cell in plan.cells)
+            if (across := [told.get((label, column), []) for column in columns])
+        ]
+        show.table(["aggregator", *(heads if any(differs) else ["trials"])], rows)
+    counts = {mark: list(state.values()).count(name) for name, mark in MARKS.items()}
+    counts[MARKS["absent"]] = len({cell.place for plan in grids for cell in plan.cells if cell.missing})
+    every = sum(counts.values())
+    click.echo(
+        f"{every:,} trials: " + ", ".join(f"{count:,} {mark}" for mark, count in counts.items() if count) + ". Nothing was run."
+    )
 
 
 @click.command()
@@ -277,8 +291,9 @@ def status(suite: str | None, results: Path, as_json: bool) -> None:
     from milbench.trials.store import Store
 
     store = Store(results)
-    rows, troubles = [], []
+    rows, troubles, grids = [], [], []
     for name in plans.chosen(store, suite):
+        grids += leaves(store, name)
         cells = {cell.place: cell for leaf in leaves(store, name) for cell in leaf.cells}.values()
         here = {cell.trial_id: cell for cell in cells if not cell.missing}
         found = {trial_id: store.raw(trial_id) for trial_id in here}
@@ -298,12 +313,13 @@ def status(suite: str | None, results: Path, as_json: bool) -> None:
                 reason = (found[trial_id] or {})["reason"]
                 troubles.append({**place, "trial_id": trial_id, "status": state[trial_id], "reason": reason})
     if as_json:
-        click.echo(json.dumps({"suites": rows, "not_ok": troubles}, indent=1))
+        click.echo(json.dumps({"suites": rows, "not_ok": troubles, "not_here": _missing(grids)}, indent=1))
         return
     show.table(["suite", "trials", *counts, "not here"], [list(row.values()) for row in rows])
     for t in troubles:
         where = f"{t['aggregator']} on {t['dataset']}, fold {t['fold']}, seed {t['seed']} ({t['trial_id']})"
         click.echo(f"{t['status']:8} {where}: {t['reason']}")
+    _show_missing(grids)
 
 
 @click.group()
@@ -376,6 +392,7 @@ def ls_suites(as_json: bool) -> None:
 
 
 @ls.command("datasets")
+@DATA
 @AS_JSON
 def ls_datasets(as_json: bool) -> None:
     """Every dataset known by name, and whether its files are here."""

@@ -2,9 +2,271 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
+
+from milbench.cli import show
+from milbench.cli.options import AS_JSON, DATA
+
+if TYPE_CHECKING:
+    from milbench.datasets.check import Examined
+
+_PATH = click.Path(path_type=Path)
 
 
 @click.group()
 def data() -> None:
     """Bring your own features, and check them."""
+
+
+@data.command()
+@click.argument("name")
+@click.option("--features", type=_PATH, metavar="DIR", help="CLAM's or TRIDENT's folder of features, or one of npz files.")
+@click.option("--encoder", metavar="NAME", help="What the features are of: vits-lunit, uni, ... or a name of your own.")
+@click.option("--magnification", type=click.IntRange(min=1), metavar="20", help="Of the patches.")
+@click.option("--patch-size", type=click.IntRange(min=1), metavar="224", help="In pixels at that magnification.")
+@click.option("--patches", type=_PATH, metavar="DIR", help="CLAM's patches/, when it is not beside the features.")
+@click.option(
+    "--step",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="PIXELS",
+    help="Level-0 pixels between patches, when no file says it.",
+)
+@click.option("--labels", type=_PATH, metavar="CSV", help="Table of labels, or of survival.")
+@click.option("--columns", metavar="ROLE=COLUMN,...", help="Which column is slide, case, label, time, event or censorship.")
+@click.option("--classes", metavar="A=x+y,B=z", help="Classes in the order of their index, and the labels that mean them.")
+@click.option("--splits", "split_tables", multiple=True, metavar="[NAME=]DIR|FILE", help="Split tables; may be repeated.")
+@click.option("--task", type=click.Choice(["subtyping", "survival"]), help="[default: subtyping]")
+@click.option("--unit", type=click.Choice(["slide", "case"]), help="What is predicted. [default: slide; case for survival]")
+@click.option("--label", metavar="TEXT", help="Name in tables. [default: NAME]")
+@click.option("--published", metavar="COHORT", help="Compare with this cohort's published counts. [default: NAME, if it is one]")
+@click.option("--exclude", metavar="IDS|FILE", help="Slides or cases to leave out, for every encoder.")
+@click.option("--replace", is_flag=True, help="Take what is given instead of what was added before.")
+@click.option("--no-check", is_flag=True, help="Do not look into the feature files now; the first run will.")
+@DATA
+def add(
+    name: str, features: Path | None, encoder: str | None, magnification: int | None, patch_size: int | None,
+    patches: Path | None, step: float | None, labels: Path | None, columns: str | None, classes: str | None,
+    split_tables: tuple[str, ...], task: str | None, unit: str | None, label: str | None, published: str | None,
+    exclude: str | None, replace: bool, no_check: bool,
+) -> None:  # fmt: skip
+    """Add features, labels or splits to the dataset NAME, all at once or one after the other.
+
+    Writes a few lines to NAME.toml in the data folder; no data is copied. Everything is checked first, and nothing is written
+    when there are errors.
+
+    \b
+    milbench data add bracs --encoder uni --magnification 20 --patch-size 224 --features FEATURES \\
+        --labels bracs.csv --splits bracs.csv
+    """
+    from milbench.datasets.adding import joined
+    from milbench.datasets.check import examine
+    from milbench.datasets.manifest import save
+
+    manifest = joined(
+        name, task=task, unit=unit, label=label, published=published, labels=labels, columns=_columns(columns),
+        classes=_classes(classes), splits=_splits(split_tables), encoder=encoder, magnification=magnification,
+        patch_size=patch_size, features=features, patches=patches, step=step, exclude=_ids(exclude), replace=replace,
+    )  # fmt: skip
+    added = [one for one in manifest.features if one.key == (encoder, magnification, patch_size)]
+    everywhere = labels is not None or exclude is not None or replace  # then every set of features has other slides to hold
+    chosen = [] if no_check else manifest.features if everywhere else added
+    with _Progress() as progress:
+        found = examine(manifest, chosen, progress=progress)
+    _show(found)
+    if errors := found.of("error"):
+        click.echo(f"milbench: {len(errors)} error{'s' * (len(errors) > 1)}, nothing was written", err=True)
+        raise SystemExit(1)
+    path = save(manifest)
+    found.remember()
+    click.echo(f"Written: {path}" if path else "Nothing new.")
+    if not found.lacking:
+        click.echo(f"Next: milbench data check {name} --deep, which reads every feature")
+
+
+@data.command()
+@click.argument("name")
+@click.option("--deep", is_flag=True, help="Read every feature and every position; otherwise headers, positions and a few rows.")
+@DATA
+@AS_JSON
+def check(name: str, deep: bool, as_json: bool) -> None:
+    """Look at every file of the dataset NAME; exit code 1 when there are errors.
+
+    Errors stop a run before its first epoch. Warnings are printed under its tables.
+    """
+    from milbench.datasets.check import examine
+    from milbench.datasets.manifest import folder, load, names
+    from milbench.errors import MilbenchError, unknown
+
+    manifest = load(name)
+    if manifest is None:
+        if not names():
+            raise MilbenchError(
+                f"there are no datasets in {folder()} yet; add one with: milbench data add {name} (--help tells how)"
+            )
+        raise unknown(f"dataset in {folder()}", name, names())
+    with _Progress() as progress:
+        found = examine(manifest, deep=deep, progress=progress)
+    found.remember()
+    if as_json:
+        click.echo(json.dumps(_as_json(found), indent=1))
+    else:
+        _show(found)
+    raise SystemExit(1 if found.lacking or found.of("error") else 0)
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    return dict(_pairs(text, "--columns", "role=column"))
+
+
+def _classes(text: str | None) -> dict[str, list[str]] | None:
+    if text is None:
+        return None
+    return {
+        name: [label for label in labels.split("+") if label]
+        for name, labels in _pairs(text, "--classes", "class=label+label", bare=True)
+    }
+
+
+def _pairs(text: str | None, option: str, form: str, *, bare: bool = False) -> list[tuple[str, str]]:
+    from milbench.errors import MilbenchError
+
+    pairs = [item.strip().partition("=") for item in (text or "").split(",") if item.strip()]
+    if bad := [key for key, equals, value in pairs if not key or not (value or bare)]:
+        raise MilbenchError(f"{option}: {bad[0]!r} is not of the form {form}")
+    if len({key for key, _, _ in pairs}) < len(pairs):
+        raise MilbenchError(f"{option} {text}: something stands twice")
+    return [(key.strip(), value.strip()) for key, _, value in pairs]
+
+
+def _splits(given: tuple[str, ...]) -> dict[str, Path]:
+    found = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            name, path = "", text
+        found[name] = Path(path)
+    return found
+
+
+def _ids(text: str | None) -> list[str]:
+    if text is None:
+        return []
+    lines = Path(text).read_text().splitlines() if Path(text).is_file() else text.split(",")
+    return [line.strip() for line in lines if line.strip()]
+
+
+class _Progress:
+    """Files looked at so far, on a terminal only and when it takes longer than a moment."""
+
+    def __enter__(self) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        console = Console(stderr=True)
+        self._progress = Progress(TextColumn("feature files"), BarColumn(), MofNCompleteColumn(), console=console, transient=True)
+        self._progress.disable = not console.is_terminal
+        task = self._progress.add_task("")
+        self._progress.start()
+        return lambda done, total: self._progress.update(task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def _show(found: Examined) -> None:
+    """What was understood, then what was found."""
+    manifest, roster = found.manifest, found.roster
+    for what, text in _understood(found):
+        click.echo(f"{what:9} {text}")
+    for name, lines in _split_lines(found).items():
+        click.echo(f"{'split':9} {name}: {roster.forms[name]}")
+        for line in lines:
+            click.echo(f"{'':9}   {line}")
+    marks = {"error": ("ERROR", "bold red"), "warning": ("warning", "yellow"), "note": ("note", "dim")}
+    console = show.console()
+    for finding in found.findings:
+        mark, style = marks[finding.severity]
+        console.print(f"{mark:9} ", style=style, end="", highlight=False)
+        console.print(str(finding), markup=False, highlight=False, soft_wrap=True)
+    counts = [
+        f"{len(some)} {kind}{'s' * (len(some) != 1)}"
+        for kind in ("error", "warning")
+        if (some := found.of(kind)) or kind == "error"
+    ]
+    click.echo(f"{manifest.name}: {', '.join(counts)}" + (f"; {found.lacking}" if found.lacking else ""))
+
+
+def _understood(found: Examined) -> list[tuple[str, str]]:
+    manifest, roster = found.manifest, found.roster
+    lines = [("dataset", f"{manifest.name} ({manifest.label}): {manifest.task} of {manifest.unit}s")]
+    if manifest.labels:
+        columns = ", ".join(f"{role} = {column}" for role, column in manifest.labels.columns.items())
+        cases = len({sample.case_id for sample in roster.samples})
+        who = f"{len(roster.samples):,} {manifest.unit}s" + (f" of {cases:,} cases" if manifest.unit == "slide" else "")
+        lines.append(("labels", f"{manifest.labels.file} ({columns}): {who}"))
+        names = roster.stratum_names(manifest)
+        count = [sum(sample.stratum == i for sample in roster.samples) for i in range(len(names))]
+        meant = [manifest.labels.classes.get(name, [name]) for name in names]
+        merged = [f" ({', '.join(labels)})" if labels != [name] else "" for name, labels in zip(names, meant, strict=True)]
+        told = [f"{i} {name}{more}: {n:,}" for i, (name, more, n) in enumerate(zip(names, merged, count, strict=True))]
+        lines.append(("classes" if manifest.task == "subtyping" else "outcome", " · ".join(told)))
+    for one in found.sets:
+        total = sum(facts.n for facts in one.facts.values())
+        dtypes = ", ".join(sorted({facts.dtype for facts in one.facts.values()}))
+        steps = sorted(set(one.steps.values()))
+        apart = f", patches {steps[0]:g} {f'to {steps[-1]:g} ' if len(steps) > 1 else ''}px apart" if steps else ", no positions"
+        sizes = (
+            f"{len(one.facts):,} slides, {one.in_dim} wide, {dtypes}, {total:,} patches{apart}"
+            if one.facts
+            else "nothing to read"
+        )
+        lines.append(("features", f"{one.features.name}: {sizes} ({one.features.folder}, {one.features.format})"))
+    return lines
+
+
+def _split_lines(found: Examined) -> dict[str, list[str]]:
+    """Sizes of the parts, in all and by class; folds that have the same stand in one line."""
+    from milbench.datasets.check import counts
+
+    lines: dict[str, dict[str, list[int]]] = {}
+    rows = counts(found)
+    for train, val, test in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        parts = (train, val, test)
+        by_class = [f"{name} {'/'.join(str(part['classes'][name]) for part in parts)}" for name in train["classes"]]
+        told = f"{'/'.join(str(part['samples']) for part in parts)} (train/val/test)   {' · '.join(by_class)}"
+        lines.setdefault(train["split"], {}).setdefault(told, []).append(train["fold"])
+    return {split: [f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}: {told}" for told, numbers in some.items()]
+            for split, some in lines.items()}  # fmt: skip
+
+
+def _as_json(found: Examined) -> dict[str, Any]:
+    from milbench.datasets.check import counts
+
+    names = found.roster.stratum_names(found.manifest)
+    return {
+        "dataset": found.manifest.name,
+        "task": found.manifest.task,
+        "unit": found.manifest.unit,
+        "samples": len(found.roster.samples),
+        "cases": len({sample.case_id for sample in found.roster.samples}),
+        "classes": {name: sum(sample.stratum == i for sample in found.roster.samples) for i, name in enumerate(names)},
+        "features": [
+            {
+                "encoder": one.features.encoder, "magnification": one.features.magnification,
+                "patch_size": one.features.patch_size,
+                "slides": len(one.facts), "width": one.in_dim, "patches": sum(facts.n for facts in one.facts.values()),
+                "dtypes": sorted({facts.dtype for facts in one.facts.values()}), "steps": sorted(set(one.steps.values())),
+            }
+            for one in found.sets
+        ],
+        "splits": counts(found),
+        "lacking": found.lacking,
+        "errors": len(found.of("error")),
+        "warnings": len(found.of("warning")),
+        "findings": [dataclasses.asdict(finding) for finding in found.findings],
+    }  # fmt: skip

@@ -17,7 +17,7 @@ from milbench.engines import Done, Epoch, Event, Started, run_local
 from milbench.suites import Job
 from milbench.trials.store import Status, Store
 
-MARKS = {"ok": "done", "pending": "·", "failed": "failed", "oom": "oom", "skipped": "skipped", "absent": "not here"}
+MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "skipped": "skipped", "absent": "not here"}
 
 
 class _Clock:

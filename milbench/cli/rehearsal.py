@@ -9,14 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import click
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
-from milbench.cli import progress
+from milbench.cli import progress, show
 from milbench.suites import Job, rehearse
 from milbench.suites.expand import Load
 from milbench.trials.run import run_trial
+from milbench.trials.spec import TrialSpec
 from milbench.trials.store import Store, write_atomically
 
 
@@ -51,6 +49,8 @@ def run(
     rehearse.mark(store, scale)
     again = ("pending", "failed", "oom") if retry_failed else ("pending",)
     waiting = [job for job in todo if store.status(job.spec.trial_id) in again]
+    if earlier := len(todo) - len(waiting):
+        click.echo(f"{earlier} of {len(todo)} models were measured earlier; remove {store.root} to measure them again.")
     code = progress.run(
         waiting,
         store,
@@ -58,7 +58,7 @@ def run(
         plugins=plugins,
         backends=backends,
         keep_model=lambda job: False,
-        already=len(todo) - len(waiting),
+        already=earlier,
         trial=partial(run_trial, body=partial(rehearse.measured, scale=scale)),
     )
     if code:
@@ -66,52 +66,57 @@ def run(
     found = rehearse.needs(jobs, chosen, store, scale)
     path = store.root / f"needs-{suite}.json"
     text = {"REHEARSAL": "stand-in bags: nothing in this file is a result", "workers": workers, **dataclasses.asdict(found)}
-    write_atomically(path, json.dumps({**text, "hours": found.hours}, indent=1, allow_nan=True) + "\n")
-    _show(found, todo, workers)
+    write_atomically(path, json.dumps({**text, "hours": found.hours}, indent=1, allow_nan=False) + "\n")
+    _show(found, todo[0].spec, workers)
+    troubles = [(job, result) for job in todo if (result := store.raw(job.spec.trial_id) or {}).get("status") != "ok"]
+    for job, result in troubles:
+        click.echo(f"{result['status']}: {job.cell.label} · {job.spec.dataset} {job.spec.encoder}: {result['reason']}")
     click.echo(f"Written: {path}, apart from results and marked REHEARSAL.")
-    bad = {job.spec.trial_id: store.raw(job.spec.trial_id) or {} for job in todo}
-    for job in todo:
-        result = bad[job.spec.trial_id]
-        if result.get("status") != "ok":
-            click.echo(
-                f"{result.get('status')}: {job.cell.label} · {job.spec.dataset} {job.spec.encoder}: {result.get('reason')}"
-            )
-    return int(any(result.get("status") in ("failed", "oom") for result in bad.values()))
+    return int(any(result["status"] != "skipped" for _, result in troubles))
 
 
-def _show(found: rehearse.Needs, todo: Sequence[Job], workers: int) -> None:
-    table = Table(box=SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
-    for head in ("aggregator", "trials", "s / step", "exponent", "hours", "peak memory"):
-        table.add_column(head, justify="left" if head == "aggregator" else "right", no_wrap=True)
-    for row in found.rows:
-        table.add_row(
-            row.aggregator,
-            f"{row.trials:,}",
-            f"{row.seconds_per_step:.3g}",
-            f"{row.exponent:.2f}",
-            _hours(row.hours),
-            f"{row.peak_bytes / 1e9:.1f} GB",
+def _show(found: rehearse.Needs, spec: TrialSpec, workers: int) -> None:
+    click.secho("\nREHEARSAL: what the real run would need", bold=True)
+    show.table(
+        ["aggregator", "trials", "s / step", "exponent", "hours", "peak memory"],
+        [
+            [
+                row.aggregator,
+                row.trials,
+                _range(row.seconds_per_step),
+                None if row.exponent is None else f"{row.exponent:.2f}",
+                _range(row.hours),
+                f"{row.peak_bytes / 1e9:.1f} GB",
+            ]
+            for row in found.rows
+        ],
+    )
+    less = [
+        f"{count:,} trials {what}"
+        for count, what in (
+            (found.skipped, "will be skipped"),
+            (found.not_measured, "are not in the numbers, since their rehearsal failed"),
         )
-    console = Console()
-    console.print("\nREHEARSAL: what the real run would need", style="bold", highlight=False)
-    console.print(table)
-    device = f"{todo[0].spec.device}, {todo[0].spec.threads} thread{'s' * (todo[0].spec.threads > 1)} a trial"
-    both = tuple(hours / workers for hours in found.hours)
-    failed = f"; {found.not_measured} trials are not in the numbers, their rehearsal failed" if found.not_measured else ""
-    lines = [
-        f"{found.trials:,} trials, measured on {found.rehearsed} distinct models{failed}",
-        f"{_hours(found.hours)} hours on one device ({device}), {_hours(both)} with {workers} worker{'s' * (workers > 1)}: "
-        "the least if every training stops as early as its recipe allows, the most if none does",
-        f"disk: {found.feature_bytes / 1e9:.1f} GB of packed features, {found.result_bytes / 1e9:.2f} GB of results",
-        "How: a step over n instances takes a n + b n^2, with b only where a method declares a square of n, fitted through bags "
-        f"{found.scale:g} and {found.scale * rehearse.COARSE:g} times smaller than the real ones and summed over the real sizes "
-        "(around the paper's where the data is not here). Exponent: between the two measured sizes; step: of the slowest column. "
-        "Peak memory: a straight line through both, at the largest bag. Reading features is not in the time.",
+        if count
     ]
-    for line in lines:
-        click.echo(line)
+    device = f"{spec.device}, {spec.threads} thread{'s' * (spec.threads > 1)} a trial"
+    both = (found.hours[0] / workers, found.hours[1] / workers)
+    click.echo("; ".join([f"{found.trials:,} trials, measured on {found.rehearsed} distinct models", *less]))
+    hours = f"{_range(found.hours)} hours on one device ({device})"
+    click.echo(f"{hours}, {_range(both)} with {workers} workers" if workers > 1 else hours)
+    click.echo(f"disk: {found.feature_bytes / 1e9:.1f} GB of packed features, {found.result_bytes / 1e9:.2f} GB of results\n")
+    click.echo(
+        click.wrap_text(
+            f"Measured on bags {found.scale:g} and {found.scale * rehearse.COARSE:g} times smaller than the real ones, whose "
+            "sizes are made up around the paper's where the data is not here. Least: what does not grow between both sizes is "
+            "fixed, and training stops as early as the recipe allows. Most: all of a step grows with the bag, and training never "
+            "stops early. The step is that of the slowest column, the exponent that between both sizes; memory follows a "
+            "straight line to the largest bag. Reading features is not counted. A smaller --rehearse-scale narrows the range.",
+            width=110,
+        )
+    )
 
 
-def _hours(hours: Sequence[float]) -> str:
-    low, high = (f"{h:.1f}" if h < 10 else f"{h:,.0f}" for h in hours)
+def _range(pair: tuple[float, float]) -> str:
+    low, high = (f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in pair)
     return low if low == high else f"{low} to {high}"

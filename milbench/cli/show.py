@@ -23,13 +23,14 @@ def rows(items: list[dict[str, Any]], as_json: bool, shown: list[str]) -> None:
 def table(headers: list[str], rows: list[list[Any]]) -> None:
     """A table, one line per row."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in headers:
         table.add_column(header, overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(escape(_cell(value)) for value in row))  # longmil[heads=2] is a name, not markup
     console().print(table)
 
 

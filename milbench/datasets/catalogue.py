@@ -1,14 +1,16 @@
 """Which datasets and encoders are known by name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from milbench.datasets import classic, spatial
+from milbench.datasets import classic, manifest, own, spatial
 from milbench.datasets.base import Dataset
-from milbench.errors import MilbenchError, unknown
+from milbench.datasets.manifest import spelled
+from milbench.datasets.packed import rounded
+from milbench.datasets.published import COHORTS, ENCODERS
+from milbench.errors import MilbenchError, NotHere, unknown
 
-# Patch encoders of the LongMIL paper and the width of their features. Any other name works; its width is read from files.
-ENCODERS = {"vits-lunit": 384, "vits-dino": 384, "hipt": 384, "resnet50": 1024, "uni": 1024, "gigapath": 1536}
+__all__ = ["ENCODERS", "DatasetInfo", "infos", "known", "load"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,25 @@ class DatasetInfo:
 def infos() -> list[DatasetInfo]:
     """Every dataset known by name, whether or not its files are here."""
     missing, no_digits = classic.missing(), spatial.missing()
-    return [
+    found = [
         DatasetInfo(name, table.label, "subtyping", (classic.ENCODER,), missing is None, missing or "")
         for name, table in classic.TABLES.items()
     ] + [
         DatasetInfo(name, spatial.label(name), "subtyping", spatial.ENCODERS, no_digits is None, no_digits or "")
         for name in spatial.NAMES
     ]
+    for name in sorted({*COHORTS, *manifest.names()}):
+        own_one = manifest.load(name)
+        if own_one is None:
+            cohort = COHORTS[name]
+            found.append(
+                DatasetInfo(name, cohort.label, cohort.task, (), False, f"add it with: {_command(name, None, None, None)}")
+            )
+            continue
+        features = tuple(features.name for features in own_one.features)
+        why_not = "" if own_one.labels and features else f"{'labels' if features else 'features'} are not added yet"
+        found.append(DatasetInfo(name, own_one.label, own_one.task, features, not why_not, why_not))
+    return found
 
 
 def load(
@@ -45,17 +59,37 @@ def load(
     """The dataset `name` with features of `encoder`.
 
     Raises:
-        MilbenchError: no such dataset or encoder, or its files are not installed.
+        NotHere: a known dataset, or these features of it, that the user has not added.
+        MilbenchError: no such dataset or encoder, or its files are not installed, or a check of them finds errors.
     """
-    if name not in [*classic.TABLES, *spatial.NAMES]:
-        raise unknown("dataset", name, [*classic.TABLES, *spatial.NAMES])
-    if magnification is not None or patch_size is not None:
-        raise MilbenchError(f"dataset {name} has no magnification or patch size; leave them out of the suite")
-    if name in spatial.NAMES:
-        return spatial.load(name, encoder)
-    if encoder != classic.ENCODER:
-        raise unknown(f"encoder of dataset {name}", encoder, [classic.ENCODER])
-    return classic.load(name)
+    if name in {*classic.TABLES, *spatial.NAMES}:
+        if magnification is not None or patch_size is not None:
+            raise MilbenchError(f"dataset {name} has no magnification or patch size; leave them out of the suite")
+        if name in classic.TABLES and encoder != classic.ENCODER:
+            raise unknown(f"encoder of dataset {name}", encoder, [classic.ENCODER])
+        found = classic.load(name) if name in classic.TABLES else spatial.load(name, encoder)
+        return replace(found, read=lambda id: rounded(found.read(id))) if dtype == "float16" else found
+    here = manifest.load(name)
+    if here is None:
+        if name not in COHORTS:
+            raise unknown("dataset", name, {*classic.TABLES, *spatial.NAMES, *COHORTS, *manifest.names()})
+        raise NotHere(f"dataset {name} is not here; add it with: {_command(name, encoder, magnification, patch_size)}")
+    features = here.find(encoder, magnification, patch_size)
+    if features is None:
+        have = ", ".join(one.name for one in here.features) or "none"
+        raise NotHere(
+            f"dataset {name} has no features of {spelled(encoder, magnification, patch_size)} (it has {have}); "
+            f"add them with: {_command(name, encoder, magnification, patch_size, more=True)}"
+        )
+    return own.dataset(here, features, dtype)
+
+
+def _command(name: str, encoder: str | None, magnification: int | None, patch_size: int | None, *, more: bool = False) -> str:
+    """What to type to add a dataset, or more features of one."""
+    words = [f"milbench data add {name} --encoder {encoder or 'NAME'}"]
+    words += [f"--magnification {magnification}"] if magnification else []
+    words += [f"--patch-size {patch_size}"] if patch_size else []
+    return " ".join([*words, "--features DIR", *([] if more else ["--labels CSV", "--splits DIR|FILE"])])
 
 
 def known(name: str) -> dict[str, Any]:

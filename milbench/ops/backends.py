@@ -4,8 +4,9 @@ A backend counts as available only after a tiny real call, forward and backward,
 trial's provenance; a forced backend that is not available is an error with the reason, never a fallback.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -63,6 +64,7 @@ def _probe(backend: Backend, device: str) -> str | None:
 _backends: dict[str, list[Backend]] = {}
 _forced: dict[str, str] = {}
 _used: dict[str, str] = {}
+_watchers: list[Callable[[str, Callable[..., Tensor]], Callable[..., Tensor]]] = []
 
 
 def offer(backend: Backend) -> None:
@@ -114,7 +116,22 @@ def choose(op: str, device: str, dtype: torch.dtype | None = None, **facts: obje
     else:
         backend = next(b for b in _backends[op] if refuses(b) is None)
     _used[op] = backend.name
+    for wrap in _watchers:
+        backend = replace(backend, call=wrap(op, backend.call))
     return backend
+
+
+@contextmanager
+def watched(wrap: Callable[[str, Callable[..., Tensor]], Callable[..., Tensor]]) -> Iterator[None]:
+    """While this lasts, every backend is called through `wrap(operation, call)`, which may look at arguments and result.
+
+    It may also give another function in its place, such as one that only counts.
+    """
+    _watchers.append(wrap)
+    try:
+        yield
+    finally:
+        _watchers.remove(wrap)
 
 
 def check_forced(device: str) -> None:

@@ -1,8 +1,10 @@
 """From the store to plain rows: which trial stands where, and what it gave."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,8 @@ class Run:
 
     Args:
         cell: its place in the tables.
-        status: "ok", "failed", "oom", "skipped" or "pending".
-        result: trial.json, empty while pending.
+        status: "ok", "failed", "oom", "skipped", "pending", or "absent" where its features are not here.
+        result: trial.json, empty without one.
         store: where its predictions are.
     """
 
@@ -45,50 +47,97 @@ class Run:
     def predictions(self) -> dict[str, NDArray[Any]]:
         """Columns of predictions.csv in the order of the slides: slide, and target with score (n, C), or time, event and risk.
 
+        And instances, the size of each bag, where the trial recorded it.
+
         Raises:
-            MilbenchError: the file is missing.
+            MilbenchError: the file is missing or cannot be read.
         """
         path = self.store.folder(self.cell.trial_id) / PREDICTIONS
+        again = f"remove the folder {path.parent} and run the suite again"
         if not path.is_file():
-            raise MilbenchError(f"{path} is missing; remove the folder {path.parent} and run the suite again")
-        with path.open(newline="") as file:
-            rows = sorted(csv.DictReader(file), key=lambda row: row["slide"])
-        slide = np.array([row["slide"] for row in rows])
-        if "risk" in rows[0]:
-            return {
-                "slide": slide,
-                "time": np.array([float(row["time"]) for row in rows]),
-                "event": np.array([row["event"] == "1" for row in rows]),
-                "risk": np.array([float(row["risk"]) for row in rows]),
-            }
-        classes = sum(key.startswith("p") and key[1:].isdigit() for key in rows[0])
-        return {
-            "slide": slide,
-            "target": np.array([int(row["target"]) for row in rows]),
-            "score": np.array([[float(row[f"p{c}"]) for c in range(classes)] for row in rows]),
-        }
+            raise MilbenchError(f"{path} is missing; {again}")
+        try:
+            with path.open(newline="") as file:
+                names, *rows = csv.reader(file)
+            columns = dict(zip(names, zip(*sorted(rows, key=itemgetter(names.index("slide"))), strict=True), strict=True))
+            shared = {"slide": np.array(columns["slide"])}
+            if "instances" in columns:
+                shared["instances"] = np.array(columns["instances"]).astype(int)
+            if "risk" in columns:
+                time, risk = (np.array(columns[name]).astype(np.float64) for name in ("time", "risk"))
+                return {**shared, "time": time, "event": np.array(columns["event"]) == "1", "risk": risk}
+            scores = [columns[name] for name in names if name.startswith("p") and name[1:].isdigit()]
+            score = np.array(scores).astype(np.float64).T  # (n, C)
+            return {**shared, "target": np.array(columns["target"]).astype(int), "score": score}
+        except (KeyError, ValueError) as error:
+            raise MilbenchError(f"{path} cannot be read ({error}); {again}") from error
 
 
 def leaves(store: Store, suite: str) -> list[Plan]:
-    """The plans with cells behind `suite`: those of the suites it includes, then its own.
+    """The plans with cells behind `suite`, each once: those of the suites it includes, then its own.
 
     Raises:
         MilbenchError: the suite was not run into this store.
     """
     plan = plans.read(store, suite)
-    found = [
-        leaf
-        for name in plan.definition.get("includes", [])
-        if plans.path_of(store, name).exists()
-        for leaf in leaves(store, name)
-    ]
-    return found + ([plan] if plan.cells else [])
+    found = [leaf for name in _included(plan) if plans.path_of(store, name).exists() for leaf in leaves(store, name)]
+    return list({leaf.suite: leaf for leaf in [*found, *([plan] if plan.cells else [])]}.values())
+
+
+def not_run(store: Store, suite: str) -> list[str]:
+    """The included suites of which this store has nothing."""
+    here = {name: plans.path_of(store, name).exists() for name in _included(plans.read(store, suite))}
+    below = [deeper for name, known in here.items() if known for deeper in not_run(store, name)]
+    return list(dict.fromkeys(below + [name for name, known in here.items() if not known]))
+
+
+def _included(plan: Plan) -> list[str]:
+    return list(plan.definition.get("includes", []))
+
+
+def joined(leaves: Sequence[Plan]) -> list[Plan]:
+    """Plans whose suites fill one printed table together become one plan, in the place of the first."""
+    groups: dict[str, list[Plan]] = {}
+    for plan in leaves:
+        layout = plan.definition["table"]
+        groups.setdefault(layout.get("published", "") if layout.get("joined") else plan.suite, []).append(plan)
+    return [_one(plans) if len(plans) > 1 else plans[0] for plans in groups.values()]
+
+
+def _one(parts: Sequence[Plan]) -> Plan:
+    first = parts[0].definition
+    layouts, grids = ([part.definition[key] for part in parts] for key in ("table", "grid"))
+    layout = {**first["table"], "name": first["table"]["published"].rpartition("/")[2]}
+    for key in ("heads", "labels"):
+        layout[key] = {name: text for each in layouts for name, text in each[key].items()}
+    grid = {key: list(dict.fromkeys(v for each in grids for v in each[key])) for key in ("dataset", "seed", "aggregator")}
+    definition = {
+        **first,
+        "title": first["table"]["joined"],
+        "reproduces": "; ".join(part.definition["reproduces"] for part in parts),
+        "table": layout,
+        "grid": grid,
+    }
+    return Plan(
+        suite="+".join(part.suite for part in parts),
+        definition=definition,
+        notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
+        cells=[cell for part in parts for cell in part.cells],
+    )
+
+
+SELECTED_ON = {"subtyping": "macro_auc", "survival": "c_index"}
 
 
 def runs(store: Store, plan: Plan) -> list[Run]:
-    """Every trial of the plan, in its order."""
+    """Every trial of the plan, in its order; of a suite that searches, those of the draw that validation chose."""
     out = []
     for cell in plan.cells:
-        result = store.raw(cell.trial_id)
-        out.append(Run(cell, result["status"] if result else "pending", result or {}, store))
-    return out
+        result = None if cell.missing else store.raw(cell.trial_id)
+        out.append(Run(cell, "absent" if cell.missing else result["status"] if result else "pending", result or {}, store))
+    return plans.select_draws(out, SELECTED_ON[plan.definition["task"]])
+
+
+def title(store: Store, suite: str) -> str:
+    """One line about the suite."""
+    return str(plans.read(store, suite).definition["title"])

@@ -1,9 +1,10 @@
-"""The tables of a suite: means with their spread, and the paired comparison with the reference method."""
+"""The tables of a suite: means with their spread beside the printed ones, and the paired comparison with the reference method."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from milbench import stats
 from milbench.errors import MilbenchError
 from milbench.report.collect import Run
+from milbench.report.printed import Printed, PrintedTable
 from milbench.stats.paired import Metric
 from milbench.trials.plan import Plan
 
@@ -24,6 +26,8 @@ METRICS: dict[str, tuple[str, Callable[..., NDArray[np.float64]], int]] = {  # l
 }
 REPLICATES = 10_000
 ALPHA = 0.05
+PAPER, DELTA = "paper", "Δ"  # heads of the columns that hold printed numbers
+Beside = Literal["side", "below", "off"]  # where printed numbers stand
 FEW = 100  # slides below which a table says that its ranking is mostly chance
 
 
@@ -33,24 +37,28 @@ class Entry:
 
     Args:
         text: as printed; an en dash where there is no number.
-        style: "best" is bold, "second" underlined.
+        style: "best" is bold, "second" underlined, "quiet" grey: a printed number or what belongs to it.
         dagger: the difference to the reference is significant after correction.
         mark: letter of the footnote that belongs to it.
     """
 
     text: str
-    style: Literal["best", "second"] | None = None
+    style: Literal["best", "second", "quiet"] | None = None
     dagger: bool = False
     mark: str = ""
 
 
 @dataclass
 class Row:
-    """A line of a table; `rule` draws a line above it. Without entries it is a heading over the lines below."""
+    """A line of a table; `rule` draws a line above it. Without entries it is a heading over the lines below.
+
+    `below` says that it belongs to the line above and stays with it.
+    """
 
     label: str
     entries: list[Entry]
     rule: bool = False
+    below: bool = False
 
 
 @dataclass
@@ -64,6 +72,9 @@ class Table:
         rows: the lines.
         notes: footnotes, one sentence or more each.
         tidy: the same numbers unrounded, one dict per entry, for CSV.
+        top: a heading over all columns.
+        corner: head of the first column.
+        partial: what is missing, empty where nothing is.
     """
 
     name: str
@@ -72,6 +83,14 @@ class Table:
     rows: list[Row]
     notes: list[str]
     tidy: list[dict[str, Any]] = field(repr=False)
+    top: str = ""
+    corner: str = "Method"
+    partial: str = ""
+
+
+class _Name(NamedTuple):
+    aggregator: str
+    label: str
 
 
 @dataclass
@@ -82,6 +101,8 @@ class _Block:
     expected: int
     metric: str
     values: NDArray[np.float64]
+    printed: Printed | None = None
+    printed_note: str = ""
     comparison: stats.Comparison | None = None
     p_holm: float = math.nan
 
@@ -99,36 +120,84 @@ class _Block:
         return float(self.values.std(ddof=1)) if len(self.values) > 1 else math.nan
 
 
-def build(plan: Plan, runs: Sequence[Run]) -> tuple[Table, Table | None]:
-    """The suite's table, and the paired comparison with its reference (None when the reference has no result)."""
+@dataclass
+class _Content:
+    """What a suite's tables are made of: a block for each (row, column, metric)."""
+
+    plan: Plan
+    layout: dict[str, Any]  # the suite's [table]
+    runs: Sequence[Run]
+    rows: list[_Name]
+    columns: list[tuple[Any, ...]]
+    metrics: list[str]
+    blocks: dict[tuple[_Name, tuple[Any, ...], str], _Block]
+    printed: PrintedTable | None
+    reference: _Name | None = None  # once something was compared with it
+
+    @property
+    def heads(self) -> list[tuple[tuple[Any, ...], str]]:
+        return [(column, metric) for column in self.columns for metric in self.metrics]
+
+
+def build(
+    plan: Plan,
+    runs: Sequence[Run],
+    *,
+    published: Beside = "side",
+    tests: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Table, Table | None]:
+    """The suite's table, and the paired comparison with its reference.
+
+    Args:
+        plan, runs: what was asked for, and what came of it.
+        published: printed numbers stand beside ours, below them, or stay out.
+        tests: False leaves the paired comparison out.
+        progress: told (comparisons done, all of them).
+
+    Returns:
+        The comparison is None without tests, and when the reference has no result beside another method.
+    """
+    content = _content(plan, runs, published)
+    if tests:
+        _compare(content, progress)
+    return _main(content, published, tests), _paired(content, content.reference) if content.reference else None
+
+
+def _content(plan: Plan, runs: Sequence[Run], published: Beside) -> _Content:
+    datasets = {run.cell.dataset: run.cell.dataset_label for run in runs}
     layout = plan.definition["table"]
+    layout = {**layout, "heads": datasets | layout.get("heads", {})}
     for name in layout["metrics"]:
         if name not in METRICS:
             raise MilbenchError(f"suite {plan.suite}: table.metrics: {name!r} cannot be printed; use {', '.join(METRICS)}")
-    columns = list(dict.fromkeys(run.cell.column for run in runs))
-    rows = list(dict.fromkeys((run.cell.aggregator, run.cell.label) for run in runs))
-    blocks = {
-        (row, column, metric): _block(runs, row[0], column, metric)
-        for row in rows
-        for column in columns
-        for metric in layout["metrics"]
-    }
-    reference = next((row for row in rows if row[0] == layout["reference"]), None)
-    compared = reference is not None and _compare(plan, blocks, rows, columns, layout["metrics"], reference)
-    heads = [(column, metric) for column in columns for metric in layout["metrics"]]
-    table = _main(plan, runs, blocks, rows, heads, reference[1] if compared and reference else None)
-    paired = _paired(plan, blocks, rows, heads, reference) if compared and reference else None
-    return table, paired
+    printed = PrintedTable(layout["published"]) if layout.get("published") and published != "off" else None
+    listed = plan.definition["grid"]["aggregator"]
+    labels = {run.cell.aggregator: run.cell.label for run in runs}
+    if printed:  # its rows all stand in the table, whether they were asked for here or not
+        own = layout.get("labels", {})
+        labels = {name: own.get(name) or printed.label(name) or name for name in listed} | labels
+    rows = [_Name(name, labels[name]) for name in [*listed, *labels] if name in labels]
+    places: dict[tuple[str, tuple[Any, ...]], list[Run]] = {}
+    repeats: dict[tuple[Any, ...], set[tuple[int, int]]] = {}
+    for run in runs:
+        places.setdefault((run.cell.aggregator, run.cell.column), []).append(run)
+        repeats.setdefault(run.cell.column, set()).add((run.cell.fold, run.cell.seed))
+    blocks = {}
+    for row in dict.fromkeys(rows):
+        for column, expected in repeats.items():
+            here = places.get((row.aggregator, column), [])
+            for metric in layout["metrics"]:
+                values = np.array([run.metric(metric) for run in here if run.status == "ok"])
+                block = blocks[row, column, metric] = _Block(here, len(expected), metric, values)
+                if printed and row.aggregator in listed:
+                    block.printed = printed.get(row.aggregator, column, metric)
+                    head = " ".join(_head(layout, column, metric)).strip()
+                    block.printed_note = printed.note(row.aggregator, head, block.printed)
+    return _Content(plan, layout, runs, list(dict.fromkeys(rows)), list(repeats), layout["metrics"], blocks, printed)
 
 
-def _block(runs: Sequence[Run], aggregator: str, column: tuple[object, ...], metric: str) -> _Block:
-    in_column = [run for run in runs if run.cell.column == column]
-    expected = len({(run.cell.fold, run.cell.seed) for run in in_column})
-    own = [run for run in in_column if run.cell.aggregator == aggregator]
-    return _Block(own, expected, metric, np.array([run.metric(metric) for run in own if run.status == "ok"]))
-
-
-def _with_data(run: Run, name: str) -> Metric:
+def with_data(run: Run, name: str) -> Metric:
     """The metric of a run's predictions as a function of case counts (B, n) -> (B,)."""
     function, p = METRICS[name][1], run.predictions
     if "risk" in p:
@@ -136,34 +205,51 @@ def _with_data(run: Run, name: str) -> Metric:
     return lambda counts: function(p["target"], p["score"], counts)
 
 
-def _compare(plan: Plan, blocks: dict, rows: list, columns: list, metrics: list[str], reference: tuple[str, str]) -> bool:
-    """Fill in the comparison of every row with the reference; Holm over the rows of one column and metric."""
-    found = False
-    for column in columns:
-        for metric in metrics:
-            base = {(r.cell.fold, r.cell.seed): r for r in blocks[reference, column, metric].runs if r.status == "ok"}
-            family = []
-            for row in rows:
-                block = blocks[row, column, metric]
-                pairs = [(r, base[key]) for r in block.runs if r.status == "ok" and (key := (r.cell.fold, r.cell.seed)) in base]
-                if row == reference or not pairs:
-                    continue
-                folds = []
-                for fold in sorted({mine.cell.fold for mine, _ in pairs}):
-                    seeds = [(mine, other) for mine, other in pairs if mine.cell.fold == fold]
-                    folds.append(
-                        (_strata(seeds), [(_with_data(mine, metric), _with_data(other, metric)) for mine, other in seeds])
-                    )
-                # One seed of the resamples per column and metric: every row meets the same resampled cases.
-                block.comparison = stats.paired_bootstrap(folds, replicates=REPLICATES, seed=f"{plan.suite}|{column}|{metric}")
-                family.append(block)
-            for block, p in zip(family, stats.holm([b.comparison.p for b in family if b.comparison]), strict=True):
-                block.p_holm = float(p)
-            found = found or bool(family)
-    return found
+def _reference(content: _Content) -> _Name | None:
+    """The row that the others are compared with: the suite's, or AB-MIL where that has no result."""
+    wanted = [row for row in content.rows if row.aggregator == content.layout["reference"]]
+    fallback = [row for row in content.rows if row.aggregator.split("[")[0] == "abmil"]
+    ran = {run.cell.aggregator for run in content.runs if run.status == "ok"}
+    return next((row for row in wanted + fallback if row.aggregator in ran), None)
 
 
-def _strata(pairs: Sequence[tuple[Run, Run]]) -> NDArray[np.int64]:
+def _compare(content: _Content, progress: Callable[[int, int], None]) -> None:
+    """Fill in the comparison of every row with the reference; Holm over the rows and columns of one metric."""
+    reference = _reference(content)
+    if reference is None:
+        return
+    todo = []
+    for column, metric in content.heads:
+        base = {(r.cell.fold, r.cell.seed): r for r in content.blocks[reference, column, metric].runs if r.status == "ok"}
+        for row in content.rows:
+            block = content.blocks[row, column, metric]
+            pairs = [(r, base[key]) for r in block.runs if r.status == "ok" and (key := (r.cell.fold, r.cell.seed)) in base]
+            if row != reference and pairs:
+                todo.append((block, column, pairs))
+    for done, (block, column, pairs) in enumerate(todo):
+        progress(done, len(todo))
+        folds = []
+        for fold in sorted({mine.cell.fold for mine, _ in pairs}):
+            seeds = [(mine, other) for mine, other in pairs if mine.cell.fold == fold]
+            both = [(with_data(mine, block.metric), with_data(other, block.metric)) for mine, other in seeds]
+            folds.append((strata(seeds), both))
+        # One seed of the resamples per column and metric: every row meets the same resampled cases.
+        block.comparison = stats.paired_bootstrap(folds, replicates=REPLICATES, seed=f"{column}|{block.metric}")
+    progress(len(todo), len(todo))
+    for metric in content.metrics:
+        family = [block for block, _, _ in todo if block.metric == metric]
+        for block, p in zip(family, stats.holm([b.comparison.p for b in family if b.comparison]), strict=True):
+            block.p_holm = float(p)
+    if todo:
+        content.reference = reference
+
+
+def strata(pairs: Sequence[tuple[Run, Run]]) -> NDArray[np.int64]:
+    """Class, or event, of each case that all these runs of one fold tested: what a bootstrap keeps in proportion.
+
+    Raises:
+        MilbenchError: they tested different cases.
+    """
     first = pairs[0][0].predictions
     for pair in pairs:
         for run in pair:
@@ -174,94 +260,172 @@ def _strata(pairs: Sequence[tuple[Run, Run]]) -> NDArray[np.int64]:
     return np.asarray(first["event"] if "risk" in first else first["target"]).astype(int)
 
 
-def _main(plan: Plan, runs: Sequence[Run], blocks: dict, rows: list, heads: list, reference: str | None) -> Table:
-    marks: dict[str, str] = {}  # footnote -> letter
-    lines = [Row(label, [], rule=_rule_above(plan, name, i)) for i, (name, label) in enumerate(rows)]
+class _Footnotes:
+    """Letters of footnotes, one for each text."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, str] = {}
+
+    def mark(self, text: str) -> str:
+        """The letter of this footnote: a, b, ..., z, aa, ab, ..."""
+        n = len(self._letters)
+        letter = (chr(96 + n // 26) if n >= 26 else "") + chr(97 + n % 26)
+        return self._letters.setdefault(text, letter)
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"({letter}) {text}" for text, letter in self._letters.items()]
+
+
+def _main(content: _Content, published: Beside, tests: bool) -> Table:
+    footnotes = _Footnotes()
+    lines = [Row(row.label, [], rule=_rule_above(content, row.aggregator, i)) for i, row in enumerate(content.rows)]
+    below = [Row(PAPER, [], below=True) for _ in content.rows]
+    headers: list[tuple[str, str]] = []
     tidy = []
-    for column, metric in heads:
-        whole = [b for row in rows if (b := blocks[row, column, metric]).complete]
-        ranked = sorted({METRICS[metric][2] * b.mean for b in whole}, reverse=True)
-        for row, line in zip(rows, lines, strict=True):
-            block = blocks[row, column, metric]
-            line.entries.append(_entry(block, ranked, marks))
-            tidy.append(_tidy(row, column, block))
-    notes = [f"({letter}) {note}" for note, letter in marks.items()]
+    for column, metric in content.heads:
+        own = [content.blocks[row, column, metric] for row in content.rows]
+        ranked = sorted({METRICS[metric][2] * b.mean for b in own if b.complete}, reverse=True)
+        group, label = _head(content.layout, column, metric)
+        beside = published == "side" and any(block.printed for block in own)
+        headers += [(group, label), (group, PAPER), (group, DELTA)] if beside else [(group, label)]
+        for row, block, line, under in zip(content.rows, own, lines, below, strict=True):
+            line.entries.append(_entry(block, ranked, footnotes))
+            if beside:
+                line.entries += _beside(block, footnotes)
+            if published == "below":
+                under.entries.append(_below(block, footnotes))
+            tidy.append(_tidy(row, column, block, content.printed))
+    if published == "below":
+        lines = [line for row, under in zip(lines, below, strict=True) for line in (row, under) if _says(line)]
     significant = any(entry.dagger for line in lines for entry in line.entries)
-    notes += _how(plan, runs, reference, significant=significant)
-    return Table(plan.definition["table"]["name"], _title(plan, runs), [_head(plan, *head) for head in heads], lines, notes, tidy)
+    notes = footnotes.notes + _notes(content, tests=tests, significant=significant) + _about_printed(content, published)
+    return Table(
+        content.layout["name"], _title(content), headers, lines, notes, tidy,
+        top=content.layout.get("top", ""), partial=_partial(content),
+    )  # fmt: skip
 
 
-def _entry(block: _Block, ranked: list[float], marks: dict[str, str]) -> Entry:
+def _says(line: Row) -> bool:
+    return not line.below or any(entry.text != "–" or entry.mark for entry in line.entries)
+
+
+def _entry(block: _Block, ranked: list[float], footnotes: _Footnotes) -> Entry:
     mark = ""
     done, missing = len(block.values), block.expected - len(block.values)
     if missing:
-        states = [run.status for run in block.runs if run.status != "ok"]
-        why = "; ".join(dict.fromkeys(str(r.result["reason"]) for r in block.runs if r.status in ("failed", "oom", "skipped")))
-        names = {"oom": "out of memory", "pending": "not run"}
-        kinds = ", ".join(dict.fromkeys(names.get(s, s) for s in states)) or "not run"
-        note = f"{kinds}{': ' + why if why else ''}" + (f"; over {done} of {block.expected} runs, not ranked" if done else "")
-        mark = marks.setdefault(note, chr(ord("a") + len(marks)))
+        states = [_STATES.get(run.status, run.status) for run in block.runs if run.status != "ok"]
+        reasons = [str(run.cell.missing or run.result.get("reason") or "") for run in block.runs if run.status != "ok"]
+        why = "; ".join(filter(None, dict.fromkeys(" ".join(reason.split()) for reason in reasons)))
+        kinds = ", ".join(dict.fromkeys(states)) or "not asked for in any run here"
+        over = f"; over {done} of {block.expected} runs, not ranked" if done else ""
+        mark = footnotes.mark(f"{kinds}{': ' + why if why else ''}{over}")
     elif not block.complete:
-        mark = marks.setdefault("a fold's test part lacks a class, so the metric is undefined", chr(ord("a") + len(marks)))
+        mark = footnotes.mark("a fold's test part lacks a class, so the metric is undefined")
     if math.isnan(block.mean):
         return Entry("–", mark=mark)
-    text = f"{block.mean:.3f}" + ("" if math.isnan(block.sd) else f" ± {block.sd:.3f}")
     score = METRICS[block.metric][2] * block.mean
     style: Literal["best", "second"] | None = None
     if block.complete and len(ranked) > 1:
         style = "best" if score == ranked[0] else "second" if score == ranked[1] else None
-    return Entry(text, style, dagger=block.p_holm < ALPHA, mark=mark)
+    return Entry(_number(block.mean, block.sd), style, dagger=block.p_holm < ALPHA, mark=mark)
 
 
-def _tidy(row: tuple[str, str], column: tuple[object, ...], block: _Block) -> dict[str, Any]:
+_STATES = {"oom": "out of memory", "pending": "not run", "absent": "not run"}
+
+
+def _number(mean: float, sd: float) -> str:
+    return f"{mean:.3f}" + ("" if math.isnan(sd) else f" ± {sd:.3f}")
+
+
+def _beside(block: _Block, footnotes: _Footnotes) -> list[Entry]:
+    """The printed mean, and how far ours is above it."""
+    mark = footnotes.mark(block.printed_note) if block.printed_note else ""
+    if block.printed is None:
+        return [Entry("–", "quiet", mark=mark), Entry("", "quiet")]
+    delta = "" if math.isnan(block.mean) else f"{block.mean - block.printed.mean:+.3f}"
+    return [Entry(f"{block.printed.mean:.3f}", "quiet", mark=mark), Entry(delta, "quiet")]
+
+
+def _below(block: _Block, footnotes: _Footnotes) -> Entry:
+    """The printed number with its spread, and how far ours is above it."""
+    mark = footnotes.mark(block.printed_note) if block.printed_note else ""
+    if block.printed is None:
+        return Entry("–", "quiet", mark=mark)
+    delta = "" if math.isnan(block.mean) else f" ({block.mean - block.printed.mean:+.3f})"
+    return Entry(_number(block.printed.mean, block.printed.sd) + delta, "quiet", mark=mark)
+
+
+def _tidy(row: _Name, column: tuple[Any, ...], block: _Block, printed: PrintedTable | None) -> dict[str, Any]:
     dataset, encoder, magnification, patch_size, split = column
+    said = block.printed
+    beside = {
+        "published_mean": said.mean if said else math.nan,
+        "published_sd": said.sd if said else math.nan,
+        "above_published": block.mean - said.mean if said else math.nan,
+    }
     return {
-        "aggregator": row[0], "label": row[1], "dataset": dataset, "encoder": encoder, "magnification": magnification,
+        "aggregator": row.aggregator, "label": row.label, "dataset": dataset, "encoder": encoder, "magnification": magnification,
         "patch_size": patch_size, "split": split, "metric": block.metric, "mean": block.mean, "sd": block.sd,
-        "runs": len(block.values), "expected_runs": block.expected,
+        "runs": len(block.values), "expected_runs": block.expected, **(beside if printed else {}),
     }  # fmt: skip
 
 
-def _rule_above(plan: Plan, name: str, index: int) -> bool:
+def _rule_above(content: _Content, name: str, index: int) -> bool:
     """A rule stands above the first row of each group, except at the top, and above rows the suite does not list."""
-    listed = plan.definition["grid"]["aggregator"]
-    firsts = [first for first, _ in plan.definition["table"]["groups"]]
-    starts = name in firsts or name.split("[")[0] in firsts or name not in listed
-    return starts and index > 0
+    listed = content.plan.definition["grid"]["aggregator"]
+    firsts = [first for first, _ in content.layout["groups"]]
+    return index > 0 and (name in firsts or name.split("[")[0] in firsts or name not in listed)
 
 
-def _head(plan: Plan, column: tuple[object, ...], metric: str) -> tuple[str, str]:
-    values = dict(zip(("dataset", "encoder", "magnification", "patch_size"), column, strict=False))
-    parts = [values[name] for name in plan.definition["table"]["columns"] if name != "metric"]
-    return ", ".join(str(part) for part in parts), METRICS[metric][0] + (" ↓" if METRICS[metric][2] < 0 else "")
+def _head(layout: dict[str, Any], column: tuple[Any, ...], metric: str) -> tuple[str, str]:
+    """(group, label) of a column; a metric that the suite leaves without a head leaves the label to the rest."""
+    heads = layout["heads"]
+    values = dict(zip(("dataset", "encoder", "magnification", "patch_size", "split"), map(str, column), strict=True))
+    group = ", ".join(heads.get(values[name], values[name]) for name in layout["columns"] if name != "metric")
+    label = heads.get(metric, METRICS[metric][0] + (" ↓" if METRICS[metric][2] < 0 else ""))
+    return (group, label) if label else ("", group)
 
 
-def _title(plan: Plan, runs: Sequence[Run]) -> str:
-    unit = next((run.result["spec"]["unit"] for run in runs if run.result), "slide")
-    return f"{plan.definition['title']} (n = {_tested(runs)} {unit}s)"
+def _title(content: _Content) -> str:
+    unit = next((run.result["spec"]["unit"] for run in content.runs if run.result), "slide")
+    slides = _tested(content.runs)
+    heads = content.layout["heads"]
+    told = [f"{count} {heads[name]}" if len(slides) > 1 else str(count) for name, count in slides.items()]
+    return f"{content.plan.definition['title']} (n = {', '.join(told) or 0} {unit}s)"
 
 
-def _tested(runs: Sequence[Run]) -> int:
-    """How many different slides (or cases) the table rests on."""
-    return len({(run.cell.dataset, slide) for run in runs if run.status == "ok" for slide in run.predictions["slide"]})
+def _tested(runs: Iterable[Run]) -> dict[str, int]:
+    """How many different slides (or cases) the tables of each dataset rest on. Runs of one fold test the same ones."""
+    folds = {(r.cell.dataset, r.cell.split, r.cell.fold, r.cell.context): r for r in runs if r.status == "ok"}
+    seen: dict[str, set[str]] = {}
+    for run in folds.values():
+        seen.setdefault(run.cell.dataset, set()).update(run.predictions["slide"])
+    return {name: len(slides) for name, slides in seen.items()}
 
 
-def _how(plan: Plan, runs: Sequence[Run], reference: str | None, *, significant: bool) -> list[str]:
+def _partial(content: _Content) -> str:
+    """What the table lacks, against the suite."""
+    waiting = Counter(_STATES.get(run.status, run.status) for run in content.runs if run.status not in ("ok", "skipped"))
+    said = []
+    if waiting:
+        states = ", ".join(f"{count} {state}" if len(waiting) > 1 else state for state, count in waiting.items())
+        said.append(f"{sum(waiting.values())} of {len(content.runs)} trials have no result ({states})")
+    listed, asked = content.plan.definition["grid"]["aggregator"], {run.cell.aggregator for run in content.runs}
+    if left := [name for name in listed if name not in asked]:
+        said.append(f"{len(left)} of the suite's {len(listed)} methods were not asked for")
+    seeds, ran = content.plan.definition["grid"].get("seed", []), {run.cell.seed for run in content.runs}
+    if left := [seed for seed in seeds if seed not in ran]:
+        said.append(f"{len(left)} of the suite's {len(seeds)} seeds were not asked for")
+    return "; ".join(said)
+
+
+def _notes(content: _Content, *, tests: bool, significant: bool) -> list[str]:
+    runs = content.runs
     done = [run for run in runs if run.result]
-    notes = [f"{note[0].upper()}{note[1:]}." for note in plan.notes]
-    folds, seeds = {run.cell.fold for run in runs}, {run.cell.seed for run in runs}
-    over = " x ".join(f"{len(s)} {name}{'s' * (len(s) > 1)}" for s, name in ((folds, "fold"), (seeds, "seed")) if len(s) > 1)
-    spread = f"Mean ± sample standard deviation (ddof = 1) over {over}" if over else "One run, no spread"
-    tested = {len(run.predictions["slide"]) for run in done if run.status == "ok"}
-    size = (
-        f", {min(tested)} to {max(tested)} tested in each"
-        if len(tested) > 1
-        else f", {max(tested)} tested in each"
-        if tested
-        else ""
-    )
-    notes.append(f"{spread}{size}. Best in bold, second underlined.")
-    if (total := _tested(runs)) < FEW:
+    notes = [f"{note[0].upper()}{note[1:]}." for note in content.plan.notes]
+    notes += _spreads(content)
+    if 0 < (total := sum(_tested(runs).values())) < FEW:
         notes.append(
             f"n = {total} is few: the ranking above is mostly chance, read the intervals of the paired comparison instead."
         )
@@ -269,14 +433,55 @@ def _how(plan: Plan, runs: Sequence[Run], reference: str | None, *, significant:
     if any(run.result["spec"]["standardise"] for run in done):
         notes.append("Features are standardised with statistics of the training fold.")
     notes += list(dict.fromkeys(f"Said during training: {message}." for run in done for message in run.result["messages"]))
-    if reference is not None:
-        found = "† differs" if significant else "No row differs (†)"
-        notes.append(f"{found} from {reference} at p < {ALPHA:g} after Holm's correction; see the paired comparison.")
+    wanted = content.layout["reference"]
+    if not tests:
+        notes.append("No significance is marked: this report was made without tests.")
+    elif content.reference is None:
+        notes.append(f"No paired comparison: the reference {wanted} has no result beside another method.")
     else:
+        label = content.reference.label
+        found = f"† differs from {label}" if significant else f"No row differs (†) from {label}"
+        if content.reference.aggregator != wanted:
+            label += f", which stands in for {wanted}: that has no result here"
+        sizes = Counter(key[2] for key, block in content.blocks.items() if block.comparison)
+        over = " and ".join(str(size) for size in dict.fromkeys(sizes.values()))
         notes.append(
-            f"No paired comparison: the reference {plan.definition['table']['reference']} has no result beside another method."
+            f"{found} at p < {ALPHA:g} after Holm's correction over the {over} comparisons of each metric; see the paired "
+            f"comparison with {label}."
         )
     return notes
+
+
+def _spreads(content: _Content) -> list[str]:
+    """What ± is over and how many are tested; where datasets differ in it, their names come with it."""
+    said: dict[str, list[str]] = {}
+    for dataset in dict.fromkeys(run.cell.dataset for run in content.runs):
+        own = [run for run in content.runs if run.cell.dataset == dataset]
+        folds, seeds = {run.cell.fold for run in own}, {run.cell.seed for run in own}
+        over = " x ".join(f"{len(s)} {name}s" for s, name in ((folds, "fold"), (seeds, "seed")) if len(s) > 1)
+        spread = f"Mean ± sample standard deviation (ddof = 1) over {over}" if over else "One run, no spread"
+        each = {run.cell.fold: run for run in own if run.status == "ok"}.values()
+        sizes = sorted({len(run.predictions["slide"]) for run in each})
+        tested = " to ".join(map(str, sizes[:1] + sizes[1:][-1:]))
+        said.setdefault(spread + (f", {tested} tested in each" if tested else ""), []).append(own[0].cell.dataset_label)
+    told = [f"{', '.join(names)}: {text[0].lower()}{text[1:]}" if len(said) > 1 else text for text, names in said.items()]
+    return [f"{'; '.join(told)}. Best in bold, second underlined."] if told else []
+
+
+def _about_printed(content: _Content, published: Beside) -> list[str]:
+    if content.printed is None:
+        return []
+    source = content.plan.definition["reproduces"].partition(",")[0] or content.layout["published"]
+    where = {
+        "side": f"{PAPER}: the mean that {source} prints; {DELTA}: ours minus it.",
+        "below": f"{PAPER}: what {source} prints, and in brackets ours minus it.",
+    }[published]
+    heads = [" ".join(_head(content.layout, *head)).strip() for head in content.heads]
+    errata = []
+    for e in content.printed.errata(heads):
+        what = f"Erratum ({e.column})" if e.column else "Erratum"
+        errata.append(f"{what}: {f'printed {e.printed}. ' if e.printed else ''}{e.says} Source: {e.source}.")
+    return [where, *errata]
 
 
 def _recipes(done: Sequence[Run]) -> list[str]:
@@ -305,18 +510,22 @@ def _recipes(done: Sequence[Run]) -> list[str]:
     return notes
 
 
-def _paired(plan: Plan, blocks: dict, rows: list, heads: list, reference: tuple[str, str]) -> Table:
+def _paired(content: _Content, reference: _Name) -> Table:
     lines: list[Row] = []
-    tidy = []
-    for column, metric in heads:
-        lines.append(Row(", ".join(filter(None, _head(plan, column, metric))), [], rule=bool(lines)))
-        for row in rows:
-            block = blocks[row, column, metric]
+    tidy, without = [], []
+    for column, metric in content.heads:
+        head = ", ".join(filter(None, _head(content.layout, column, metric)))
+        if not any(content.blocks[row, column, metric].comparison for row in content.rows):
+            without.append(head)
+            continue
+        lines.append(Row(head, [], rule=bool(lines)))
+        for row in content.rows:
+            block = content.blocks[row, column, metric]
             c = block.comparison
-            if row == reference:
+            if row == reference or not block.runs:
                 continue
             if c is None:
-                lines.append(Row(row[1], [Entry("–")] * 5))
+                lines.append(Row(row.label, [Entry("–")] * 5))
                 continue
             entries = [
                 Entry(f"{c.difference:+.3f}", dagger=block.p_holm < ALPHA),
@@ -325,23 +534,24 @@ def _paired(plan: Plan, blocks: dict, rows: list, heads: list, reference: tuple[
                 Entry(_p(c.p)),
                 Entry(_p(block.p_holm)),
             ]
-            lines.append(Row(row[1], entries))
+            lines.append(Row(row.label, entries))
+            place = _tidy(row, column, block, None)
             tidy.append({
-                **{k: v for k, v in _tidy(row, column, block).items() if k not in ("mean", "sd", "runs", "expected_runs")},
-                "reference": reference[0], "difference": c.difference, "low": c.low, "high": c.high, "wins": c.wins,
+                **{k: v for k, v in place.items() if k not in ("mean", "sd", "runs", "expected_runs")},
+                "reference": reference.aggregator, "difference": c.difference, "low": c.low, "high": c.high, "wins": c.wins,
                 "ties": c.ties, "losses": c.losses, "p": c.p, "p_holm": block.p_holm, "runs": c.runs,
             })  # fmt: skip
     notes = [
-        f"Difference = method minus {reference[1]}, mean over the paired runs; W/T/L counts them.",
+        f"Difference = method minus {reference.label}, mean over the paired runs; W/T/L counts them.",
         f"95 % interval and two-sided p: bootstrap over cases, stratified by class, drawn inside each fold, {REPLICATES:,} "
         "resamples, the same for both methods. It says what other test cases would have shown, not what another training set "
         "would.",
-        "Holm's correction runs over the methods of one column and metric.",
+        "Holm's correction runs over all comparisons of one metric in this table.",
     ]
+    if without:
+        notes.append(f"No method can be paired with {reference.label} in: {'; '.join(without)}.")
     headers = [("", h) for h in ("difference", "95 % interval", "W/T/L", "p", "p (Holm)")]
-    return Table(
-        f"{plan.definition['table']['name']}-paired", f"Paired comparison with {reference[1]}", headers, lines, notes, tidy
-    )
+    return Table(f"{content.layout['name']}-paired", f"Paired comparison with {reference.label}", headers, lines, notes, tidy)
 
 
 def _p(value: float) -> str:

@@ -1,4 +1,8 @@
-"""Statistics on plain arrays: metrics of one test fold, and paired comparisons of two methods. No torch."""
+"""Statistics on plain arrays: metrics of one test fold, and comparisons of methods. No torch.
+
+`paired` holds the primary test, over cases; `over_cases`, `over_runs` and `over_blocks` the others, by what they take as
+their sample; `summary` what printed means and deviations allow.
+"""
 
 from milbench.stats.metrics import (
     accuracy,
@@ -11,9 +15,15 @@ from milbench.stats.metrics import (
     macro_f1,
     per_class_auc,
 )
-from milbench.stats.paired import Comparison, holm, paired_bootstrap
+from milbench.stats.outcome import Outcome
+from milbench.stats.over_blocks import Pair, Ranking, ranking
+from milbench.stats.over_cases import PairedFold, delong, mcnemar, permutation
+from milbench.stats.over_runs import anova, nadeau_bengio, wilcoxon
+from milbench.stats.paired import Comparison, holm, paired_bootstrap, superiority
+from milbench.stats.summary import Welch, power, welch_error, welch_from_summary
 
 __all__ = [
-    "Comparison", "accuracy", "auc", "balanced_accuracy", "brier", "c_index", "confusion", "holm", "macro_auc", "macro_f1",
-    "paired_bootstrap", "per_class_auc",
+    "Comparison", "Outcome", "Pair", "PairedFold", "Ranking", "Welch", "accuracy", "anova", "auc", "balanced_accuracy", "brier",
+    "c_index", "confusion", "delong", "holm", "macro_auc", "macro_f1", "mcnemar", "nadeau_bengio", "paired_bootstrap",
+    "per_class_auc", "permutation", "power", "ranking", "superiority", "welch_error", "welch_from_summary", "wilcoxon",
 ]  # fmt: skip

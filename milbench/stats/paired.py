@@ -1,54 +1,90 @@
 """Is the difference real? Two methods, the same cases, the same resamples."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from milbench.errors import MilbenchError
+
 Array = NDArray[np.float64]
 Metric = Callable[[Array], Array]  # counts (B, n) -> (B,): a metric with a fold's truth and predictions filled in
+
+TINY = 1e-12  # two values of a metric closer than this are equal: they differ by the order of a sum
+UNDEFINED = 0.05  # share of resamples without a value that an interval may leave out
+_ELEMENTS = 2**18  # counts drawn at a time: fits a processor's cache
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A method against the reference. Effect first, p-value last.
 
+    There is no standardised effect (Cohen's d) on purpose: over the runs of one split its denominator is training noise
+    alone, over a handful of folds it is hardly known, and pairing blows it up. The difference in the metric's own unit with its
+    interval, and how often a run of one beats a run of the other, say what d only seems to.
+
     Args:
         difference: mean over folds and seeds of metric(method) - metric(reference).
         low, high: 95 % percentile interval of the bootstrap.
-        wins, ties, losses: over runs (folds x seeds).
-        p: two-sided, from the same bootstrap; never below 2 / (replicates + 1).
+        se: standard deviation of the bootstrap's differences.
+        wins, ties, losses: over runs (folds x seeds), each against the reference's run of the same fold and seed.
+        superiority: chance that a run of the method gives the larger value than a run of the reference on the same fold, over all
+            pairs of seeds, ties counting one half: 0.5 is no difference; Cliff's delta is 2 superiority - 1.
         runs: how many runs were paired.
+        n: how many cases were resampled, over all folds.
+        name, note: the test, and what must be known beside its assumptions; "" is nothing.
+        p: two-sided, from the same bootstrap; never below 2 / (replicates + 1).
     """
 
     difference: float
     low: float
     high: float
+    se: float
     wins: int
     ties: int
     losses: int
-    p: float
+    superiority: float
     runs: int
+    n: int
+    name: str
+    note: str
+    p: float
 
 
-def _counts(strata: Array, replicates: int, rng: np.random.Generator) -> Array:
-    """How often each case is drawn, with replacement, inside its own stratum. Returns (replicates, n)."""
-    counts = np.empty((replicates, len(strata)))
-    for value in np.unique(strata):
-        members = np.flatnonzero(strata == value)
-        counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=replicates)
-    return counts
+def _counts(strata: NDArray, replicates: int, rng: np.random.Generator) -> Iterator[Array]:
+    """How much each case counts, block by block (b, n): drawn with replacement inside its own stratum.
+
+    Of a stratum of m cases m - 1 are drawn and each draw counts m / (m - 1). The plain bootstrap (m of m) underestimates the
+    variance by (m - 1) / m, which makes p-values too small where a fold has a handful of cases of a class.
+
+    Source: Rao and Wu, Resampling inference with complex survey data, JASA 1988, section 3 (their m_h = n_h - 1).
+    """
+    size = max(1, _ELEMENTS // len(strata))
+    members = [np.flatnonzero(strata == value) for value in np.unique(strata)]
+    for start in range(0, replicates, size):
+        counts = np.ones((min(size, replicates - start), len(strata)))  # a stratum of one case stays as it is
+        for own in members:
+            if (m := len(own)) > 1:
+                counts[:, own] = rng.multinomial(m - 1, np.full(m, 1 / m), size=len(counts)) * (m / (m - 1))
+        yield counts
 
 
 def paired_bootstrap(
     folds: Sequence[tuple[ArrayLike, Sequence[tuple[Metric, Metric]]]], *, replicates: int = 10_000, seed: str = ""
 ) -> Comparison:
-    """Class-stratified bootstrap over cases, the same resample for both methods.
+    """Class-stratified bootstrap over cases, the same resample for both methods: the primary test.
 
     Folds are nested: cases are drawn inside each fold. Seeds are crossed with cases: one draw serves all seeds of a fold.
-    The interval says what other test cases would have shown; it does not cover what another training set would.
+    The interval says what other test cases would have shown to these trained models; it does not cover what another training
+    set or other seeds would.
+
+    The p-value is the level at which the percentile interval just reaches 0, so the two never contradict each other. The other
+    choice, recentring the resamples at 0, assumes that their spread is symmetric and the same under the null hypothesis; near
+    the end of a metric's range it is neither. Simulated with two equally good methods (folds of 10 to 87 cases, two and three
+    classes, 600 tests each), this p-value falls below 0.05 in at most 6.5 % of the tests, and less often where hardly a case
+    is wrong. The recentred one is no safer for F1 and, at a high AUC of 3 x 29 cases, falls below it in 0.7 % instead of 5 %.
 
     Args:
         folds: for each fold its strata (n,) (class, or event for survival) and, for each seed, the metric of the
@@ -57,28 +93,69 @@ def paired_bootstrap(
         seed: text that fixes the resamples.
 
     Returns:
-        The comparison; NaN interval and p-value when the metric is undefined in some run.
+        The comparison. Interval and p-value are NaN when the metric is undefined in some run, or in more than 5 % of the
+        resamples (few events); fewer are left out. `note` says so.
+
+    Raises:
+        MilbenchError: there is nothing to compare.
     """
+    if not folds or any(not len(seeds) or not np.size(strata) for strata, seeds in folds):
+        raise MilbenchError("nothing to compare: every fold needs cases and a pair of runs")
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
-    observed: list[float] = []
-    replicate = np.zeros(replicates)
     runs = sum(len(seeds) for _, seeds in folds)
+    pairs: list[list[tuple[float, float]]] = []  # of each fold, each seed: metric of the method and of the reference
+    replicate, n, alone = np.zeros(replicates), 0, 0
     for strata, seeds in folds:
         strata = np.asarray(strata)
-        counts = _counts(strata, replicates, rng)
-        for method, reference in seeds:
-            one = np.ones((1, len(strata)))
-            observed.append(float(method(one)[0] - reference(one)[0]))
-            replicate += (method(counts) - reference(counts)) / runs
-    difference = float(np.mean(observed))
-    sign = np.sign(np.round(observed, 12))
-    if np.isnan(replicate).any():
-        low = high = p = float("nan")
+        one = np.ones((1, len(strata)))
+        pairs.append([(float(method(one)[0]), float(reference(one)[0])) for method, reference in seeds])
+        done = 0
+        for counts in _counts(strata, replicates, rng):
+            for method, reference in seeds:
+                replicate[done : done + len(counts)] += (method(counts) - reference(counts)) / runs
+            done += len(counts)
+        n += len(strata)
+        alone += int((np.unique(strata, return_counts=True)[1] == 1).sum())
+
+    observed = np.array([a - b for fold in pairs for a, b in fold])
+    defined = replicate[~np.isnan(replicate)]
+    notes = [f"{alone} strata of one case do not vary: the interval is too narrow"] if alone else []
+    low = high = se = p = float("nan")
+    if np.isnan(observed).any():
+        notes = [f"the metric is undefined in {int(np.isnan(observed).sum())} of {runs} pairs of runs"]
+    elif len(defined) < (1 - UNDEFINED) * replicates:
+        notes.append(f"the metric is undefined in {1 - len(defined) / replicates:.0%} of the resamples")
     else:
-        low, high = (float(q) for q in np.quantile(replicate, [0.025, 0.975]))
-        tail = min(int((replicate <= 0).sum()), int((replicate >= 0).sum()))
-        p = min(1.0, 2 * (1 + tail) / (replicates + 1))
-    return Comparison(difference, low, high, int((sign > 0).sum()), int((sign == 0).sum()), int((sign < 0).sum()), p, runs)
+        if lost := replicates - len(defined):
+            notes.append(f"{lost} of {replicates} resamples left out, in which the metric is undefined")
+        # Rounded, since the last digits of a sum depend on the machine and reports are compared byte by byte.
+        low, high = (round(float(q), 12) for q in np.quantile(defined, [0.025, 0.975]))
+        se = round(float(defined.std(ddof=1)), 12)
+        tail = min(int((defined <= TINY).sum()), int((defined >= -TINY).sum()))
+        p = min(1.0, 2 * (1 + tail) / (len(defined) + 1))
+    wins, losses = int((observed > TINY).sum()), int((observed < -TINY).sum())
+    ties = int((np.abs(observed) <= TINY).sum())
+    better = superiority([[a for a, _ in fold] for fold in pairs], [[b for _, b in fold] for fold in pairs])
+    return Comparison(
+        float(observed.mean()), low, high, se, wins, ties, losses, better, runs, n, "paired bootstrap over cases",
+        "; ".join(notes), p,
+    )  # fmt: skip
+
+
+def superiority(method: Sequence[ArrayLike], reference: Sequence[ArrayLike]) -> float:
+    """Chance that a run of the method gives the larger value than a run of the reference on the same fold.
+
+    Args:
+        method, reference: of each fold, the values of its runs.
+
+    Returns:
+        Mean over folds of the share of pairs of seeds, ties counting one half; NaN where a value is undefined.
+    """
+    shares = []
+    for a, b in zip(method, reference, strict=True):
+        ahead = np.subtract.outer(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+        shares.append(np.where(np.isnan(ahead), np.nan, np.where(np.abs(ahead) <= TINY, 0.5, ahead > 0)).mean())
+    return float(np.mean(shares))
 
 
 def holm(p_values: ArrayLike) -> Array:

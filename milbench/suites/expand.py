@@ -2,19 +2,19 @@
 
 import csv
 import io
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from milbench import datasets, plugins, recipes
 from milbench.datasets.splits import PUBLISHED, count
-from milbench.errors import MilbenchError, NotHere, from_validation
+from milbench.errors import MilbenchError, NotHere, from_validation, unknown
 from milbench.suites.model import Search, Suite
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.spec import TrialSpec
@@ -60,42 +60,41 @@ def row(text: str, recipe: Callable[..., recipes.Recipe]) -> Row:
     Raises:
         MilbenchError: unknown aggregator, parameter or recipe value, with near misses.
     """
-    name, bracket, inside = text.strip().partition("[")
-    items = inside.removesuffix("]").split(",") if bracket and "recipe." in inside else []
-    own = [item for item in items if not item.strip().startswith("recipe.")]
-    variant = plugins.resolve(f"{name}[{','.join(own)}]" if items else text)
-    asked = [item.strip().removeprefix("recipe.") for item in items if item not in own]
-    changes: dict[str, Any] = {key.strip(): value.strip() for key, _, value in (item.partition("=") for item in asked)}
-    if not changes:
+    name, _, inside = text.strip().partition("[")
+    items = [item.strip() for item in inside.removesuffix("]").split(",")]
+    own = [item for item in items if not item.startswith("recipe.")]
+    if len(own) == len(items):
+        variant = plugins.resolve(text)
         return Row(variant.name, variant.label, variant)
-    usual, changed = recipe(variant), recipe(variant, **changes)
-    changes = {key: getattr(changed, key) for key in sorted(changes) if getattr(changed, key) != getattr(usual, key)}
-    spelled = [f"{key}={value}" for key, value in changes.items()]
+    variant = plugins.resolve(f"{name}[{','.join(own)}]")
+    asked: dict[str, Any] = {}
+    for item in items:
+        if item not in own:
+            key, equals, value = (part.strip() for part in item.removeprefix("recipe.").partition("="))
+            if not equals or not value:
+                raise MilbenchError(f"cannot read {item!r} in {text!r}; write recipe.{key or 'lr'}=value")
+            if key not in recipes.Recipe.model_fields:
+                raise unknown(f"recipe value in {text!r}", key, recipes.Recipe.model_fields)
+            asked[key] = plugins.literal(value)
+    usual, changed = recipe(variant), recipe(variant, asked)
+    changes = {key: getattr(changed, key) for key in asked if getattr(changed, key) != getattr(usual, key)}
     return Row(
-        _with(variant.name, "[", "]", ",", [f"recipe.{item}" for item in spelled]),
-        _with(variant.label, " (", ")", ", ", spelled),
+        plugins.spelled(variant.entry.name, variant.changes | {f"recipe.{key}": value for key, value in changes.items()}),
+        plugins.spelled(variant.entry.label, variant.changes | changes, " (", ", ", ")"),
         variant,
         changes,
     )
 
 
-def _with(name: str, opening: str, closing: str, separator: str, more: list[str]) -> str:
-    """`name` with more in its brackets, which it may not have yet."""
-    if not more:
-        return name
-    before = name.removesuffix(closing) + separator if re.search(r"=.*" + re.escape(closing) + "$", name) else name + opening
-    return before + separator.join(more) + closing
-
-
 def _draws(row: Row, search: Search) -> Iterator[Row]:
-    """The row with the values of each draw."""
+    """The row with the values of each draw; what the row itself says is not searched."""
     for draw in range(search.draws):
         values = search.values(draw)
         dropout = values.pop("dropout")
         variant = row.variant
-        if "dropout" in variant.params:
+        if "dropout" in variant.params and "dropout" not in variant.changes:
             variant = replace(variant, params={**variant.params, "dropout": dropout})
-        yield replace(row, variant=variant, changes={**row.changes, **values}, draw=draw)
+        yield replace(row, variant=variant, changes={**values, **row.changes}, draw=draw)
 
 
 def expand(
@@ -106,6 +105,7 @@ def expand(
     folds: Sequence[int] | None = None,
     epochs: int | None = None,
     recipe: str | None = None,
+    dtype: Literal["float32", "float16"] | None = None,
     device: str = "cpu",
     threads: int = 1,
     load: Load = datasets.load,
@@ -119,6 +119,7 @@ def expand(
         aggregators, seeds, folds: instead of the suite's.
         epochs: instead of the recipe's maximum.
         recipe: instead of the suite's, without the suite's changes to it.
+        dtype: of stored features, instead of the suite's.
         device, threads: what each trial computes on.
         load: gives the datasets, as :func:`milbench.datasets.load` does.
 
@@ -129,80 +130,96 @@ def expand(
     if grid is None:
         raise MilbenchError(f"suite {suite.name} has no grid of its own")
     asked: dict[str, Any] = {"name": recipe} if recipe else dict(suite.recipe)
+    own_values = asked.pop("on", {})  # of single datasets
+    if strangers := own_values.keys() - set(grid.dataset):
+        raise unknown(f"dataset in recipe.on of suite {suite.name}", min(strangers), grid.dataset)
     if epochs is not None:
         asked["max_epochs"] = epochs
+        own_values = {dataset: {**values, "max_epochs": epochs} for dataset, values in own_values.items()}
     fitted = partial(_recipe, asked, suite)
+    listed = [row(text, fitted) for text in grid.aggregator]
     labels = {row(text, fitted).name: label for text, label in (suite.table.labels if suite.table else {}).items()}
-    named = (row(text, fitted) for text in aggregators or grid.aggregator)
+    for name in labels.keys() - {r.name for r in listed}:
+        raise unknown(f"row in suite {suite.name}, table.labels", name, [r.name for r in listed])
+    named = listed if aggregators is None else [row(text, fitted) for text in aggregators]
     rows = list({r.name: replace(r, label=labels.get(r.name, r.label)) for r in named}.values())
     implementations = {r.name: r.variant.implementation for r in rows}  # reads and hashes files, so once and not per trial
     tried = [draw for r in rows for draw in _draws(r, suite.search)] if suite.search else rows
-    shared = {**asked, "search": suite.search.model_dump()} if suite.search else asked
-    seeds = list(dict.fromkeys(seeds or grid.seed))
+    seeds, stored = list(dict.fromkeys(seeds or grid.seed)), dtype or grid.dtype
     jobs, notes, cells = [], [], []
     magnifications: list[int | None] = [*grid.magnification] or [None]
     patch_sizes: list[int | None] = [*grid.patch_size] or [None]
     for name, encoder, magnification, patch_size, split in product(
         grid.dataset, grid.encoder, magnifications, patch_sizes, grid.split
     ):
+        column: dict[str, Any] = {
+            "dataset": name, "encoder": encoder, "magnification": magnification, "patch_size": patch_size, "split": split,
+        }  # fmt: skip
         try:
-            dataset = load(name, encoder, magnification, patch_size, dtype=grid.dtype)
+            dataset = load(name, encoder, magnification, patch_size, dtype=stored)
             if split not in dataset.splits and split in PUBLISHED:
                 raise NotHere(f"dataset {name} has no split {split}; add it with: milbench data add {name} --splits ...")
         except NotHere as absent:
-            for fold, r, seed in product(folds or grid.fold or range(count(split)), rows, seeds):
-                cells.append(
-                    Cell(
-                        trial_id="",
-                        context="",
-                        aggregator=r.name,
-                        label=r.label,
-                        dataset=name,
-                        dataset_label=_label(name),
-                        encoder=encoder,
-                        magnification=magnification,
-                        patch_size=patch_size,
-                        split=split,
-                        fold=fold,
-                        seed=seed,
-                        missing=str(absent),
-                    )
+            cells += [
+                Cell(
+                    trial_id="", context="", aggregator=r.name, label=r.label, dataset_label=_label(name), fold=fold, seed=seed,
+                    draw=r.draw, missing=str(absent), **column,
                 )
+                for fold, r, seed in product(folds or grid.fold or range(count(split)), tried, seeds)
+            ]  # fmt: skip
             continue
         if dataset.task != suite.task:
             raise MilbenchError(f"suite {suite.name} is for {suite.task}, dataset {name} for {dataset.task}")
         notes.append(f"{dataset.label}: {len(dataset.samples)} {dataset.unit}s, {_counts(dataset)}")
         notes += [f"{dataset.label}: {note}" for note in dataset.notes]
+        here = {**asked, **own_values.get(name, {})}
+        fitted_here = partial(_recipe, here, suite)
+        shared = {**here, "search": suite.search.model_dump()} if suite.search else here
         parts, split_fingerprint = dataset.folds(split), dataset.split_fingerprint(split)
         for fold in _folds(folds or grid.fold, len(parts), f"{name}, split {split}"):
             for r, seed in product(tried, seeds):
                 spec = TrialSpec(
-                    dataset=name,
+                    **column,
                     fingerprint=dataset.fingerprint,
                     unit=dataset.unit,
                     task=dataset.task,
-                    encoder=encoder,
-                    magnification=magnification,
-                    patch_size=patch_size,
-                    feature_dtype=grid.dtype,
-                    standardise=grid.standardise,
+                    feature_dtype=stored,
+                    standardise=name in grid.standardise if isinstance(grid.standardise, list) else grid.standardise,
                     aggregator=r.variant.entry.name,
                     params=r.variant.params,
                     implementation=implementations[r.name],
-                    split=split,
                     split_fingerprint=split_fingerprint,
                     fold=fold,
                     seed=seed,
-                    recipe=fitted(r.variant, has_validation=bool(parts[fold].val), **r.changes),
+                    recipe=fitted_here(r.variant, r.changes, has_validation=bool(parts[fold].val)),
                     threads=threads,
                     device=device,
                 )
-                jobs.append(_job(spec, r, dataset.label, spec.context(shared)))
-                cells.append(jobs[-1].cell)
+                cell = Cell(
+                    trial_id=spec.trial_id, context=spec.context(shared), aggregator=r.name, label=r.label,
+                    dataset_label=dataset.label, fold=fold, seed=seed, draw=r.draw, **column,
+                )  # fmt: skip
+                jobs.append(Job(spec, {"aggregator": r.label, "dataset": dataset.label, "encoder": encoder}, cell))
+                cells.append(cell)
     definition = suite.model_dump(mode="json")
-    definition["grid"]["aggregator"] = [row(text, fitted).name for text in grid.aggregator]
+    definition["grid"]["aggregator"] = [r.name for r in listed]
     definition["expect"] = {row(text, fitted).name: said for text, said in suite.expect.items()}
     return Plan(suite=suite.name, definition=definition, notes=list(dict.fromkeys(notes)), cells=cells), jobs
+
+
+def pack(jobs: Iterable[Job], tell: Callable[[str], None]) -> None:
+    """Write the packed store of every dataset behind `jobs` that lacks it, so that no trial fails or waits for it.
+
+    Args:
+        jobs: what is about to run.
+        tell: is told of each that is written.
+
+    Raises:
+        MilbenchError: the disk is too small, or a bag cannot be read.
+    """
+    for dataset in _datasets(job.spec for job in jobs):
+        if isinstance(dataset.read, datasets.Pack):
+            dataset.read.build(tell)
 
 
 def with_known(plan: Plan) -> Plan:
@@ -231,7 +248,7 @@ def save_splits(jobs: Iterable[Job], store: Store) -> list[Path]:
     for path, s in paths.items():
         if path.exists():
             continue
-        dataset = datasets.load(s.dataset, s.encoder, s.magnification, s.patch_size, dtype=s.feature_dtype)
+        (dataset,) = _datasets([s])
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["fold", "part", "id", "case"])
@@ -242,32 +259,24 @@ def save_splits(jobs: Iterable[Job], store: Store) -> list[Path]:
     return list(paths)
 
 
+def _datasets(specs: Iterable[TrialSpec]) -> Iterator[datasets.Dataset]:
+    """The datasets of these trials, each once."""
+    for where in dict.fromkeys((s.dataset, s.encoder, s.magnification, s.patch_size, s.feature_dtype) for s in specs):
+        yield datasets.load(*where)
+
+
 def _label(dataset: str) -> str:
     """How tables print the dataset, whose files are not here."""
     return next((info.label for info in datasets.infos() if info.name == dataset), dataset)
 
 
-def _job(spec: TrialSpec, row: Row, dataset_label: str, context: str) -> Job:
-    cell = Cell(
-        trial_id=spec.trial_id,
-        context=context,
-        aggregator=row.name,
-        label=row.label,
-        dataset=spec.dataset,
-        dataset_label=dataset_label,
-        encoder=spec.encoder,
-        magnification=spec.magnification,
-        patch_size=spec.patch_size,
-        split=spec.split,
-        fold=spec.fold,
-        seed=spec.seed,
-        draw=row.draw,
-    )
-    return Job(spec, {"aggregator": row.label, "dataset": dataset_label, "encoder": spec.encoder}, cell)
-
-
 def _recipe(
-    asked: Mapping[str, Any], suite: Suite, variant: plugins.Variant, *, has_validation: bool = True, **own: Any
+    asked: Mapping[str, Any],
+    suite: Suite,
+    variant: plugins.Variant,
+    own: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    has_validation: bool = True,
 ) -> recipes.Recipe:
     """The suite's recipe with what this row has of its own."""
     changes = {**asked, **own}

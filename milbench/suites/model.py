@@ -27,7 +27,7 @@ class Grid(_Form):
         fold: folds to run; all of the split unless given.
         seed: repetitions.
         aggregator: the rows, as `name` or `name[parameter=value]`; `name[recipe.lr=1e-3]` changes the recipe of that row only.
-        standardise: scale features with training-fold statistics.
+        standardise: scale features with training-fold statistics; of all datasets, or of those that are named.
         dtype: what features are stored and read as before they become float32; part of a trial's identity.
     """
 
@@ -39,7 +39,7 @@ class Grid(_Form):
     fold: list[int] | None = None
     seed: list[int] = Field(min_length=1)
     aggregator: list[str] = Field(min_length=1)
-    standardise: bool = False
+    standardise: bool | list[str] = False
     dtype: Literal["float32", "float16"] = "float32"
 
 
@@ -87,19 +87,28 @@ class Table(_Form):
 
     Args:
         name: file name of the table.
+        top: a heading over all columns.
         columns: what the columns stand for, from left to right.
         metrics: in this order.
+        heads: dataset, encoder, magnification, patch size, split or metric -> how its column is headed; an empty metric leaves
+            the heading to the rest.
         groups: rows [first, last] between which no rule is drawn; a rule separates groups.
-        reference: every other row is compared with this one, in the paired test.
+        reference: every other row is compared with this one, in the paired test; AB-MIL takes its place where it has no result.
         labels: row -> how it is printed, where its parameters would say it worse.
+        published: the printed table that stands beside, as FILE/TABLE of results/published, or FILE.
+        joined: title of the one table that suites with the same `published` make in a report that has them all.
     """
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*$")
+    top: str = ""
     columns: list[Literal["dataset", "encoder", "magnification", "patch_size", "split", "metric"]] = ["metric"]
     metrics: list[str] = Field(min_length=1)
+    heads: dict[str, str] = {}
     groups: list[tuple[str, str]] = []
-    reference: str = "abmil"
+    reference: str = "longmil"
     labels: dict[str, str] = {}
+    published: str = ""
+    joined: str = ""
 
 
 Prediction = Literal["pass", "partial", "fail", "sees", "open"]
@@ -114,7 +123,7 @@ class Suite(_Form):
         reproduces: which table or figure of which paper.
         task: "subtyping" or "survival".
         includes: names of suites.
-        recipe: `name` and changed values.
+        recipe: `name` and changed values; `[recipe.on.<dataset>]` holds what is different on one dataset.
         search: a budget of random search for every row, instead of one recipe for all.
         made_by: a command that makes what the suite stands for, where nothing is trained.
         expect: aggregator -> what its definition promises on each of `grid.dataset`, in that order, written down before anything

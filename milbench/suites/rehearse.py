@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from milbench import datasets, plugins, tasks
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.datasets import ENCODERS, Dataset, Fold, Sample, splits
+from milbench.datasets.published import COHORTS, Cohort
 from milbench.errors import MilbenchError, NotHere
 from milbench.suites.expand import Job
 from milbench.training import Bags, derive_seed
@@ -38,41 +40,6 @@ COARSE = 4  # the smaller of the two sizes is this much smaller
 SPREAD = 0.5  # of the logarithm of made-up sizes
 SMALLEST = 16  # instances of a stand-in bag
 UNKNOWN_WIDTH = 1024
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """What is published of a dataset that is not here.
-
-    Args:
-        label, task, unit, classes: as in :class:`milbench.datasets.Dataset`.
-        counts: samples of each class, or cases without and with an event.
-        instances: patches of a slide, on average, at 20x and `patch_size`.
-        official: sizes of the training, validation and test part of the official split.
-    """
-
-    label: str
-    task: Any
-    unit: Any
-    classes: tuple[str, ...]
-    counts: tuple[int, ...]
-    instances: int
-    patch_size: int
-    official: tuple[int, int, int] | None = None
-
-
-# LongMIL prints one average: 50,000 patches of a TCGA-BRCA slide at 40x (appendix A.1), a quarter of that at 20x. Of BRACS it
-# shows a histogram (Figure 1, 20x, axis to 17,500); we take the middle of its axis. Of the other cohorts it says nothing.
-_TCGA, _BRACS = 50_000 // 4, 17_500 // 2
-COHORTS = {
-    "bracs": Cohort(
-        "BRACS", "subtyping", "slide", ("benign", "atypical", "malignant"), (265, 89, 193), _BRACS, 224, (395, 65, 87)
-    ),
-    "tcga-brca": Cohort("TCGA-BRCA", "subtyping", "slide", ("IDC", "ILC"), (831, 210), _TCGA, 256),
-    "tcga-brca-survival": Cohort("TCGA-BRCA", "survival", "case", (), (826, 130), _TCGA, 256),
-    "tcga-coadread-survival": Cohort("TCGA-COADREAD", "survival", "case", (), (260, 80), _TCGA, 256),
-    "tcga-stad-survival": Cohort("TCGA-STAD", "survival", "case", (), (210, 139), _TCGA, 256),
-}
 
 
 def _uniform(*axes: object) -> float:
@@ -96,6 +63,7 @@ def stand_in(
             raise
         real = _made_up(name, COHORTS[name], encoder, magnification or 20, patch_size or COHORTS[name].patch_size)
     sizes = dict(real.sizes()) if real.sizes else {s.id: len(real.read(s.id)) for s in real.samples}
+    given = {**_splits(COHORTS[name], real.samples, sizes), **real.splits} if name in COHORTS else real.splits
 
     def read(id: str) -> Bag:
         n = max(SMALLEST, round(sizes[id] / scale))
@@ -105,7 +73,7 @@ def stand_in(
         coords = _tissue(n, generator) * step if real.has_coords else None
         return Bag(features, coords, step if real.has_coords else None, slide_id=id, case_id=id, source="stand-in")
 
-    return replace(real, read=read, fingerprint=f"REHEARSAL:{scale:g}:{real.fingerprint}", sizes=lambda: sizes)
+    return replace(real, read=read, splits=given, fingerprint=f"REHEARSAL:{scale:g}:{real.fingerprint}", sizes=lambda: sizes)
 
 
 def _tissue(n: int, generator: torch.Generator) -> torch.Tensor:
@@ -114,6 +82,10 @@ def _tissue(n: int, generator: torch.Generator) -> torch.Tensor:
     cells = torch.cartesian_prod(torch.arange(side), torch.arange(side))  # (side^2, 2)
     far = (cells - side / 2).norm(dim=1) + side / 4 * torch.rand(len(cells), generator=generator)
     return cells[far.argsort()[:n].sort().values].flip(1).float()
+
+
+def _unread(id: str) -> Bag:
+    raise MilbenchError(f"{id} is made up and has no features")
 
 
 def _made_up(name: str, cohort: Cohort, encoder: str, magnification: int, patch_size: int) -> Dataset:
@@ -134,15 +106,6 @@ def _made_up(name: str, cohort: Cohort, encoder: str, magnification: int, patch_
 
     sizes = {s.id: size(s.id) for s in samples}
 
-    def official() -> list[Fold]:
-        at = np.cumsum(cohort.official or ())
-        every = sorted(sizes)
-        return [Fold(*(tuple(part) for part in np.split(np.array(every), at[:-1])))]
-
-    validation = 0 if cohort.task == "survival" else None
-    folds = {
-        f"hipt{k}{twin}": partial(splits.k_fold, samples, k, validation=validation) for k in (5, 10) for twin in ("", "-grouped")
-    }
     return Dataset(
         name=name,
         label=cohort.label,
@@ -150,22 +113,37 @@ def _made_up(name: str, cohort: Cohort, encoder: str, magnification: int, patch_
         unit=cohort.unit,
         classes=cohort.classes,
         samples=samples,
-        read=lambda id: Bag(torch.zeros(1, 1)),  # stand_in has its own
+        read=_unread,
         in_dim=ENCODERS.get(encoder, UNKNOWN_WIDTH),
         has_coords=True,
         encoder=encoder,
         fingerprint="made up",
-        splits={
-            **({"official": official} if cohort.official else {}),
-            **folds,
-            **{f"kfold{k}": partial(splits.k_fold, samples, k) for k in (5, 10)},
-            "extrapolation": partial(splits.extrapolation, samples, sizes),
-            "extrapolation-mixed": partial(splits.extrapolation, samples, sizes, mixed=True),
-        },
+        splits={},  # stand_in adds them
         magnification=magnification,
         patch_size=patch_size,
         sizes=lambda: sizes,
     )
+
+
+def _splits(cohort: Cohort, samples: Sequence[Sample], sizes: Mapping[str, int]) -> dict[str, Callable[[], Sequence[Fold]]]:
+    """Stand-ins for the published splits, with parts as large as theirs, and the splits that any dataset has."""
+    order = sorted(sizes, key=lambda id: hashlib.sha256(id.encode()).digest())
+
+    def folds(parts: Sequence[Sequence[int]]) -> list[Fold]:
+        made = []
+        for number, lengths in enumerate(parts):
+            turn = number * len(order) // len(parts)
+            ids = order[turn:] + order[:turn]
+            ends = [round(len(ids) * end / sum(lengths)) for end in accumulate(lengths)]
+            made.append(Fold(*(tuple(ids[start:end]) for start, end in pairwise([0, *ends]))))
+        return made
+
+    return {
+        **{name + twin: partial(folds, parts) for name, parts in cohort.splits.items() for twin in ("", "-grouped")},
+        **{f"kfold{k}": partial(splits.k_fold, samples, k) for k in (5, 10)},
+        "extrapolation": partial(splits.extrapolation, samples, sizes),
+        "extrapolation-mixed": partial(splits.extrapolation, samples, sizes, mixed=True),
+    }
 
 
 def measured(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, *, scale: float) -> tuple[Result, Files]:
@@ -199,7 +177,10 @@ def measured(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, *, scale: flo
         prepare_seconds = timed(partial(model.prepare, bags, torch.Generator().manual_seed(0)))
         model.train()
         if model.trained_by_gradient:
-            for bag, target in zip(bags, targets, strict=True):
+            for number, (bag, target) in enumerate(zip(bags, targets, strict=True)):
+                if number == 1:  # the first step loads libraries and makes the optimiser's state
+                    _give_back()
+                    reset_peak_memory(spec.device)
                 found["train"].append([len(bag), timed(partial(_step, model, bag, target, task, optimisers))])
         else:
             taken = timed(partial(model.fit, bags, targets)) / len(bags)
@@ -279,31 +260,41 @@ def _mean_size(dataset: Dataset) -> float:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a step, as a function of the instances: n (a + b n).
+    """Seconds of a step over n instances: fixed + linear n + square n^2."""
 
-    Args:
-        a, b: b is 0 for methods that declare no term in the square of n.
-        exponent: of n between the two measured sizes, on the logarithmic scale.
-    """
-
-    a: float
-    b: float
-    exponent: float
-
-    @classmethod
-    def through(cls, points: Sequence[Sequence[float]], complexity: str) -> "Cost":
-        """Through the medians of the two measured sizes; the first step of each is left out, it warms up."""
-        half = len(points) // 2
-        pairs = [np.median(np.array(some[1:] or some), axis=0) for some in (points[:half], points[half:])]
-        (n1, t1), (n2, t2) = pairs
-        exponent = math.log(t2 / t1) / math.log(n2 / n1) if n2 > n1 else math.nan
-        square = re.search(r"(\bn|/\d+\)|regions)\^2", complexity) and n2 > n1
-        b = max(0.0, float((t2 / n2 - t1 / n1) / (n2 - n1))) if square else 0.0
-        return cls(float(t2 / n2) - b * float(n2), b, exponent)
+    fixed: float
+    linear: float
+    square: float
 
     def seconds(self, n: NDArray[np.float64]) -> NDArray[np.float64]:
         """Of bags with n instances."""
-        return n * (self.a + self.b * n)
+        return self.fixed + n * (self.linear + self.square * n)
+
+    @classmethod
+    def between(cls, points: Sequence[Sequence[float]], complexity: str) -> "tuple[Cost, Cost, float]":
+        """What two measured sizes say of larger ones: the least and the most of a step, and the exponent between both sizes.
+
+        Where the time grows faster than the instances and the method declares a square of them, or nothing, it is n (a + b n)
+        through both sizes. Otherwise the least is the straight line through both, whose intercept is the fixed cost of a step,
+        and the most the line through the origin and the larger size, as if nothing were fixed.
+
+        Args:
+            points: (instances, seconds) of the smaller size, then as many of the larger; the first of each, which warms up, is
+                left out.
+            complexity: as the aggregator declares it.
+        """
+        half = len(points) // 2
+        (n1, t1), (n2, t2) = (
+            map(float, np.median(np.array(some[1:] or some), axis=0)) for some in (points[:half], points[half:])
+        )
+        if n2 <= n1:  # bags as small as stand-ins get
+            return cls(t2, 0.0, 0.0), cls(0.0, t2 / n2, 0.0), math.nan
+        declared = complexity == "?" or re.search(r"(\bn|/\d+\)|regions)\^2", complexity)
+        square = min(max(0.0, (t2 / n2 - t1 / n1) / (n2 - n1)), t2 / n2**2) if declared else 0.0
+        slope = min(max(0.0, (t2 - t1) / (n2 - n1)), t2 / n2)
+        most = cls(0.0, t2 / n2 - square * n2, square)
+        least = most if square else cls(t2 - slope * n2, slope, 0.0)
+        return least, most, math.log(t2 / t1) / math.log(n2 / n1)
 
 
 @dataclass
@@ -312,16 +303,17 @@ class Need:
 
     Args:
         aggregator: its name. trials: how many.
-        seconds_per_step: of training on an average bag, the slowest of its columns.
-        exponent: of the time in the instances between the measured sizes.
-        hours: (least, most) of all its trials on one device, by early stopping.
+        seconds_per_step: (least, most) of training on an average bag, in the slowest of its columns.
+        exponent: of the time in the instances between the measured sizes; None where they are one.
+        hours: (least, most) of all its trials on one device: the cheapest step and training that stops as early as it may, the
+            dearest step and training that never does.
         peak_bytes: of one trial, at the largest real bag.
     """
 
     aggregator: str
     trials: int = 0
-    seconds_per_step: float = 0.0
-    exponent: float = math.nan
+    seconds_per_step: tuple[float, float] = (0.0, 0.0)
+    exponent: float | None = None
     hours: tuple[float, float] = (0.0, 0.0)
     peak_bytes: float = 0.0
 
@@ -331,7 +323,8 @@ class Needs:
     """What the real run would need.
 
     Args:
-        trials: of the whole grid. rehearsed: distinct models that were measured. not_measured: trials without an estimate.
+        trials: of the whole grid. rehearsed: distinct models that were measured.
+        skipped: trials that will not run. not_measured: trials without an estimate, since their rehearsal failed.
         rows: one for each aggregator.
         feature_bytes: of the packed store. result_bytes: of predictions, curves and the models of the first seed.
         scale: real bags are this much larger than the larger measured ones.
@@ -339,6 +332,7 @@ class Needs:
 
     trials: int
     rehearsed: int
+    skipped: int
     not_measured: int
     rows: list[Need]
     feature_bytes: float
@@ -362,38 +356,43 @@ def needs(jobs: Sequence[Job], chosen: Mapping[str, Job], store: Store, scale: f
     """
     rows: dict[str, Need] = {}
     results = {job.spec.trial_id: store.raw(job.spec.trial_id) or {} for job in chosen.values()}
-    seeds = {job.spec.seed for job in jobs}
-    unknown, result_bytes, features = 0, 0.0, {}
+    first_seed = min(job.spec.seed for job in jobs)
+    states = {"skipped": 0, "not measured": 0}
+    result_bytes, features = 0.0, {}
     for job in jobs:
         s, data = job.spec, _dataset(job, scale)
         sizes = data.sizes() if data.sizes else {}
         features[job.cell.column[:4]] = sum(sizes.values()) * data.in_dim * (2 if s.feature_dtype == "float16" else 4)
         result = results[chosen[s.trial_id].spec.trial_id]
-        if result.get("status") == "skipped":
-            continue
         if result.get("status") != "ok":
-            unknown += 1
+            states["skipped" if result.get("status") == "skipped" else "not measured"] += 1
             continue
-        cost = result["cost"]
-        entry = plugins.resolve(s.aggregator).entry
-        train, predict = (Cost.through(cost["rehearsal"][what], entry.complexity) for what in ("train", "predict"))
+        cost, entry = result["cost"], plugins.resolve(s.aggregator).entry
         fold = data.folds(s.split)[s.fold]
-        steps = {part: np.array([sizes[id] for id in ids], dtype=np.float64) for part, ids in fold._asdict().items()}
-        once = cost["rehearsal"]["prepare_seconds"] + float(predict.seconds(np.concatenate([steps["val"], steps["test"]])).sum())
-        epoch = float(train.seconds(steps["train"]).sum() + predict.seconds(steps["val"]).sum())
+        train, val, test = (np.array([sizes[id] for id in ids], dtype=np.float64) for ids in fold)
+        *steps, exponent = Cost.between(cost["rehearsal"]["train"], entry.complexity)
+        *predictions, _ = Cost.between(cost["rehearsal"]["predict"], entry.complexity)
         epochs = _epochs(s) if entry.cls.fit is Aggregator.fit else (1, 1)
+        once = cost["rehearsal"]["prepare_seconds"]
+        hours = [
+            (once + count * (step.seconds(train).sum() + of.seconds(val).sum()) + of.seconds(np.r_[val, test]).sum()) / 3600
+            for count, step, of in zip(epochs, steps, predictions, strict=True)
+        ]
         row = rows.setdefault(s.aggregator, Need(s.aggregator))
         row.trials += 1
-        row.hours = (row.hours[0] + (once + epochs[0] * epoch) / 3600, row.hours[1] + (once + epochs[1] * epoch) / 3600)
-        typical = float(train.seconds(np.array([steps["train"].mean()]))[0])
-        if typical >= row.seconds_per_step:
-            row.seconds_per_step, row.exponent = typical, train.exponent
+        row.hours = (row.hours[0] + float(hours[0]), row.hours[1] + float(hours[1]))
+        typical = [float(step.seconds(train.mean())) for step in steps]
+        if typical[1] >= row.seconds_per_step[1]:
+            row.seconds_per_step, row.exponent = (typical[0], typical[1]), None if math.isnan(exponent) else exponent
         row.peak_bytes = max(row.peak_bytes, _peak(cost["rehearsal"]["peak"], max(sizes.values())))
         n_out = len(data.classes) or 1
-        result_bytes += 8_000 + epochs[1] * 120 + len(fold.test) * (70 + 13 * n_out)
-        result_bytes += 4 * cost["parameters"] * (s.seed == min(seeds))
+        result_bytes += 8_000 + epochs[1] * 120 + len(test) * (70 + 13 * n_out)
+        result_bytes += 4 * cost["parameters"] * (s.seed == first_seed)
     tried = len({job.spec.trial_id for job in chosen.values()})
-    return Needs(len(jobs), tried, unknown, list(rows.values()), float(sum(features.values())), result_bytes, scale)
+    return Needs(
+        len(jobs), tried, states["skipped"], states["not measured"], list(rows.values()), float(sum(features.values())),
+        result_bytes, scale,
+    )  # fmt: skip
 
 
 def _epochs(spec: TrialSpec) -> tuple[int, int]:

@@ -169,15 +169,15 @@ def merge(store: Store, new: Plan) -> Plan:
         cells = [c for c in new.cells if not c.missing or c.column not in ran]
         places = {cell.place for cell in cells}
         kept = [c for c in earlier if c.place not in places and contexts.get(c.column, c.context) == c.context]
-        merged = new.model_copy(update={"cells": _in_order(kept + cells, new.definition)})
+        merged = new.model_copy(update={"cells": _in_order(kept + cells, new)})
         write_atomically(path, json.dumps(merged.model_dump(mode="json"), indent=1) + "\n")
     return merged
 
 
-def _in_order(cells: Sequence[Cell], definition: dict[str, Any]) -> list[Cell]:
+def _in_order(cells: Sequence[Cell], new: Plan) -> list[Cell]:
     """By column, then row as the suite lists them (additions last), then seed and fold."""
-    rows = list(definition.get("grid", {}).get("aggregator", []))
-    columns = list(dict.fromkeys(cell.column for cell in cells))
+    rows = list((new.definition.get("grid") or {}).get("aggregator", []))
+    columns = list(dict.fromkeys(cell.column for cell in [*new.cells, *cells]))
 
     def key(cell: Cell) -> tuple[object, ...]:
         row = rows.index(cell.aggregator) if cell.aggregator in rows else len(rows)

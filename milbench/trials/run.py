@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 import milbench
 from milbench import datasets, plugins, tasks
 from milbench.aggregator import Aggregator
-from milbench.datasets import Dataset, Sample
+from milbench.datasets import Dataset
 from milbench.errors import MilbenchError, SkipTrial
 from milbench.ops import backends
-from milbench.training import derive_seed, fit, fold_bags, predict
+from milbench.training import Bags, derive_seed, fit, fold_bags, predict
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import MODEL, PREDICTIONS, Result, Status, Store
 
@@ -70,7 +70,7 @@ def run_trial(
         )
     finally:
         logging.getLogger("milbench").removeHandler(messages)
-    result.labels, result.messages = labels, list(dict.fromkeys(messages.texts))
+    result.labels, result.messages = labels, list(dict.fromkeys([*result.messages, *messages.texts]))
     result.cost |= {"seconds": round(time.perf_counter() - started, 3), "peak_memory_bytes": peak_memory(spec.device)}
     result.provenance = provenance() | {"threads": spec.threads, "backends": backends.used()}
     store.write(result, files)
@@ -120,7 +120,7 @@ def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, 
         curve=done.curve,
         cost={"seconds_per_step": done.seconds_per_step, "parameters": sum(p.numel() for p in model.parameters())},
     )
-    files: Files = {PREDICTIONS: lambda path: _write_predictions(path, task, spec.fold, test.samples, scores)}
+    files: Files = {PREDICTIONS: lambda path: _write_predictions(path, task, spec.fold, test, scores)}
     if keep_model and (state := model.state_dict()):
         files[MODEL] = lambda path: safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in state.items()}, path)
     return result, files
@@ -154,11 +154,11 @@ def _plain_value(value: Any) -> Any:
 
 
 def _write_predictions(
-    path: Path, task: tasks.Subtyping | tasks.Survival, fold: int, samples: Sequence[Sample], scores: NDArray[np.float32]
+    path: Path, task: tasks.Subtyping | tasks.Survival, fold: int, bags: Bags, scores: NDArray[np.float32]
 ) -> None:
     rows = [
-        {"slide": sample.id, "case": sample.case_id, "fold": fold, **task.columns(sample, score)}
-        for sample, score in zip(samples, scores, strict=True)
+        {"slide": s.id, "case": s.case_id, "fold": fold, "instances": bags.instances[s.id], **task.columns(s, score)}
+        for s, score in zip(bags.samples, scores, strict=True)
     ]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")

@@ -1,0 +1,166 @@
+"""What an analysis looks at: models of stored trials or with fresh weights, and the bags they are shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import safetensors.torch
+import torch
+
+from milbench import datasets, plugins, tasks
+from milbench.aggregator import Aggregator
+from milbench.bags import Bag
+from milbench.datasets import Dataset, Fold
+from milbench.errors import MilbenchError, unknown
+from milbench.plugins import Variant
+from milbench.training import Bags, Standardiser, derive_seed
+from milbench.trials.run import build_model
+from milbench.trials.spec import TrialSpec
+from milbench.trials.store import MODEL, Store
+
+
+def read_features(path: Path, step: float | None = None) -> Bag:
+    """The bag in a feature file of CLAM or TRIDENT (`features`, and `coords` in level-0 pixels).
+
+    Args:
+        path: the file; its stem is the slide.
+        step: level-0 pixels between neighbouring patches. Unless given it is what TRIDENT notes beside the coordinates, or what
+            CLAM notes in `../patches` for the file of that name.
+
+    Raises:
+        MilbenchError: not such a file, or coordinates without a step.
+    """
+    try:
+        with h5py.File(path) as file:
+            features, coords = torch.from_numpy(file["features"][:]).float(), torch.from_numpy(file["coords"][:])
+            noted = dict(file["coords"].attrs)
+        patches = path.parent.parent / "patches" / path.name
+        if "patch_size_level0" not in noted and patches.is_file():
+            with h5py.File(patches) as file:
+                clam = file["coords"].attrs
+                noted["patch_size_level0"] = clam["patch_size"] * clam["downsample"][0]
+    except (OSError, KeyError) as error:
+        raise MilbenchError(f"{path}: not a file with features and coords as CLAM and TRIDENT write them ({error})") from error
+    step = step or noted.get("patch_size_level0")
+    if not step:
+        raise MilbenchError(f"{path}: says nowhere how far apart patches are; give --step in level-0 pixels")
+    return Bag(features.flatten(0, -2), coords, float(step), slide_id=path.stem, case_id=path.stem, source=str(path))
+
+
+def slide_size(path: Path) -> tuple[float, float] | None:
+    """Width and height of the slide in level-0 pixels, where the feature file notes them (TRIDENT does)."""
+    with h5py.File(path) as file:
+        noted = dict(file["coords"].attrs)
+    return (float(noted["level0_width"]), float(noted["level0_height"])) if "level0_width" in noted else None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trial of the results store whose weights were kept.
+
+    Args:
+        spec: the trial.
+        variant: the method with its parameters.
+        weights: the file.
+        dataset: the trial's.
+    """
+
+    spec: TrialSpec
+    variant: Variant
+    weights: Path
+    dataset: Dataset
+
+    @classmethod
+    def find(cls, store: Store, trial_id: str) -> Trained:
+        """The trial `trial_id`, or the only one whose id begins so.
+
+        Raises:
+            MilbenchError: no or several such trials, no weights, another implementation, or its data are not here.
+        """
+        found = sorted(path.name for path in store.trials.glob(f"{trial_id}*"))
+        if trial_id not in found and len(found) != 1:
+            raise MilbenchError(f"{store.trials}: {'several trials begin' if found else 'no trial begins'} with {trial_id!r}")
+        result = store.read(trial_id if trial_id in found else found[0])
+        assert result is not None
+        spec, weights = result.spec, store.folder(result.trial_id) / MODEL
+        if not weights.is_file():
+            raise MilbenchError(
+                f"trial {result.trial_id} ({result.status}) kept no weights; run its suite with --keep-models all"
+            )
+        entry = plugins.resolve(spec.aggregator).entry
+        usual = entry.parameters().model_dump()
+        changes = {name: value for name, value in spec.params.items() if value != usual.get(name)}
+        variant = Variant(entry, spec.params, changes)
+        if variant.implementation != spec.implementation:
+            raise MilbenchError(
+                f"trial {result.trial_id} was trained by {spec.implementation}, here is {variant.implementation}; run it again"
+            )
+        dataset = datasets.load(spec.dataset, spec.encoder, spec.magnification, spec.patch_size, dtype=spec.feature_dtype)
+        return cls(spec.model_copy(update={"device": "cpu"}), variant, weights, dataset)
+
+    @cached_property
+    def fold(self) -> Fold:
+        """The trial's fold."""
+        return self.dataset.folds(self.spec.split)[self.spec.fold]
+
+    @cached_property
+    def task(self) -> tasks.Subtyping | tasks.Survival:
+        """What the trial predicts."""
+        return tasks.for_fold(self.dataset, self.fold.train)
+
+    @cached_property
+    def standardise(self) -> Standardiser | None:
+        """What the trial did to features before they reached the model."""
+        return Standardiser.from_bags(self.dataset.read(id) for id in self.fold.train) if self.spec.standardise else None
+
+    def model(self, *, trained: bool = True) -> Aggregator:
+        """The model as the trial left it, or as it began."""
+        torch.manual_seed(derive_seed(*self.spec.axes, "weights"))
+        model = build_model(self.spec, self.dataset, self.task.n_out)
+        if trained:
+            model.load_state_dict(safetensors.torch.load_file(self.weights))
+        return model.eval()
+
+    def bag(self, id: str) -> Bag:
+        """A bag of the trial's dataset, as the model saw it."""
+        return of_dataset(self.dataset, id, self.standardise)
+
+    def prepared(self, bag: Bag) -> Bag:
+        """A bag from a file, as the model would have seen it."""
+        bag = bag.check(self.dataset.in_dim)
+        return bag if self.standardise is None else bag.with_features(self.standardise(bag.features))
+
+
+def of_dataset(dataset: Dataset, id: str, standardise: Standardiser | None = None) -> Bag:
+    """One bag of a dataset.
+
+    Raises:
+        MilbenchError: no such slide or case.
+    """
+    known = [sample.id for sample in dataset.samples]
+    if id not in known:
+        raise unknown(f"{dataset.unit} of dataset {dataset.name}", id, known)
+    return Bags(dataset, [id], standardise=standardise)[0]
+
+
+def fresh(name: str, in_dim: int, n_out: int = 2, seed: int = 0) -> Aggregator:
+    """The aggregator `name` with random weights."""
+    torch.manual_seed(seed)
+    return plugins.resolve(name).build(in_dim, n_out).eval()
+
+
+def file_name(*parts: Any) -> str:
+    """The parts as a name that any file system takes."""
+    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", str(part)).strip("-") for part in parts)
+
+
+def one_of_each(names: Sequence[str]) -> str:
+    """`a-b-c`, or `a-and-5-more`: a short name for a set of things."""
+    names = list(dict.fromkeys(names))
+    return file_name(*names) if len(names) <= 3 else f"{file_name(names[0])}-and-{len(names) - 1}-more"

@@ -1,0 +1,83 @@
+"""What `milbench profile data` measures: the same bags in two ways."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from milbench import MilbenchError, datasets
+from milbench.analysis import measure, profile_data
+from milbench.cli import main
+
+
+def test_generated_files_give_the_same_bags_from_both(tmp_path):
+    for what, layout in profile_data.LAYOUTS.items():
+        folder = tmp_path / what
+        folder.mkdir()
+        sizes = profile_data._write(folder, 4, 100, layout)
+        assert all(50 <= n <= 150 for n in sizes.values())
+        read = lambda id, folder=folder: profile_data._read(folder, id)  # noqa: E731
+        pack = datasets.packed(
+            read, sizes, in_dim=profile_data.WIDTH, dtype=layout["dtype"], fingerprint="1", name="x", folder=folder / "pack"
+        )
+        for id, n in sizes.items():
+            assert len(pack(id)) == n
+            assert torch.equal(pack(id).features, read(id).features)
+            assert torch.equal(pack(id).coords, read(id).coords)
+
+
+def test_rows_say_what_was_read(monkeypatch):
+    asked = []
+    monkeypatch.setattr(profile_data, "_epoch", lambda read, ids: asked.append((type(read).__name__, len(ids))))
+    rows = profile_data.synthetic(3, epochs=2, patches=100)
+    assert [row.what for row in rows] == list(profile_data.LAYOUTS)
+    assert asked == [*[("partial", 3), ("Pack", 3)] * 3] * 3, "one epoch warms up, then both ways in turn"
+    half, full, chunked = (row.bytes for row in rows)
+    assert full == chunked == 2 * half
+    assert half % (profile_data.WIDTH * 2) == 0
+    assert all(row.bags == 3 and row.ratio == row.direct_seconds / row.packed_seconds for row in rows)
+
+
+def test_the_command(monkeypatch):
+    rows = profile_data.synthetic(2, epochs=1, patches=100)
+    monkeypatch.setattr(profile_data, "synthetic", lambda count, epochs: rows)
+    monkeypatch.setattr(measure, "others", lambda: None)
+    words = ["profile", "data", "--synthetic", "2"]
+    told = json.loads(CliRunner().invoke(main, [*words, "--json"]).output)
+    assert told == {"noise": None, "rows": [asdict(row) for row in rows]}
+    assert f"{rows[0].ratio:.1f}" in CliRunner().invoke(main, words).output
+    monkeypatch.setattr(measure, "others", lambda: "somebody else is here")
+    told = CliRunner().invoke(main, words).output
+    assert "No ratio: somebody else is here. Try again on a quiet machine, or pass --noisy." in told
+    told = json.loads(CliRunner().invoke(main, [*words, "--json"]).output)
+    assert [row["ratio"] for row in told["rows"]] == [None] * 3
+    told = json.loads(CliRunner().invoke(main, [*words, "--json", "--noisy"]).output)
+    assert told["rows"] == [asdict(row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "profile data needs --dataset NAME and --encoder NAME, or --synthetic N"),
+        (["--dataset", "musk1"], "profile data needs --dataset"),
+        (["--synthetic", "2", "--dataset", "musk1", "--encoder", "x"], "profile data needs --dataset"),
+        (
+            ["--dataset", "musk1", "--encoder", "hand-crafted"],
+            "dataset musk1 has no packed store: it comes without feature files",
+        ),
+        (["--dataset", "bracs", "--encoder", "nobody"], "bracs"),
+    ],
+)
+def test_what_cannot_be_measured(words, says):
+    done = CliRunner().invoke(main, ["profile", "data", *words])
+    assert done.exit_code == 2
+    assert done.output.startswith("milbench: ")
+    assert says in done.output
+
+
+def test_without_a_pack_there_is_nothing_to_compare(monkeypatch):
+    monkeypatch.setenv("MILBENCH_NO_PACK", "1")
+    with pytest.raises(MilbenchError, match="MILBENCH_NO_PACK is set"):
+        profile_data.synthetic(1, epochs=1, patches=10)

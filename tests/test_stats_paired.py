@@ -1,0 +1,227 @@
+"""The paired bootstrap and Holm's correction against what they mean."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from milbench import MilbenchError, stats
+from milbench.stats import paired
+
+
+def _counts(strata, replicates, seed=0):
+    return np.concatenate(list(paired._counts(strata, replicates, np.random.default_rng(seed))))
+
+
+def fold(n, strength, seed):
+    rng = np.random.default_rng(seed)
+    target = np.arange(n) % 2
+    score = strength * target + rng.normal(size=n)
+    score = 1 / (1 + np.exp(-score))
+    return target, np.stack([1 - score, score], axis=1)
+
+
+def bound(metric, target, score):
+    return lambda counts: metric(target, score, counts)
+
+
+def compare(method, reference, metric=stats.macro_auc, **keys):
+    folds = [(t, [(bound(metric, t, a), bound(metric, t, b))]) for (t, a), (_, b) in zip(method, reference, strict=True)]
+    return stats.paired_bootstrap(folds, **keys)
+
+
+def test_resamples_keep_the_size_of_every_stratum():
+    strata = np.array([0, 0, 0, 1, 1, 2])
+    counts = _counts(strata, 200)
+    for value, size in ((0, 3), (1, 2), (2, 1)):
+        np.testing.assert_allclose(counts[:, strata == value].sum(1), size)
+
+
+@pytest.mark.parametrize("m", [2, 3, 10])
+def test_the_variance_of_a_mean_is_unbiased(m):
+    """What m - 1 draws of weight m / (m - 1) are for: the plain bootstrap gives s^2 (m - 1) / m^2."""
+    x = np.random.default_rng(m).normal(size=m)
+    means = _counts(np.zeros(m), 40_000) @ x / m
+    assert means.var() == pytest.approx(x.var(ddof=1) / m, rel=0.04)
+
+
+def test_resamples_do_not_depend_on_how_many_are_drawn_at_a_time(monkeypatch):
+    """A fold larger than a block of counts gives the same kind of resamples, all of them."""
+    monkeypatch.setattr(paired, "_ELEMENTS", 100)
+    counts = _counts(np.arange(40) % 2, 2000)
+    assert counts.shape == (2000, 40)
+    assert counts.var(0).mean() == pytest.approx(1, rel=0.05)  # (m / (m - 1))^2 (m - 1) (1 / m) (1 - 1 / m)
+    assert counts.mean(0) == pytest.approx(1, abs=0.1)
+
+
+def test_a_method_does_not_differ_from_itself():
+    folds = [fold(20, 1.0, s) for s in range(3)]
+    c = compare(folds, folds, replicates=500)
+    assert (c.difference, c.low, c.high, c.p, c.wins, c.ties, c.losses) == (0, 0, 0, 1, 0, 3, 0)
+
+
+def test_agrees_with_resampling_spelt_out():
+    """The vectorised form against drawing cases one by one and measuring the repeated arrays."""
+    good, bad = [fold(40, 1.5, s) for s in (1, 2)], [fold(40, 0.7, s) for s in (3, 4)]
+    c = compare(good, bad, replicates=4000, seed="a")
+    rng, spelt = np.random.default_rng(5), []
+    for _ in range(1500):
+        differences = []
+        for (target, a), (_, b) in zip(good, bad, strict=True):
+            drawn = np.concatenate([rng.choice(np.flatnonzero(target == v), (target == v).sum()) for v in (0, 1)])
+            differences.append(stats.macro_auc(target[drawn], a[drawn]) - stats.macro_auc(target[drawn], b[drawn]))
+        spelt.append(np.mean(differences))
+    np.testing.assert_allclose([c.low, c.high], np.quantile(spelt, [0.025, 0.975]), atol=0.02)
+    assert c.difference == pytest.approx(
+        np.mean([stats.macro_auc(*g) - stats.macro_auc(*b) for g, b in zip(good, bad, strict=True)])
+    )
+
+
+def test_pairing_sees_what_an_unpaired_interval_cannot():
+    """A method that is slightly better on the very same cases: the shared case noise cancels."""
+    target, score = fold(60, 1.0, 0)
+    logit = np.log(score[:, 1] / score[:, 0]) + 0.25 * target
+    better = np.stack([1 / (1 + np.exp(logit)), 1 / (1 + np.exp(-logit))], axis=1)
+    c = compare([(target, better)], [(target, score)], replicates=2000)
+    alone = stats.auc(target == 1, score[:, 1], _counts(target, 2000))
+    assert c.high - c.low < 0.5 * np.ptp(np.quantile(alone, [0.025, 0.975]))
+
+
+@pytest.mark.parametrize(("metric", "sizes", "folds"), [(stats.macro_auc, [20, 20, 20], 1), (stats.macro_f1, [4, 10], 6)])
+def test_p_is_uniform_where_the_methods_are_equally_good(metric, sizes, folds):
+    """300 pairs of equally good methods that share half of their noise: the promise behind every dagger."""
+    target, found = np.repeat(np.arange(len(sizes)), sizes), []
+    for s in range(300):
+        rng, pairs = np.random.default_rng(s), []
+        for _ in range(folds):
+            shared = rng.normal(size=(len(target), len(sizes)))
+            a, b = (np.eye(len(sizes))[target] + 0.7 * shared + 0.7 * rng.normal(size=shared.shape) for _ in range(2))
+            pairs.append((target, [(bound(metric, target, a), bound(metric, target, b))]))
+        found.append(stats.paired_bootstrap(pairs, replicates=300, seed=str(s)).p)
+    p = np.array(found)
+    assert np.mean(p < 0.05) < 0.09  # three standard errors above 0.05
+    assert np.mean(p < 0.2) < 0.27
+    assert 0.42 < np.mean(p) < 0.6
+
+
+def test_c_index_keeps_its_promise():
+    """The same with 12 events in 40 cases of one risk model seen through noise twice."""
+    found = []
+    for s in range(200):
+        rng = np.random.default_rng(s)
+        hazard = rng.normal(size=40)
+        time = rng.exponential(np.exp(-hazard))
+        event = time < np.sort(time)[12]
+        pair = [bound(partial(stats.c_index, time), event, hazard + rng.normal(size=40)) for _ in range(2)]
+        found.append(stats.paired_bootstrap([(event, [tuple(pair)])], replicates=200, seed=str(s)).p)
+    assert np.mean(np.array(found) < 0.05) < 0.1
+
+
+def test_a_real_difference_is_found():
+    found = [compare([fold(60, 2.5, 2 * s)], [fold(60, 0.8, 2 * s)], replicates=300, seed=str(s)) for s in range(40)]
+    assert np.mean([c.p < 0.05 for c in found]) > 0.8
+    assert all(c.difference > 0 for c in found)
+
+
+def test_seeds_share_one_draw():
+    """Copies of the same seed add no information: the interval must not shrink."""
+    (t, a), (_, b) = fold(30, 1.5, 0), fold(30, 0.5, 1)
+    pair = (bound(stats.macro_auc, t, a), bound(stats.macro_auc, t, b))
+    one = stats.paired_bootstrap([(t, [pair])], replicates=1000, seed="x")
+    five = stats.paired_bootstrap([(t, [pair] * 5)], replicates=1000, seed="x")
+    assert (one.low, one.high, one.p) == pytest.approx((five.low, five.high, five.p))
+    assert five.runs == 5
+
+
+def test_a_fold_of_a_single_class_gives_no_interval_and_says_so():
+    target = np.zeros(10, int)
+    score = fold(10, 1, 0)[1]
+    whole = (fold(10, 1, 1)[0], [(bound(stats.macro_auc, *fold(10, 1, 1)), bound(stats.macro_auc, *fold(10, 1, 2)))])
+    c = stats.paired_bootstrap([whole, (target, [(bound(stats.macro_auc, target, score),) * 2])], replicates=10)
+    assert np.isnan([c.difference, c.low, c.high, c.p, c.superiority]).all()
+    assert c.note == "the metric is undefined in 1 of 2 pairs of runs"
+
+
+def test_ties_everywhere():
+    """Constant scores of both methods: no difference, and no significance from rounding."""
+    target, flat = np.arange(30) % 3, np.full((30, 3), 1 / 3)
+    for metric in (stats.macro_auc, stats.macro_f1, stats.brier):
+        c = compare([(target, flat)], [(target, flat + 1e-17)], metric=metric, replicates=200)
+        assert (c.difference, c.low, c.high, c.p) == pytest.approx((0, 0, 0, 1), abs=1e-12)
+        assert (c.wins, c.ties, c.losses, c.superiority) == (0, 1, 0, 0.5)
+
+
+def survival(time, event, good, bad, **keys):
+    metric = partial(stats.c_index, np.asarray(time, float), np.asarray(event, bool))
+    return stats.paired_bootstrap([(event, [(partial(metric, good), partial(metric, bad))])], **keys)
+
+
+def test_only_censored_cases_have_no_c_index():
+    c = survival(range(8), [False] * 8, np.arange(8), -np.arange(8), replicates=50)
+    assert np.isnan([c.difference, c.low, c.p]).all()
+    assert "undefined in 1 of 1 pairs" in c.note
+
+
+def test_no_censored_case():
+    time = np.random.default_rng(0).random(30)
+    c = survival(time, [True] * 30, -time, time, replicates=200)
+    assert (c.difference, c.p, c.note) == (1, pytest.approx(2 / 201), "")
+
+
+def test_resamples_without_a_comparable_pair_are_left_out_and_counted():
+    """Of six events three are the last times: 5 draws miss the first three in (1/2)^5 of the resamples, which compare nothing."""
+    time, event = [1, 2, 3, 9, 9, 9, 5, 5], [True] * 6 + [False] * 2
+    c = survival(time, event, -np.arange(8), np.arange(8), replicates=4000)
+    left_out = int(c.note.split()[0])
+    assert left_out == pytest.approx(4000 / 32, abs=40)
+    assert c.note == f"{left_out} of 4000 resamples left out, in which the metric is undefined"
+    assert c.p == pytest.approx(2 / (4001 - left_out))
+
+
+def test_too_few_events_give_no_interval():
+    time, event = [1, 9, 9, 9, 5, 5], [True] * 4 + [False] * 2
+    c = survival(time, event, -np.arange(6), np.arange(6), replicates=500)
+    assert np.isnan([c.low, c.high, c.se, c.p]).all()
+    assert c.note.startswith("the metric is undefined in 4")  # (3/4)^3 = 42 % of the resamples
+    assert c.difference > 0
+
+
+def test_a_stratum_of_one_case_is_told():
+    target, score = np.array([0, 0, 0, 0, 1]), np.random.default_rng(0).random((5, 2))
+    c = compare([(target, score)], [(target, score[::-1])], replicates=50)
+    assert c.note == "1 strata of one case do not vary: the interval is too narrow"
+    assert (c.n, c.runs) == (5, 1)
+
+
+def test_nothing_to_compare_is_an_error():
+    for folds in ([], [(np.arange(3), [])], [(np.array([]), [(np.sum, np.sum)])]):
+        with pytest.raises(MilbenchError, match="nothing to compare"):
+            stats.paired_bootstrap(folds)
+
+
+def test_superiority_by_hand():
+    assert stats.superiority([[3, 1]], [[2, 1]]) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert stats.superiority([[1], [1, 2]], [[0], [3, 3]]) == pytest.approx(0.5)
+    assert np.isnan(stats.superiority([[np.nan]], [[0]]))
+
+
+def test_survival_can_be_compared():
+    rng = np.random.default_rng(0)
+    time, event = rng.random(50), rng.random(50) < 0.6
+    metric = partial(stats.c_index, time, event)
+    pair = (lambda w: metric(-time, w), lambda w: metric(rng.random(50) * 0 + np.arange(50), w))
+    c = stats.paired_bootstrap([(event, [pair])], replicates=200)
+    assert c.difference > 0.3
+    assert c.p < 0.05
+
+
+def test_p_is_never_zero():
+    target, score = fold(40, 9, 0)
+    c = compare([(target, score)], [(target, score[:, ::-1])], replicates=99)
+    assert c.p == pytest.approx(2 / 100)
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(stats.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(stats.holm([0.9, np.nan, 0.6]), [1.0, np.nan, 1.0])
+    assert stats.holm([]).shape == (0,)
