@@ -97,7 +97,7 @@ def test_geojson_is_valid_and_in_level_0_pixels():
 
 
 def test_signed_colours_are_symmetric():
-    one = heatmap.Heatmap("L", "t", "s", "w", True, np.zeros((3, 2)), 1.0, np.array([-4.0, 0.0, 1.0]))
+    one = heatmap.Heatmap("L", "t", "s", "w", True, np.zeros((3, 2)), 1.0, np.array([-4.0, 0.0, 1.0]), (-1.0, 1.0))
     low, zero, high = one.colours.to_rgba(one.score, bytes=True)[:, :3].astype(int)
     assert zero.min() > 240, "nothing is white"
     assert low[2] > low[0], "against is blue"
@@ -112,6 +112,7 @@ def test_slides_of_a_case_are_panels_of_their_own():
     np.testing.assert_array_equal(np.concatenate([one.xy for one in found]), bag.coords.numpy())
     whole = heatmap.explain(model, Subtyping(("a", "b")), bag)[0]
     np.testing.assert_array_equal(np.concatenate([one.score for one in found]), whole)
+    assert {one.ends for one in found} == {tuple(np.percentile(whole, [1, 99]))}, "colours mean the same on all slides"
 
 
 # The command.

@@ -340,7 +340,8 @@ def test_windows_beyond_the_limit(monkeypatch):
 
     one = Window(q, k, cells, 2.0)
     sigma, dense = torch.linalg.svdvals(one.dense()), one.dense()
-    pieces = one.pieces()
+    pieces, leak = one.pieces(0.0)
+    assert leak == 0
     assert all(len(piece) <= 130 for piece in pieces)
     together = torch.cat([torch.linalg.svdvals(piece) for piece in pieces]).sort(descending=True).values
     assert (together <= sigma[: len(together)] + 1e-12).all()
@@ -348,6 +349,34 @@ def test_windows_beyond_the_limit(monkeypatch):
     found = rank.numbers(one, exact_to=130, directions=20)
     assert not found.exact
     assert 20 < found.rank.low <= (sigma > found.tolerance).sum() <= found.rank.high
+
+
+@pytest.mark.parametrize("kind", ["gated", "scan"])
+def test_mixing_that_forgets_beyond_the_limit(monkeypatch, kind):
+    """Tiles of a causal matrix bound its rank and effective rank from below, where the directions alone say little."""
+    monkeypatch.setattr(mixing, "TILE", 80)
+    monkeypatch.setattr(mixing, "GAPS", (2, 30, 40))
+    n = 300
+    if kind == "gated":
+        matrix = Decayed(random(n, 8), random(n, 8, seed=1), F.logsigmoid(random(n, 8, seed=2) - 0.5), "GLA").shares()
+    else:
+        A = -torch.ones(6, 4, dtype=torch.float64)
+        matrix = Scan(0.7 + random(n, 6, seed=3).abs(), random(n, 4), random(n, 4, seed=1), A).shares()
+    dense = matrix.dense()
+    sigma = torch.linalg.svdvals(dense)
+    truth = rank.numbers(Plain(dense))
+    pieces, leak = matrix.pieces(1e-4)
+    assert 0 < leak <= 1e-4
+    assert [tuple(piece.shape) for piece in pieces] == [(80, 50)] * 3 + [(60, 60)], "the smallest gap that leaks too little"
+    beside = torch.cat([dense[80 * t : 80 * t + 80][:, [i for i in range(80 * t) if i % 80 < 50]].flatten() for t in range(4)])
+    assert leak == pytest.approx(float(beside.norm()), rel=1e-9)
+    together = torch.cat([torch.linalg.svdvals(piece) for piece in pieces]).sort(descending=True).values
+    assert (together - leak <= sigma[: len(together)] + 1e-12).all()
+    assert matrix.pieces(0.0) == ([], 0.0)
+
+    found = rank.numbers(matrix, exact_to=100, directions=20)
+    assert 150 < found.rank.low <= truth.rank.low <= found.rank.high
+    assert 3 * 20 < found.effective_rank.low <= truth.effective_rank.low <= found.effective_rank.high
 
 
 def test_no_more_than_a_block_of_rows_exists(monkeypatch):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure as Drawing
 
-CLIP = 99.0  # percentile of the scores at which colours end
+CLIP = 99.0  # percentile at which colours end
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Heatmap:
         xy: (n, 2), level-0 pixels of each patch's top-left corner.
         step: side of a patch's square in level-0 pixels.
         score: (n,).
+        ends: scores at which colours end, the same for all slides of a case.
     """
 
     label: str
@@ -48,15 +49,15 @@ class Heatmap:
     xy: NDArray[np.float64]
     step: float
     score: NDArray[np.float64]
+    ends: tuple[float, float]
 
     @property
     def colours(self) -> ScalarMappable:
-        """Score -> colour: from 0, or symmetric around it, to the 99th percentile of the size."""
+        """Score -> colour."""
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
 
-        end = float(np.percentile(np.abs(self.score), CLIP)) or 1.0
-        return ScalarMappable(Normalize(-end if self.signed else 0.0, end), "RdBu_r" if self.signed else "viridis")
+        return ScalarMappable(Normalize(*self.ends), "RdBu_r" if self.signed else "viridis")
 
     @property
     def corners(self) -> NDArray[np.float64]:
@@ -83,7 +84,8 @@ def explain(model: Aggregator, task: Subtyping | Survival, bag: Bag) -> tuple[ND
     else:
         of, target = "the risk", scores
     if prediction.attention is not None:
-        return (prediction.attention.detach() * len(bag)).double().numpy(), f"n x attention, {of}", False
+        what = "n x attention" + (f", {of}" if isinstance(task, Subtyping) else "")
+        return (prediction.attention.detach() * len(bag)).double().numpy(), what, False
     gradient = torch.autograd.grad(target, features, allow_unused=True)[0] if target.requires_grad else None
     if gradient is None:
         raise MilbenchError(f"{type(model).__name__} has no attention, and its prediction has no gradient by the features")
@@ -99,12 +101,22 @@ def heatmaps(model: Aggregator, task: Subtyping | Survival, bag: Bag, *, label: 
     if bag.coords is None or bag.step is None:
         raise MilbenchError(f"slide {bag.slide_id} ({bag.source}): has no coordinates, so it has no heatmap")
     score, what, signed = explain(model, task, bag)
+    ends = _ends(score, signed)
     of_slide = np.zeros(len(bag), np.int64) if bag.slide_index is None else bag.slide_index.numpy()
     numbers = np.unique(of_slide)
     for number in numbers:
         own = of_slide == number
         name = bag.slide_id if len(numbers) == 1 else f"{bag.slide_id}, slide {number + 1}"
-        yield Heatmap(label, trial, name, what, signed, bag.coords.double().numpy()[own], bag.step, score[own])
+        yield Heatmap(label, trial, name, what, signed, bag.coords.double().numpy()[own], bag.step, score[own], ends)
+
+
+def _ends(score: NDArray[np.float64], signed: bool) -> tuple[float, float]:
+    """From the 1st to the 99th percentile, or as far to both sides of 0 as 99 % of the scores."""
+    if signed:
+        end = float(np.percentile(np.abs(score), CLIP)) or 1.0
+        return -end, end
+    low, high = np.percentile(score, [100 - CLIP, CLIP]).tolist()
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
 def geojson(heatmap: Heatmap) -> dict[str, Any]:
@@ -151,9 +163,9 @@ def figure(panels: list[Heatmap], name: str, thumbnail: tuple[Path, tuple[float,
     return Figure(
         name,
         f"Where predictions of {', '.join(slides)} come from",
-        f"One square per patch, axes in level-0 pixels. Each panel has a scale of its own, drawn beside it, up to the {CLIP:g}th "
-        "percentile of the scores' size. n x attention: 1 is an even share of the n patches. Gradient x input, for methods "
-        f"without attention: red speaks for the class, blue against it.{under}",
+        "One square per patch, axes in level-0 pixels. Each model has a scale of its own, drawn beside its panels, that covers all "
+        f"but {100 - CLIP:g} % of the scores at either end. n x attention: 1 is an even share of the n patches. Gradient x input, "
+        f"for methods without attention: red speaks for the class (for a high risk), blue against it.{under}",
         rows,
         lambda: _draw(panels, slides, thumbnail),
     )
@@ -195,7 +207,7 @@ def _draw(panels: list[Heatmap], slides: list[str], thumbnail: tuple[Path, tuple
         ax.tick_params(labelsize=5.5)
         head = p.label if len(slides) == 1 else f"{p.label} · {p.slide}"
         ax.set_title(f"{head}\n{p.what}", fontsize=7)
-        bar = drawing.colorbar(squares, ax=ax, extend="both" if p.signed else "max", shrink=0.8, aspect=18, pad=0.02)
+        bar = drawing.colorbar(squares, ax=ax, extend="both", shrink=0.8, aspect=18, pad=0.02)
         bar.ax.tick_params(labelsize=6)
     return drawing
 

@@ -32,6 +32,7 @@ from milbench.ops.scan_orders import cross_scan
 EXACT = 4096  # tokens up to which a matrix is written out and decomposed
 AT_A_TIME = 2**24  # entries of a block of rows
 LEAF = 16  # tokens of a causal block whose pairs are formed one by one
+TILE, GAPS = 1024, (32, 128, 512)  # tokens of a piece of a causal matrix, and how many of them the next piece may still read
 
 
 class Mixing:
@@ -42,12 +43,14 @@ class Mixing:
         n: tokens.
         width: channels of a query-key product.
         stochastic: rows are non-negative and sum to 1.
+        causal: a token reads itself and earlier ones only.
     """
 
     kind: str
     n: int
     width: int
     stochastic = False
+    causal = False
 
     def rows(self, start: int, stop: int) -> Tensor:
         """(stop - start, n)."""
@@ -79,12 +82,32 @@ class Mixing:
         """All n in float64, descending, where the form of the matrix gives them cheaply; None elsewhere."""
         return None
 
-    def pieces(self) -> list[Tensor]:
-        """Submatrices of at most EXACT rows that share no row and no column and have only zeros beside them.
+    def pieces(self, leak: float) -> tuple[list[Tensor], float]:
+        """Submatrices that share no row and no column, and the Frobenius norm of what lies beside them in their rows and columns.
 
-        Their singular values together are, one by one, at most those of the matrix: a lower bound of its rank.
+        Sorted together, their singular values less that norm are, one by one, at most those of the matrix, by interlacing and
+        Weyl's inequality. None where the norm would exceed `leak`.
+
+        Here, of causal mixing that forgets: the rows of TILE tokens, and the columns of these tokens but for the last few, which
+        later tokens read most.
         """
-        return []
+        if not self.causal:
+            return [], 0.0
+        squares, own = torch.zeros(len(GAPS), dtype=torch.float64), []
+        for start in range(0, self.n, TILE):
+            stop = min(start + TILE, self.n)
+            size = max(1, AT_A_TIME // self.n)
+            tile = []
+            for first in range(start, stop, size):
+                rows = self.rows(first, min(first + size, stop))
+                tile.append(rows[:, start:stop])
+                past = rows[:, :start].square().sum(0, dtype=torch.float64).view(-1, TILE)
+                squares += torch.stack([past[:, : TILE - gap].sum() for gap in GAPS])
+            own.append(torch.cat(tile))
+        for gap, norm in zip(GAPS, squares.sqrt().tolist(), strict=True):
+            if norm <= leak:
+                return [tile[:, : TILE - gap] for tile in own[:-1]] + own[-1:], norm
+        return [], 0.0
 
     def scaled(self, weight: Tensor) -> Mixing:
         """diag(weight) A."""
@@ -101,7 +124,7 @@ class Mixing:
 class _Scaled(Mixing):
     def __init__(self, inner: Mixing, weight: Tensor) -> None:
         self.inner, self.weight = inner, weight
-        self.kind, self.n, self.width = inner.kind, inner.n, inner.width
+        self.kind, self.n, self.width, self.causal = inner.kind, inner.n, inner.width, inner.causal
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.weight[start:stop, None] * self.inner.rows(start, stop)
@@ -184,8 +207,8 @@ class Window(Mixing):
             return None
         return _svdvals([torch.from_numpy(self.matrix[part][:, part].toarray()) for part in parts])
 
-    def pieces(self) -> list[Tensor]:
-        """The tissue cut into rectangles: rows, all tokens of one; columns, those whose whole window lies in it."""
+    def pieces(self, leak: float) -> tuple[list[Tensor], float]:
+        """The tissue cut into rectangles: rows, all tokens of one; columns, those whose windows lie in it. Nothing leaks."""
         cells, tile = self.grid.numpy(), np.empty(self.n, np.int64)
         todo = [np.arange(self.n)]
         tiles: list[NDArray[np.int64]] = []
@@ -200,7 +223,8 @@ class Window(Mixing):
             todo += [half[: len(half) // 2], half[len(half) // 2 :]]
         seen = self.matrix.tocoo()
         inner = np.bincount(seen.col, tile[seen.row] != tile[seen.col], self.n) == 0
-        return [torch.from_numpy(self.matrix[part][:, part[inner[part]]].toarray()) for part in tiles if inner[part].any()]
+        own = [torch.from_numpy(self.matrix[part][:, part[inner[part]]].toarray()) for part in tiles if inner[part].any()]
+        return own, 0.0
 
     def mask(self) -> Mixing:
         """1 where a token may look, row by row made to sum to 1."""
@@ -220,6 +244,8 @@ class Decayed(Mixing):
 
     Source: Sun et al. 2023, eq. 5; Yang et al. 2024, section 4.
     """
+
+    causal = True
 
     def __init__(self, q: Tensor, k: Tensor, log_gate: Tensor, kind: str) -> None:
         self.q, self.k, (self.n, self.width), self.kind = q, k, q.shape, kind
@@ -269,7 +295,7 @@ class Scan(Mixing):
     Source: Gu and Dao 2024, algorithm 2, unrolled; Ali et al. 2024 read such matrices as attention.
     """
 
-    kind = "selective scan"
+    kind, causal = "selective scan", True
 
     def __init__(self, delta: Tensor, B: Tensor, C: Tensor, A: Tensor) -> None:
         self.delta, self.B, self.C, self.A = delta, B, C, A

@@ -128,7 +128,8 @@ def _bounded(matrix: Mixing, directions: int, seed: int) -> Numbers:
     """Bounds from the leading directions Q and from what they leave out, E = A - Q Q^T A, whose norm is measured, not guessed.
 
     A^T A = B^T B + E^T E with B = Q^T A, so b_i <= sigma_i <= sqrt(b_i^2 + |E|_F^2), and what is beyond direction k has a sum of
-    squares of at most |E|_F^2. No singular value exceeds the root of the largest row sum times the largest column sum.
+    squares of at most |E|_F^2. No singular value exceeds the root of the largest row sum times the largest column sum. Pieces of
+    the matrix bound singular values from below.
     """
     n = matrix.n
     basis, image = randomised(matrix, directions, seed)
@@ -144,18 +145,19 @@ def _bounded(matrix: Mixing, directions: int, seed: int) -> Numbers:
     residual = math.sqrt(left_out) + rounding
     top = min(math.hypot(float(sigma[0]), residual), math.sqrt(float(columns.max())))
     tolerance = n * EPS32 * top
-    found = sum(_above(torch.linalg.svdvals(piece), tolerance) for piece in matrix.pieces())
+    pieces, leak = matrix.pieces(tolerance / 10)
+    least = torch.cat([torch.linalg.svdvals(piece.double()) for piece in pieces] or [sigma.new_zeros(0)]) - leak
     return Numbers(
         n=n,
         width=matrix.width,
         sigma=sigma,
         exact=False,
         residual=residual,
-        rank=_count(sigma, residual, tolerance, tolerance, n, at_least=found),
+        rank=_count(sigma, residual, tolerance, tolerance, n, at_least=_above(least, tolerance)),
         tolerance=tolerance,
         rank_float64=None,
         rank_1e_4=_count(sigma, residual, RELATIVE * top, RELATIVE * float(sigma[0]), n),
-        effective_rank=_effective(sigma, residual, total, top, n),
+        effective_rank=_effective(sigma, residual, total, top, n, nuclear=float(least.clamp(min=0).sum())),
         stable_rank=Between(total / top**2, total / max(float(sigma[0]) - rounding, EPS64) ** 2),
         sparsity=small / n**2,
     )
@@ -177,20 +179,20 @@ def _entropy(sigma: Tensor) -> float:
     return float(torch.special.entr(p).sum())
 
 
-def _effective(sigma: Tensor, residual: float, total: float, top: float, n: int) -> Between:
+def _effective(sigma: Tensor, residual: float, total: float, top: float, n: int, nuclear: float) -> Between:
     """Bounds of the effective rank when sigma_i^2 = b_i^2 + y_i with y_i >= 0 and a sum of residual^2.
 
     Above: sigma_i = b_i + x_i with x_i >= 0 that sum to at most sqrt(n) residual, so sigma / sum(sigma) is a mixture of b and x
     (scaled to 1) in which x has a weight of at most `most`, and its entropy is at most the mean of both plus that of the choice;
     the entropy of x is at most log n. Below: the entropy is at least the logarithm of (sum sigma)^2 / sum sigma^2, its Rényi
-    entropy of order 2, and sum(sigma) at least sum(b) + residual^2 / (2 sigma_1).
+    entropy of order 2, and sum(sigma) at least sum(b) + residual^2 / (2 sigma_1), and at least `nuclear`.
     """
     extra = math.sqrt(n) * residual
     most = extra / (float(sigma.sum()) + extra)
     own = _entropy(sigma)
     best = min(most, 1 / (1 + math.exp(own) / n))  # where the upper bound, concave in the weight, is largest
     choice = -sum(p * math.log(p) for p in (best, 1 - best) if p > 0)
-    nuclear = float(sigma.sum()) + residual**2 / (2 * top)
+    nuclear = max(nuclear, float(sigma.sum()) + residual**2 / (2 * top))
     low = max(1.0, nuclear**2 / total, math.exp((1 - most) * own))
     return Between(low, min(n, math.exp(choice + (1 - best) * own + best * math.log(n))))
 

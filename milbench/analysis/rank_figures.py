@@ -141,10 +141,9 @@ def _about(measured: list[Measured]) -> str:
 
 
 def _per_layer(measured: list[Measured], name: str) -> Figure:
-    bounded = [m.numbers for m in measured if not m.numbers.exact]
+    bounded = sum(not m.numbers.exact for m in measured)
     error = (
-        f" Lines: what {len(bounded[0].sigma)} directions leave possible for {len(bounded)} matrices too large to decompose; no "
-        f"singular value is off by more than {max(found.residual for found in bounded):.2g}."
+        f" Lines: what the estimate leaves possible for {bounded} matrices too large to decompose; the point is the lower bound."
         if bounded
         else ""
     )
@@ -280,7 +279,8 @@ def _spectra(measured: list[Measured], name: str) -> Figure:
         f"spectra-{name}",
         "Singular values of token-mixing matrices",
         f"{_about(first)} Singular values over the largest, every head, against their number over n; darker: later layers. "
-        "Dotted: fresh weights; solid: trained (or fresh, where nothing was trained). Grey: 1e-4.",
+        "Dotted: fresh weights; solid: trained (or fresh, where nothing was trained). Grey: 1e-4. Lines that "
+        "end early: only the leading ones are known.",
         rows,
         lambda: _draw_spectra(first),
     )
