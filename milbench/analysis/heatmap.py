@@ -163,9 +163,9 @@ def figure(panels: list[Heatmap], name: str, thumbnail: tuple[Path, tuple[float,
     return Figure(
         name,
         f"Where predictions of {', '.join(slides)} come from",
-        "One square per patch, axes in level-0 pixels. Each model has a scale of its own, drawn beside its panels, that covers all "
-        f"but {100 - CLIP:g} % of the scores at either end. n x attention: 1 is an even share of the n patches. Gradient x input, "
-        f"for methods without attention: red speaks for the class (for a high risk), blue against it.{under}",
+        "One square per patch, axes in level-0 pixels. Each model has a scale of its own, drawn beside its panels, that covers "
+        f"all but {100 - CLIP:g} % of the scores at either end. n x attention: 1 is an even share of the n patches. Gradient x "
+        f"input, for methods without attention: red speaks for the class (for a high risk), blue against it.{under}",
         rows,
         lambda: _draw(panels, slides, thumbnail),
     )
