@@ -8,7 +8,7 @@ from helpers import made_up_suite
 
 from milbench import MilbenchError, stats, suites
 from milbench.cli import main
-from milbench.report import capability, collect, render
+from milbench.report import capability, collect, latex
 from milbench.report.capability import Known, Square
 
 KNOWN = {"chance": 0.5, "bayes": 1.0, "oracle": 1.0, "examples": [["oA.", "ooo"], ["BA.", "oCo"]]}
@@ -113,7 +113,7 @@ def test_what_has_no_result_has_no_verdict(tmp_path):
         "sharp": ("", "pending", ""), "blurred": ("partial", "", ""), "blind": ("", "skipped", ""),
     }  # fmt: skip
     assert [row.entries[0].text for row in matrix.rows if row.label == "SHARP"] == ["– (pending)"]
-    assert "-- (skipped)" in render.latex(matrix)
+    assert "-- (skipped)" in latex.table(matrix)
     assert len(figures) == 2
     nothing = {(name, 0, seed): "pending" for name in METHODS for seed in (0, 1)}
     plan, runs = suite(tmp_path / "new", nothing)
@@ -201,4 +201,4 @@ def test_sizes_of_a_suite(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["run", "--suite", "spatial", "--small", "--dry-run", "--results", str(tmp_path)])
     assert end.value.code == 0
-    assert "12 trials: 12 pending" in capsys.readouterr().out
+    assert "12 trials: 12 to run" in capsys.readouterr().out

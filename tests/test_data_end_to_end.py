@@ -3,7 +3,9 @@
 import csv
 import gzip
 import json
-from collections import defaultdict
+import re
+import shutil
+from collections import defaultdict, namedtuple
 
 import folders
 import numpy as np
@@ -13,6 +15,7 @@ from folders import table
 
 from milbench.cli import main
 
+Usage = namedtuple("Usage", "total used free")
 SUITE = """
 title = "{title}"
 task = "{task}"
@@ -65,7 +68,7 @@ def run(cwd, *more, **suite):
     return results(cwd), (cwd / "reports" / "s" / "report.md").read_text()
 
 
-def test_made_up_slides(tmp_path):
+def test_made_up_slides(tmp_path, monkeypatch):
     """Adding, checking, running and reporting, with the data folder elsewhere, a run that changes nothing and a change that is seen."""
     root = folders.cohort(tmp_path / "in", n=24, shift=2.0)
     folders.change(root / "labels.csv", "P23,", "P0,")
@@ -93,8 +96,33 @@ def test_made_up_slides(tmp_path):
     saved = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "results" / "splits").iterdir())
     assert saved == ["made-up-official"]
     assert "Nothing to run: 3 trials" in milbench("run", "--suite", "s.toml", *data)
+    (pack,) = (tmp_path / "mine" / ".packed").glob("*.pack")
+    assert pack.name.startswith("made-up-enc.float32.")
+    monkeypatch.setenv("MILBENCH_NO_PACK", "")  # and forget what --no-pack says afterwards
+    pack.unlink()
+    milbench("run", "--suite", "s.toml", "--workers", 1, *data, "--no-pack", "--results", "direct")
+    assert not pack.exists()
+    for path in (tmp_path / "results" / "trials").glob("*/predictions.csv"):
+        assert path.read_bytes() == (tmp_path / "direct" / "trials" / path.parent.name / path.name).read_bytes()
     folders.change(root / "labels.csv", "S-03,normal", "S-03,tumour")
     assert "3 trials: 3 to run" in milbench("run", "--suite", "s.toml", *data, "--dry-run")
+
+
+def test_a_disk_too_small_for_the_pack_stops_the_run_before_anything_is_written(tmp_path, monkeypatch):
+    root = folders.cohort(tmp_path / "in", n=24)
+    labels = ("--labels", root / "labels.csv", "--splits", root / "labels.csv")
+    milbench("data", "add", "made-up", "--features", root / "features", "--encoder", "enc", *labels)
+    values = dict(title="s", task="subtyping", dataset="made-up", encoder="enc", splits='["official"]', epochs=1)
+    (tmp_path / "s.toml").write_text(SUITE.format(**values, aggregators='["mean"]', metrics='["macro_auc"]'))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 0))
+    done = CliRunner().invoke(main, ["run", "--suite", "s.toml"])
+    assert done.exit_code == 2
+    assert re.fullmatch(
+        r"milbench: packing made-up-enc needs 0\.1 MB in data/\.packed, where 0\.0 MB are free; set MILBENCH_CACHE to a folder "
+        r"with more room, or read the files directly with --no-pack\n",
+        done.output,
+    )
+    assert not (tmp_path / "results").exists()
 
 
 def test_lung_tiles(shared, tmp_path):

@@ -221,7 +221,7 @@ def test_a_disk_that_is_too_small_is_found_before_writing(tmp_path, monkeypatch)
     space = get.bytes_needed - old.path.stat().st_size
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, space - 1))
     with pytest.raises(
-        MilbenchError, match=r"packing toy-uni-20x needs 0\.00 GB in .*, where 0\.00 GB are free; set MILBENCH_CACHE .*--no-pack"
+        MilbenchError, match=r"packing toy-uni-20x needs 0\.0 MB in .*, where 0\.0 MB are free; set MILBENCH_CACHE .*--no-pack"
     ):
         get("a")
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -439,7 +440,7 @@ def test_feature_files_of_clam_and_trident(tmp_path):
     assert subjects.read_features(clam, 16.0).step == 16
     feature_file(tmp_path / "patches" / "b.h5", bag, patch_size=256, patch_level=1, downsample=np.array([2.0, 2.0]))
     assert subjects.read_features(clam).step == 512
-    with pytest.raises(MilbenchError, match="not a file with features and coords"):
+    with pytest.raises(MilbenchError, match=r"none.h5: no .h5, .pt or .npz file"):
         subjects.read_features(tmp_path / "none.h5")
 
 
@@ -455,8 +456,16 @@ def test_what_cannot_be_analysed_is_said(tmp_path, monkeypatch):
         (("--trial", bare), "kept no weights"),
         (("--trial", kept), "ABMIL: no layer mixes tokens"),
         (("--trial", kept, "--slide", "s99"), "unknown slide of dataset lattice 's99'"),
-        (("--aggregator", "longmil"), "--features FILE.h5, or --dataset"),
+        (("--aggregator", "longmil"), "--features FILE, or --dataset"),
         (("--aggregator", "longmil", "--features", path, "--slide", "a"), "not from both"),
     ):
         assert told in milbench("analyze", "rank", *words, "--results", tmp_path, "--threads", 1, code=2)
     assert not (tmp_path / "analysis").exists()
+
+
+def test_trials_of_one_method_are_told_apart():
+    trials = [
+        SimpleNamespace(variant=SimpleNamespace(label=label), spec=SimpleNamespace(trial_id=id))
+        for label, id in (("AB-MIL", "0123456789"), ("CLAM", "1111111111"), ("AB-MIL", "fedcba9876"))
+    ]
+    assert subjects.labels(trials) == ["AB-MIL (012345)", "CLAM", "AB-MIL (fedcba)"]

@@ -312,7 +312,9 @@ def test_rows_sort_by_their_numbers(tmp_path):
 
 def test_a_reader_without_figures_or_appendix_sees_no_empty_heading(tmp_path):
     store, _ = made_up_suite(tmp_path / "results", {"abmil": 1.0, "mean": 2.0}, n=9)
-    write(build(store, "made-up"), tmp_path / "report")
+    report = build(store, "made-up", tests=False)
+    report.sections[0].figures = []
+    write(report, tmp_path / "report")
     for name in ("report.html", "report.md", "report.tex"):
         text = (tmp_path / "report" / name).read_text()
         assert not re.search(
@@ -429,19 +431,22 @@ def test_the_draw_that_validation_chose_is_the_one_reported(tmp_path):
 
 
 @pytest.mark.slow
-def test_five_thousand_trials(tmp_path):
-    """100 predictions each, without tests: right numbers, and no more files read than folds. The time is printed, not judged."""
+def test_five_thousand_trials(tmp_path, monkeypatch):
+    """100 predictions and a curve of 50 epochs each, without tests: right numbers. The time is printed, not judged."""
     import time
 
-    methods = {f"method-{i}": 1.0 + i / 100 for i in range(100)}
-    store, _ = made_up_suite(tmp_path / "results", methods, folds=10, seeds=5, n=100)
+    curve = [{"epoch": i, "train_loss": 1.0 / (i + 1), "val_loss": 0.5, "val_macro_auc": i / 50} for i in range(50)]
+    monkeypatch.setattr("helpers.finished", lambda *args, **kw: finished(*args, **{"curve": curve, **kw}))
+    methods = {f"method-{i}": 1.0 + i / 20 for i in range(20)}
+    store, plan = made_up_suite(tmp_path / "results", methods, folds=10, seeds=25, n=100)
+    assert len(plan.cells) == 5000
     began = time.perf_counter()
     words = ["report", "--results", str(store.root), "--reports", str(tmp_path / "out"), "--no-tests"]
     told = CliRunner().invoke(main, words)
     print(f"report of 5,000 trials: {time.perf_counter() - began:.1f} s")
     assert told.exit_code == 0, told.output
     assert "(n = 1000 slides)" in told.output
-    assert "over 10 folds x 5 seeds, 100 tested in each" in told.output
+    assert "over 10 folds x 25 seeds, 100 tested in each" in told.output
     rows = (tmp_path / "out" / "made-up" / "tables" / "made-up.csv").read_text().splitlines()
-    assert len(rows) == 1 + 2 * 100
-    assert all(row.endswith(",50,50") for row in rows[1:])
+    assert len(rows) == 1 + 2 * 20
+    assert all(row.endswith(",250,250") for row in rows[1:])

@@ -405,8 +405,7 @@ def observe(model: Aggregator, bag: Bag) -> list[Head]:
 
     Read are softmax attention over all tokens, in windows and inside regions, Nyström attention, retention, gated linear
     attention, Mamba and V-Mamba. Not seen are dilated attention and torch's own transformer layers, such as HIPT's between
-    regions.
-    Matrices of at most EXACT tokens are kept in float64, larger ones in the model's precision.
+    regions. Matrices of at most EXACT tokens are kept in float64, larger ones in the model's precision.
 
     Raises:
         MilbenchError: no layer of the model mixes tokens in one of these ways.

@@ -133,9 +133,10 @@ def figures(measured: list[Measured], name: str) -> list[Figure]:
 
 
 def _about(measured: list[Measured]) -> str:
-    slides = list(dict.fromkeys(f"{m.slide} ({m.numbers.n:,} tokens in the first layer)" for m in measured[:1])) + list(
-        dict.fromkeys(m.slide for m in measured if m.slide != measured[0].slide)
-    )
+    tokens: dict[str, int] = {}
+    for m in measured:
+        tokens[m.slide] = max(m.numbers.n, tokens.get(m.slide, 0))
+    slides = [f"{slide} (up to {n:,} tokens in a layer)" for slide, n in tokens.items()]
     return f"Slide{'s' * (len(slides) > 1)} {', '.join(slides)}."
 
 

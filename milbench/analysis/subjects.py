@@ -16,7 +16,7 @@ import torch
 from milbench import datasets, plugins, tasks
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
-from milbench.datasets import Dataset, Fold
+from milbench.datasets import Dataset, Fold, formats
 from milbench.errors import MilbenchError, unknown
 from milbench.plugins import Variant
 from milbench.training import Bags, Standardiser, derive_seed
@@ -26,37 +26,35 @@ from milbench.trials.store import MODEL, Store
 
 
 def read_features(path: Path, step: float | None = None) -> Bag:
-    """The bag in a feature file of CLAM or TRIDENT (`features`, and `coords` in level-0 pixels).
+    """The bag in a feature file (see :mod:`milbench.datasets.formats`); its stem is the slide.
 
     Args:
-        path: the file; its stem is the slide.
-        step: level-0 pixels between neighbouring patches. Unless given it is what TRIDENT notes beside the coordinates, or what
-            CLAM notes in `../patches` for the file of that name.
+        path: the file.
+        step: level-0 pixels between neighbouring patches, where neither the file nor CLAM's patches file says it.
 
     Raises:
-        MilbenchError: not such a file, or coordinates without a step.
+        MilbenchError: not a feature file, or positions without a step.
     """
-    try:
-        with h5py.File(path) as file:
-            features, coords = torch.from_numpy(file["features"][:]).float(), torch.from_numpy(file["coords"][:])
-            noted = dict(file["coords"].attrs)
-        patches = path.parent.parent / "patches" / path.name
-        if "patch_size_level0" not in noted and patches.is_file():
-            with h5py.File(patches) as file:
-                clam = file["coords"].attrs
-                noted["patch_size_level0"] = clam["patch_size"] * clam["downsample"][0]
-    except (OSError, KeyError) as error:
-        raise MilbenchError(f"{path}: not a file with features and coords as CLAM and TRIDENT write them ({error})") from error
-    step = step or noted.get("patch_size_level0")
+    if not path.is_file() or path.suffix not in (".h5", ".pt", ".npz"):
+        raise MilbenchError(f"--features {path}: no .h5, .pt or .npz file")
+    patches = formats.layout(path.parent).patches_of(path)
+    features, coords = formats.read(path, patches)
+    if coords is None:
+        return Bag(torch.from_numpy(features), slide_id=path.stem, case_id=path.stem, source=str(path))
+    step = step or formats.inspect(path, patches).step
     if not step:
         raise MilbenchError(f"{path}: says nowhere how far apart patches are; give --step in level-0 pixels")
-    return Bag(features.flatten(0, -2), coords, float(step), slide_id=path.stem, case_id=path.stem, source=str(path))
+    return Bag(
+        torch.from_numpy(features), torch.from_numpy(coords), step, slide_id=path.stem, case_id=path.stem, source=str(path)
+    )
 
 
 def slide_size(path: Path) -> tuple[float, float] | None:
     """Width and height of the slide in level-0 pixels, where the feature file notes them (TRIDENT does)."""
+    if path.suffix != ".h5":
+        return None
     with h5py.File(path) as file:
-        noted = dict(file["coords"].attrs)
+        noted = dict(file["coords"].attrs) if "coords" in file else {}
     return (float(noted["level0_width"]), float(noted["level0_height"])) if "level0_width" in noted else None
 
 
@@ -137,6 +135,15 @@ class Trained:
         return bag if self.standardise is None else bag.with_features(self.standardise(bag.features))
 
 
+def labels(trials: Sequence[Trained]) -> list[str]:
+    """What figures call the trials: the method, and the start of the trial's id where a method comes more than once."""
+    methods = [trial.variant.label for trial in trials]
+    return [
+        method if methods.count(method) == 1 else f"{method} ({trial.spec.trial_id[:6]})"
+        for method, trial in zip(methods, trials, strict=True)
+    ]
+
+
 def of_dataset(dataset: Dataset, id: str, standardise: Standardiser | None = None) -> Bag:
     """One bag of a dataset.
 
@@ -157,7 +164,7 @@ def fresh(name: str, in_dim: int, n_out: int = 2, seed: int = 0) -> Aggregator:
 
 def file_name(*parts: Any) -> str:
     """The parts as a name that any file system takes."""
-    return "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", str(part)).strip("-") for part in parts)
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", str(part)).strip("-") for part in parts)
 
 
 def one_of_each(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,6 +124,7 @@ def run(
     from milbench.errors import MilbenchError
     from milbench.ops import backends
     from milbench.suites import expand, load, pack, save_splits, sized, with_known
+    from milbench.suites.expand import Load
     from milbench.suites.model import whole, with_includes
     from milbench.trials import plan as plans
     from milbench.trials.store import Store
@@ -134,7 +136,7 @@ def run(
     suite = sized(suite, size)
     asked = load(suite)
     names = plugins.split_list(aggregators) if aggregators is not None else None
-    give = datasets.load
+    give: Load = cache(datasets.load)
     if rehearse:
         from milbench.cli import rehearsal
 

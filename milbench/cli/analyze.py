@@ -33,7 +33,7 @@ def analyze() -> None:
 @click.option("--aggregator", "aggregators", multiple=True, metavar="NAME", help="A method with fresh weights; may be repeated.")
 @click.option("--slide", "slides", multiple=True, metavar="ID", help="May be repeated. [default: a trial's first test slide]")
 @click.option(
-    "--features", type=click.Path(path_type=Path), multiple=True, metavar="FILE.h5", help="Slides from files of CLAM or TRIDENT."
+    "--features", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="Slides from files of CLAM or TRIDENT."
 )
 @STEP
 @click.option("--dataset", help="Where the slides of --aggregator come from, unless from --features.")
@@ -74,13 +74,13 @@ def rank(
         raise MilbenchError("slides come from --features or from a dataset, not from both")
     torch.set_num_threads(threads or os.cpu_count() or 1)
     plugins.discover(plugin_files)
-    found = [subjects.Trained.find(Store(results), trial) for trial in trials]
+    found = [subjects.Trained.find(Store(results), trial) for trial in dict.fromkeys(trials)]
     files = [subjects.read_features(path, step) for path in features]
 
     work: list[tuple[rank_figures.Subject, list[Bag]]] = []
-    for one in found:
+    for one, label in zip(found, subjects.labels(found), strict=True):
         models = {"fresh": one.model(trained=False), "trained": one.model()}
-        subject = rank_figures.Subject(one.variant.name, one.variant.label, one.spec.trial_id, models)
+        subject = rank_figures.Subject(one.variant.name, label, one.spec.trial_id, models)
         work.append((subject, [one.prepared(bag) for bag in files] or [one.bag(id) for id in slides or one.fold.test[:1]]))
     if aggregators:
         bags = files or _slides_of(dataset, encoder, slides)
@@ -95,9 +95,8 @@ def rank(
             for m in rank_figures.measure(subject, bag, exact_to=exact_to, directions=directions, pictures=number == 0):
                 measured.append(m)
                 click.echo(f"{subject.label}, {bag.slide_id}, {m.head.layer}, head {m.head.head}, {m.when}: {m.numbers}")
-    made = rank_figures.figures(
-        measured, name or subjects.one_of_each([s.aggregator for s, _ in work]) + f"-{work[0][1][0].slide_id}"
-    )
+    name = name or f"{subjects.one_of_each([s.aggregator for s, _ in work])}-{work[0][1][0].slide_id}"
+    made = rank_figures.figures(measured, subjects.file_name(name))
     click.echo("\nWritten:")
     for figure in made:
         saved = figure.save(results / "analysis")
@@ -111,7 +110,7 @@ def _slides_of(dataset: str | None, encoder: str | None, slides: tuple[str, ...]
     from milbench.errors import MilbenchError
 
     if not dataset or not slides:
-        raise MilbenchError("--aggregator needs --features FILE.h5, or --dataset NAME and --slide ID")
+        raise MilbenchError("--aggregator needs --features FILE, or --dataset NAME and --slide ID")
     known = next((info.encoders for info in datasets.infos() if info.name == dataset), ())
     if encoder is None and len(known) != 1:
         raise MilbenchError(f"dataset {dataset}: say whose features with --encoder, known: {', '.join(known) or 'none'}")
@@ -122,7 +121,7 @@ def _slides_of(dataset: str | None, encoder: str | None, slides: tuple[str, ...]
 @analyze.command("heatmap")
 @TRIALS
 @click.option("--slide", metavar="ID", help="A slide or case of the trials' dataset.")
-@click.option("--features", type=click.Path(path_type=Path), metavar="FILE.h5", help="A slide from a file of CLAM or TRIDENT.")
+@click.option("--features", type=click.Path(path_type=Path), metavar="FILE", help="A slide from a file of CLAM or TRIDENT.")
 @STEP
 @click.option("--thumbnail", type=click.Path(path_type=Path), metavar="IMAGE", help="Of the whole slide, laid underneath.")
 @click.option("--slide-size", type=(float, float), metavar="W H", help="Of the slide in level-0 pixels, if the file is silent.")
@@ -145,7 +144,7 @@ def heatmap(
     if not trials:
         raise MilbenchError("say which models: --trial ID")
     if (slide is None) == (features is None):
-        raise MilbenchError("say which slide: --slide ID of the trials' dataset, or --features FILE.h5")
+        raise MilbenchError("say which slide: --slide ID of the trials' dataset, or --features FILE")
     under = None
     if thumbnail:
         size = slide_size or (subjects.slide_size(features) if features else None)
@@ -154,9 +153,10 @@ def heatmap(
         under = (maps.image_of(thumbnail), size)
     plugins.discover(plugin_files)
     panels: list[maps.Heatmap] = []
-    for trained in [subjects.Trained.find(Store(results), trial) for trial in dict.fromkeys(trials)]:
+    found = [subjects.Trained.find(Store(results), trial) for trial in dict.fromkeys(trials)]
+    for trained, label in zip(found, subjects.labels(found), strict=True):
         bag = trained.prepared(subjects.read_features(features, step)) if features else trained.bag(str(slide))
-        panels += maps.heatmaps(trained.model(), trained.task, bag, label=trained.variant.label, trial=trained.spec.trial_id)
+        panels += maps.heatmaps(trained.model(), trained.task, bag, label=label, trial=trained.spec.trial_id)
     if under and len({p.slide for p in panels}) > 1:
         raise MilbenchError(f"{bag.slide_id} holds several slides, --thumbnail shows one; leave it out")
     folder = results / "analysis"

@@ -162,12 +162,12 @@ class Pack:
                 free = shutil.disk_usage(self.folder).free + sum(path.stat().st_size for path in useless)
                 if free < self.bytes_needed:
                     raise MilbenchError(
-                        f"packing {self.name} needs {self.bytes_needed / 1e9:.2f} GB in {self.folder}, where {free / 1e9:.2f} GB "
-                        f"are free; {_ADVICE}"
+                        f"packing {self.name} needs {self.bytes_needed / 1e6:,.1f} MB in {self.folder}, where "
+                        f"{free / 1e6:,.1f} MB are free; {_ADVICE}"
                     )
                 for path in useless:
                     path.unlink()
-                tell(f"packing {self.name}: {len(self.sizes):,} bags, {self.bytes_needed / 1e9:.2f} GB, into {self.path}")
+                tell(f"packing {self.name}: {len(self.sizes):,} bags, {self.bytes_needed / 1e6:,.1f} MB, into {self.path}")
                 self._write()
                 if not self._open():
                     raise MilbenchError(f"{self.path} was written and cannot be read back; is the disk sound? {_ADVICE}")

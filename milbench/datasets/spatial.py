@@ -6,6 +6,7 @@ or a prototype with noise, at any width. Nothing is stored: a slide is made when
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,6 +104,11 @@ def features(encoder: str, slide: Slide, part: Part, draw: Draw) -> NDArray[np.f
     return (clean + bell).astype(np.float32) / np.float32(UNIT)
 
 
+def _with_features(name: str, encoder: str, id: str) -> tuple[Slide, NDArray[np.float32]]:
+    slide = make(name, id)
+    return slide, features(encoder, slide, _parse(id)[0], Draw(name, id, encoder))
+
+
 def _width(encoder: str) -> int:
     if encoder == "digits":
         if reason := missing():
@@ -136,7 +142,7 @@ def _prototypes(width: int) -> NDArray[np.int32]:
     """(10, width): rows of a Hadamard matrix, repeated to the width and scaled, so that all are equally far from each other."""
     common = np.arange(10)[:, None] & (np.arange(width) % 16)
     sign = 1 - 2 * (np.bitwise_count(common) % 2).astype(np.int32)
-    return sign * round(APART * GAUSSIAN_NOISE / (2 * width) ** 0.5)
+    return sign * round(APART * GAUSSIAN_NOISE / math.sqrt(2 * width))
 
 
 def _parse(id: str) -> tuple[Part, int]:
@@ -165,15 +171,14 @@ def load(name: str, encoder: str) -> Dataset:
 
     @lru_cache(maxsize=KEPT if not suffix else 0)
     def read(id: str) -> Bag:
-        slide = make(name, id)
-        x = features(encoder, slide, _parse(id)[0], Draw(name, id, encoder))
+        slide, x = _with_features(name, encoder, id)
         coords = torch.from_numpy(slide.tissue.coords)
         return Bag(torch.from_numpy(x), coords, slide.tissue.step, slide_id=id, case_id=id, source=f"{name}, generated")
 
     digest = hashlib.sha256()
     for id in (some[number] for some in ids.values() for number in (0, 1)):
-        slide = make(name, id)
-        for array in (slide.tissue.coords, slide.types, read(id).features.numpy()):
+        slide, x = _with_features(name, encoder, id)
+        for array in (slide.tissue.coords, slide.types, x):
             digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
     parts = {part: f"{len(some)} for {part}" for part, some in ids.items()}
     return Dataset(

@@ -219,7 +219,7 @@ class MagnificationShift(Adjacency):
 class Arrangement(Task):
     """Do A and B keep to different sides of the slide, though no window holds two of their colonies?
 
-    Rule: colonies of 3 patches, all of one type, more than 8 patches apart; as many of A as of B. On positive slides a line
+    Rule: colonies of 6 patches, all of one type, more than 8 patches apart; as many of A as of B. On positive slides a line
     divides the colonies of A from those of B, on negative slides they are mixed so that their centres of mass all but coincide.
     Who: what knows where distant patches are: full attention with 2-D positions, LongMIL's global layer, perhaps scans of the
     map. Stacked windows or graphs whose whole reach is 4 patches cannot.
@@ -227,7 +227,7 @@ class Arrangement(Task):
     """
 
     name, label = "arrangement", "Arrangement"
-    COLONY, CENTRES = 3, 11  # patches of a colony, distance of two centres
+    COLONY, CENTRES = 6, 11  # patches of a colony, distance of two centres
     LINES = np.array([(1, 0), (2, 1), (1, 1), (1, 2), (0, 1), (-1, 2), (-1, 1), (-2, 1)])
     TRIES = 32
 

@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -117,7 +118,8 @@ def build(
     if not sections:
         raise MilbenchError(f"suite {suite} lists no trials in {store.root}; run it first: milbench run --suite {suite}")
     not_run = collect.not_run(store, suite)
-    verdicts = claims.verdicts(store, {leaf.suite for leaf in leaves} | set(not_run)) if tests else []
+    concerned = {leaf.suite for leaf in leaves} | set(not_run)
+    verdicts = claims.verdicts(store, concerned, partial(progress, "verdicts")) if tests else []
     return Report(suite, collect.title(store, suite), sections, not_run, verdicts, figure.saved(store.root / "analysis"))
 
 

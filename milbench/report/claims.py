@@ -7,7 +7,7 @@ tables, on printed means by Welch's test; :func:`decide` holds the rules.
 import math
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -219,8 +219,8 @@ def decide(claim: Claim, e: Estimate, p_holm: float, printed: float = math.nan, 
     Supported: the 95 % interval lies above 0 and the corrected p is below 0.05. For "no worse" both are against -margin
     instead of 0.
 
-    Not supported: the interval lies below that value, with a corrected p below 0.05. Or the interval lies below the printed
-    difference, with a corrected p of the printed difference below 0.05: what is there is less than what was claimed.
+    Not supported: the interval lies below that value, with a corrected p below 0.05. Or the interval holds 0 but lies below the
+    printed difference, with a corrected p of the printed difference below 0.05: what there may be is less than what was claimed.
 
     Inconclusive: neither.
 
@@ -234,7 +234,7 @@ def decide(claim: Claim, e: Estimate, p_holm: float, printed: float = math.nan, 
     needed = -claim.margin
     if p_holm < ALPHA and e.low > needed:
         return "supported"
-    if (p_holm < ALPHA and e.high < needed) or (p_printed < ALPHA and e.high < printed):
+    if (p_holm < ALPHA and e.high < needed) or (p_printed < ALPHA and e.low <= 0 and e.high < printed):
         return "not supported"
     return "inconclusive"
 
@@ -249,12 +249,15 @@ def together(verdicts: Iterable[Verdict]) -> Verdict:
     return "inconclusive" if kinds else "not run"
 
 
-def verdicts(store: Store | None, suites: Collection[str] | None = None) -> list[Table]:
+def verdicts(
+    store: Store | None, suites: Collection[str] | None = None, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Table]:
     """The verdicts as tables: "What the results say" and "What the printed numbers say".
 
     Args:
         store: the results; without one there is the second table only.
         suites: only claims about tables that one of these suites fills; all claims unless given.
+        progress: told (claims done, all of them) while results are resampled.
 
     Raises:
         MilbenchError: a plan, a result or a measurement cannot be read.
@@ -264,7 +267,7 @@ def verdicts(store: Store | None, suites: Collection[str] | None = None) -> list
     chosen = [c for c in load().claim if c in about_tables or (not c.tables and (about_tables or "efficiency" in (wanted or ())))]
     tables = []
     if store is not None and chosen:
-        parts = judge(chosen, Measured(store))
+        parts = judge(chosen, Measured(store), progress)
         if wanted is not None and "efficiency" not in wanted:  # then measurements count where they are, and are not missed
             parts = [part for part in parts if part.claim.tables or part.verdict != "not run"]
         tables.append(_table("claims-results", "What the results say", parts, _MEASURED))
@@ -273,15 +276,18 @@ def verdicts(store: Store | None, suites: Collection[str] | None = None) -> list
     return tables
 
 
-def judge(claims: Iterable[Claim], evidence: Measured | Printed) -> list[Part]:
+def judge(
+    claims: Sequence[Claim], evidence: Measured | Printed, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Part]:
     """Every part of the claims with its verdict, in their order; on printed numbers only what was printed."""
     parts: list[Part] = []
-    for claim in claims:
+    for done, claim in enumerate(claims, start=1):
         if claim.tables:
             found = _differences(claim, evidence) if claim.is_difference else _anova(claim, evidence)
             parts += [part for part in found if evidence is not PRINTED or part.estimate != Printed.ABSENT]
         elif isinstance(evidence, Measured):
             parts += _measured(claim, evidence.store.root / "analysis")
+        progress(done, len(claims))
     families: dict[tuple[Any, ...], list[Part]] = {}
     for part in parts:
         if part.family and not isinstance(part.estimate, str):
@@ -393,7 +399,8 @@ def _words(table: PaperTable, column: Column) -> str:
     for name, value in column._asdict().items():
         alike = [c for c in others if getattr(c, name) == value]
         if len(alike) < len(others):
-            told.append(heads.get(str(value)) or heads.get(f"{value}-survival") or f"{value}{units.get(name, '')}")
+            plain = str(value).upper() if name == "dataset" else f"{value}{units.get(name, '')}"
+            told.append(heads.get(str(value)) or heads.get(f"{value}-survival") or plain)
         others = alike
     return ", ".join(told)
 
@@ -494,8 +501,8 @@ _RULES = [
 ]
 _MEASURED = [
     _RULES[0]
-    + " Not supported: the same below that value; or interval and corrected p exclude the printed difference from below. "
-    "Inconclusive: neither.",
+    + " Not supported: the same below that value; or the interval holds 0 and excludes the printed difference, also with a "
+    "corrected p. Inconclusive: neither.",
     f"n: cases x seeds. Differences: bootstrap over cases, stratified by class, drawn in each fold, {REPLICATES:,} resamples, "
     "the same for both methods; Holm within one table and metric, comparisons with LongMIL being those of the tables' daggers.",
     f'A printed "about k times" is met from k / {ABOUT:g} on; costs are of one machine and have no interval. Exponents: slope '
@@ -522,8 +529,11 @@ def _table(name: str, title: str, parts: Sequence[Part], notes: list[str]) -> Ta
             absent.append(f"{claim.text} ({claim.where})")
             continue
         lines.append(Row(f"{claim.text} ({claim.where}{margin}): {verdict}", [], rule=bool(lines)))
-        for line in dict.fromkeys(part.line for part in members):
-            lines.append(_line(line, [part for part in members if part.line == line]))
+        by_line = {line: [part for part in members if part.line == line] for line in dict.fromkeys(part.line for part in members)}
+        waiting = {line for line, some in by_line.items() if _overall(some) == "not run"}
+        lines += [_line(line, some) for line, some in by_line.items() if line not in waiting]
+        if waiting:
+            lines.append(_line(f"{len(waiting)} more", [part for part in members if part.line in waiting]))
     if absent:
         lines = lines or [Row("No claim has a result yet", [])]
         notes = [*notes, f"Not run, {len(absent)} claims: {'; '.join(absent)}."]

@@ -395,10 +395,10 @@ def extrapolation(plan: Plan, done: Sequence[Run], paired: Table | None, metric:
                 top.bar(x, row["mean"], 0.7, yerr=row["sd"], color=look["color"], capsize=2, error_kw={"elinewidth": 0.8})
                 if row["difference"] is not None:
                     fill = look["color"] if row["p_holm"] < ALPHA else "white"
-                    sides = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
-                    low.errorbar(
-                        x, row["difference"], sides, color=look["color"], marker=look["marker"], markerfacecolor=fill, capsize=2
-                    )
+                    low.vlines(
+                        x, row["low"], row["high"], color=look["color"]
+                    )  # a percentile interval need not hold the estimate
+                    low.plot(x, row["difference"], color=look["color"], marker=look["marker"], markerfacecolor=fill)
             low.axhline(0, color="black", linewidth=0.6)
             low.set_xticks(range(len(own)), [row["label"] for row in own], rotation=35, ha="right")
             p = "two runs of each needed" if math.isnan(anova[column]) else f"p = {anova[column]:.2g}"

@@ -168,17 +168,21 @@ def build(
     Args:
         folds: files with a row per model and fold.
         predictions: files with a row per model, fold and case.
-        reference: model that the others are compared with; LongMIL or AB-MIL where the file has it unless given, else its first.
+        reference: model that the others are compared with, in tables that have it; else LongMIL, AB-MIL or the first.
         tests: False leaves the comparisons out.
 
     Raises:
-        MilbenchError: a file cannot be read or lacks a column; says what was found and what is needed.
+        MilbenchError: a file cannot be read or lacks a column; says what was found and what is needed. No file has the reference.
     """
+    by_fold, by_case = [Sheet.read(path) for path in folds], [Sheet.read(path) for path in predictions]
+    models = {row[sheet.need("model", MODEL)] for sheet in (*by_fold, *by_case) for row in sheet.rows}
+    if reference is not None and reference not in models:
+        raise unknown("model in these files", reference, models)
     tables: list[Table] = []
-    for path in folds:
-        tables += of_folds(Sheet.read(path), reference, tests=tests)
-    for path in predictions:
-        tables += of_predictions(Sheet.read(path), reference, tests=tests)
+    for sheet in by_fold:
+        tables += of_folds(sheet, reference, tests=tests)
+    for sheet in by_case:
+        tables += of_predictions(sheet, reference, tests=tests)
     return tables
 
 
@@ -236,16 +240,13 @@ def _tables(
 ) -> list[Table]:
     """The table of means, and the comparison over folds."""
     main = _main(sheet, name, group, scores, labels, {})
-    base = _reference(sheet, scores, reference)
-    over_folds = _over_folds(name, group, scores, labels, base) if tests else None
+    over_folds = _over_folds(name, group, scores, labels, _reference(scores, reference)) if tests else None
     return [main, *([over_folds] if over_folds else [])]
 
 
-def _reference(sheet: Sheet, scores: Scores, asked: str | None) -> str:
+def _reference(scores: Scores, asked: str | None) -> str:
     models = list(dict.fromkeys(model for own in scores.values() for model in own))
-    if asked is not None:
-        if asked not in models:
-            raise unknown(f"model in {sheet.path}", asked, models)
+    if asked in models:
         return asked
     plain = {_plain(model).replace(" ", ""): model for model in reversed(models)}
     return next((plain[name] for name in OURS if name in plain), models[0])
@@ -366,7 +367,7 @@ def of_predictions(sheet: Sheet, reference: str | None = None, *, tests: bool = 
                 with np.errstate(invalid="ignore"):
                     scores[group, metric][name][part] = float(function(*some.data))
     labels = {metric: label for metric, (label, *_) in metrics.items()}
-    base = _reference(sheet, scores, reference)
+    base = _reference(scores, reference)
     paired, daggers = _paired(sheet, cases, metrics, base) if tests else (None, {})
     main = _main(sheet, sheet.stem, "", scores, labels, daggers)
     if paired:

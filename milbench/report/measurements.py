@@ -1,6 +1,6 @@
 """What `milbench profile aggregators` and `milbench analyze rank` left in results/analysis, as far as claims rest on it.
 
-Read: `efficiency*.csv` (aggregator, n, train_seconds, peak_bytes), `rank*.csv` (aggregator, trial, slide, layer, head, when, n,
+Read: `efficiency.csv` (aggregator, n, train_seconds, peak_bytes), `rank*.csv` (aggregator, trial, slide, layer, head, when, n,
 d, sparsity, and rank and effective_rank with their bounds `_low` and `_high`) and `bands*.csv` (n, b, rank). Other columns do not
 matter; a file that is not there is something that was not run.
 """
@@ -34,7 +34,7 @@ def _rows(folder: Path, pattern: str, needed: tuple[str, ...]) -> list[dict[str,
 
 def _curve(folder: Path, quantity: str, aggregator: str) -> dict[int, float]:
     """n -> quantity of a method, ascending."""
-    rows = _rows(folder, "efficiency*.csv", ("aggregator", "n", quantity))
+    rows = _rows(folder, "efficiency.csv", ("aggregator", "n", quantity))
     found = {int(row["n"]): float(row[quantity]) for row in rows if row["aggregator"] == aggregator and row[quantity]}
     return {n: found[n] for n in sorted(found) if found[n] > 0}
 

@@ -279,7 +279,8 @@ class _Footnotes:
 
 def _main(content: _Content, published: Beside, tests: bool) -> Table:
     footnotes = _Footnotes()
-    lines = [Row(row.label, [], rule=_rule_above(content, row.aggregator, i)) for i, row in enumerate(content.rows)]
+    ruled = _ruled(content)
+    lines = [Row(row.label, [], rule=row.aggregator in ruled) for row in content.rows]
     below = [Row(PAPER, [], below=True) for _ in content.rows]
     headers: list[tuple[str, str]] = []
     tidy = []
@@ -371,11 +372,14 @@ def _tidy(row: _Name, column: tuple[Any, ...], block: _Block, printed: PrintedTa
     }  # fmt: skip
 
 
-def _rule_above(content: _Content, name: str, index: int) -> bool:
-    """A rule stands above the first row of each group, except at the top, and above rows the suite does not list."""
-    listed = content.plan.definition["grid"]["aggregator"]
-    firsts = [first for first, _ in content.layout["groups"]]
-    return index > 0 and (name in firsts or name.split("[")[0] in firsts or name not in listed)
+def _ruled(content: _Content) -> set[str]:
+    """Above which rows a rule stands: the first of each group, and those that the suite does not list; never at the top."""
+    listed, names = content.plan.definition["grid"]["aggregator"], [row.aggregator for row in content.rows]
+    starts = set(names).difference(listed)
+    for first, _ in content.layout["groups"]:
+        same = [name for name in names if name == first] or [name for name in names if name.split("[")[0] == first]
+        starts.update(same[:1])
+    return starts.difference(names[:1])
 
 
 def _head(layout: dict[str, Any], column: tuple[Any, ...], metric: str) -> tuple[str, str]:

@@ -160,9 +160,10 @@ def expand(
             if split not in dataset.splits and split in PUBLISHED:
                 raise NotHere(f"dataset {name} has no split {split}; add it with: milbench data add {name} --splits ...")
         except NotHere as absent:
+            label = _label(name)
             cells += [
                 Cell(
-                    trial_id="", context="", aggregator=r.name, label=r.label, dataset_label=_label(name), fold=fold, seed=seed,
+                    trial_id="", context="", aggregator=r.name, label=r.label, dataset_label=label, fold=fold, seed=seed,
                     draw=r.draw, missing=str(absent), **column,
                 )
                 for fold, r, seed in product(folds or grid.fold or range(count(split)), tried, seeds)
@@ -203,6 +204,9 @@ def expand(
                 cells.append(cell)
     definition = suite.model_dump(mode="json")
     definition["grid"]["aggregator"] = [r.name for r in listed]
+    if suite.table:
+        layout = {"labels": labels, "reference": row(suite.table.reference, fitted).name}
+        definition["table"] |= layout | {"groups": [[row(end, fitted).name for end in ends] for ends in suite.table.groups]}
     definition["expect"] = {row(text, fitted).name: said for text, said in suite.expect.items()}
     return Plan(suite=suite.name, definition=definition, notes=list(dict.fromkeys(notes)), cells=cells), jobs
 

@@ -128,7 +128,7 @@ class Suite(_Form):
         made_by: a command that makes what the suite stands for, where nothing is trained.
         expect: aggregator -> what its definition promises on each of `grid.dataset`, in that order, written down before anything
             is run: "pass", "partial" or "fail" of the report's capability matrix, "sees" for partial or pass, "open" for no
-            prediction.
+            prediction. For generated datasets, of which chance and the best score are known.
     """
 
     name: str
