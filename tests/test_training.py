@@ -115,7 +115,7 @@ def test_enough_is_enough():
     script = [(False, 1.0), (True, 0.5), (True, 1.0), (True, 2.0)]
     for enough, min_epochs, ends in ((0.995, 0, 2), (0.995, 3, 3), (1.5, 0, 6), (None, 0, 6)):
         recipe = get_recipe("paper", "subtyping", max_epochs=6, enough=enough, min_epochs=min_epochs)
-        done, model, *_ = train(toy_dataset(), model=Scripted(script), recipe=recipe)
+        done, *_ = train(toy_dataset(), model=Scripted(script), recipe=recipe)
         assert len(done.curve) == ends
         assert done.epoch == min(ends, 4), "the best epoch so far is kept"
     assert "enough" not in get_recipe("paper", "subtyping").model_dump(), "trials from before keep their identity"
