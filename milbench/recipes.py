@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from milbench.errors import MilbenchError, unknown
 
@@ -24,6 +24,7 @@ class Recipe(BaseModel):
             or the last.
         select_after: epochs up to this one cannot be selected.
         sampling: "shuffle" shows each bag once an epoch, "class-balanced" draws as many with replacement, classes equally often.
+        enough: training also stops after the epoch whose validation metric is at least this; None never does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +48,15 @@ class Recipe(BaseModel):
     select: Literal["best on val", "best val accuracy", "best val loss", "last"] = "best on val"
     select_after: int = Field(0, ge=0)
     sampling: Literal["shuffle", "class-balanced"] = "shuffle"
+    enough: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `enough` where it is None: trials from before there was such a thing keep their identity."""
+        values: dict[str, Any] = handler(self)
+        if self.enough is None:
+            del values["enough"]
+        return values
 
 
 # Learning rate, weight decay and batch of one are the LongMIL paper's (section 4, appendix A.5.3). It names no optimiser,

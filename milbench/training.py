@@ -187,6 +187,8 @@ def fit(
             waited += 1
             if recipe.patience is not None and waited >= recipe.patience and epoch >= recipe.min_epochs:
                 break
+        if recipe.enough is not None and metric >= recipe.enough and epoch >= recipe.min_epochs:
+            break
     if selecting:
         model.load_state_dict(kept)
     else:

@@ -18,7 +18,7 @@ from milbench.datasets import Fold
 from milbench.recipes import Recipe
 from milbench.report import build, collect
 from milbench.report.figure import saved
-from milbench.report.figures import Trend, suite_figures
+from milbench.report.figures import Trend, _ticks_of_sizes, suite_figures
 from milbench.stats import c_index
 from milbench.stats.metrics import concordance_by_case
 from milbench.trials.plan import Plan, merge
@@ -318,3 +318,24 @@ def test_commands_write_where_the_report_looks(tmp_path):
         ],
     )
     assert (refused.exit_code, "has no coordinates" in refused.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (200, 20_000, ["300", "1k", "3k", "10k"]),
+        (21, 40, ["30", "40"]),
+        (31, 38, ["31", "34", "38"]),  # no two round numbers
+        (2, 1044, ["10", "100", "1k"]),
+        (95, 130, ["95", "111", "130"]),
+        (1000, 65_536, ["1k", "3k", "10k", "30k"]),
+        (1, 10**6, ["1", "100", "10k", "1,000k"]),
+    ],
+)
+def test_sizes_have_two_to_four_ticks(low, high, labels):
+    from matplotlib.figure import Figure as Drawing
+
+    ax = Drawing().subplots()
+    _ticks_of_sizes(ax, low, high)
+    found = [label.get_text() for label in ax.get_xticklabels()]
+    assert found == labels

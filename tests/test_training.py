@@ -110,6 +110,18 @@ def test_patience_counts_epochs_without_a_better_one():
     assert (done.epoch, len(done.curve)) == (1, 5)
 
 
+def test_enough_is_enough():
+    """Training ends with the epoch that solves validation, although later ones would lower the loss further."""
+    script = [(False, 1.0), (True, 0.5), (True, 1.0), (True, 2.0)]
+    for enough, min_epochs, ends in ((0.995, 0, 2), (0.995, 3, 3), (1.5, 0, 6), (None, 0, 6)):
+        recipe = get_recipe("paper", "subtyping", max_epochs=6, enough=enough, min_epochs=min_epochs)
+        done, *_ = train(toy_dataset(), model=Scripted(script), recipe=recipe)
+        assert len(done.curve) == ends
+        assert done.epoch == min(ends, 4), "the best epoch so far is kept"
+    assert "enough" not in get_recipe("paper", "subtyping").model_dump(), "trials from before keep their identity"
+    assert type(recipe).model_validate_json(get_recipe("paper", "subtyping", enough=0.9).model_dump_json()).enough == 0.9
+
+
 def test_validation_of_one_class_falls_back_on_the_loss():
     data = toy_dataset()
     ids = [s.id for s in data.samples]

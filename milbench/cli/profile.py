@@ -152,7 +152,7 @@ def profile_data(
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
-    default=12,
+    default=10,
     show_default=True,
     help="A method stops where a training step takes longer, or would by its growth so far.",
 )

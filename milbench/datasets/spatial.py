@@ -58,7 +58,7 @@ class Scale:
         return min(draw.between(low, 2 * low), self.high)
 
 
-SCALES = {"": Scale(200, 1, 400, (400, 100, 200)), "-full": Scale(200, 7, 20_000, (400, 100, 400))}
+SCALES = {"": Scale(200, 1, 400, (600, 100, 200)), "-full": Scale(200, 7, 20_000, (400, 100, 400))}
 NAMES = {f"spatial-{task}{suffix}": (task, suffix) for suffix in SCALES for task in spatial_tasks.TASKS}
 
 

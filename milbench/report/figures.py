@@ -106,15 +106,17 @@ def _panels(labels: Sequence[str], x: str, y: str) -> tuple["Drawing", list["Axe
 
 
 def _ticks_of_sizes(ax: "Axes", low: float, high: float) -> None:
-    """At most four round numbers on a logarithmic axis."""
+    """Two to four numbers on a logarithmic axis: round ones, or where there is no place for two of them its ends and middle."""
     from matplotlib.ticker import NullFormatter
 
     ax.set_xscale("log")
-    steps: list[tuple[int, ...]] = [(1, 2, 5), (1, 3), (1,)]
+    steps: list[tuple[int, ...]] = [(1, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,)]
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     options = [[m * 10**k for k in powers for m in step if low <= m * 10**k <= high] for step in steps]
-    ticks = next((some for some in options if 2 <= len(some) <= 4), options[-1][:: max(1, len(options[-1]) // 4)])
-    ax.set_xticks(ticks, [f"{t:,}" if t < 1000 else f"{t // 1000:,}k" for t in ticks])
+    fewer = options[-1][:: -(-len(options[-1]) // 4) or 1]
+    ends = [round(low), round(math.sqrt(low * high)), round(high)]
+    ticks = next((some for some in (*options, fewer) if 2 <= len(some) <= 4), ends)
+    ax.set_xticks(ticks, [f"{t:,}" if t < 1000 or t % 1000 else f"{t // 1000:,}k" for t in ticks])
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
