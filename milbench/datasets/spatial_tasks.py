@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from milbench.datasets.spatial_tissue import AROUND, STEP, Draw, Ints, Tissue, grow
+from milbench.datasets.spatial_tissue import STEP, Draw, Ints, Tissue, grow
 
 Part = Literal["train", "val", "test"]
 
@@ -20,6 +20,7 @@ Part = Literal["train", "val", "test"]
 A, B, C = 0, 7, 4
 BACKGROUND = np.array([1, 2, 3, 5, 8, 9])
 DOMINO = 3  # patches of different dominoes are at least so far apart
+SECTIONS = 12  # columns between the sections of an arrangement: wider than LongMIL's own window
 TOUCHING = ((1, 0), (0, 1), (1, 1), (1, -1))
 
 
@@ -74,10 +75,14 @@ class Task(ABC):
         """
         n = n // 4 if part in self.smaller else n
         while True:
-            tissue = grow(draw, n)
+            tissue = self.tissue(draw, n)
             types = BACKGROUND[draw.below(len(BACKGROUND), n)]
             if self.paint(draw, tissue, types, part, positive):  # whether it can does not depend on the label
                 return Slide(tissue, types)
+
+    def tissue(self, draw: Draw, n: int) -> Tissue:
+        """Where the patches are, whatever the label."""
+        return grow(draw, n)
 
     @abstractmethod
     def paint(self, draw: Draw, tissue: Tissue, types: Ints, part: Part, positive: bool) -> bool:
@@ -217,52 +222,35 @@ class MagnificationShift(Adjacency):
 
 
 class Arrangement(Task):
-    """Do A and B keep to different sides of the slide, though no window holds two of their colonies?
+    """Do pieces of tissue with the same type lie side by side?
 
-    Rule: colonies of 6 patches, all of one type, more than 8 patches apart; as many of A as of B. On positive slides a line
-    divides the colonies of A from those of B, on negative slides they are mixed so that their centres of mass all but coincide.
-    Who: what knows where distant patches are: full attention with 2-D positions, LongMIL's global layer, perhaps scans of the
-    map. Stacked windows or graphs whose whole reach is 4 patches cannot.
+    Rule: four sections in a row, 12 columns apart. Two hold patches of type A anywhere, the other two as many of type B. On
+    positive slides the sections of A are neighbours at one end and those of B at the other; on negative slides those of one
+    type lie between those of the other.
+    Who: what knows where distant patches are: full attention with 2-D positions, LongMIL's global layer, scans of the map. Models
+    that read the file meet the sections one after the other. Windows and graphs never leave a section, so each looks the same.
     Best: 1.
     """
 
     name, label = "arrangement", "Arrangement"
-    COLONY, CENTRES = 6, 11  # patches of a colony, distance of two centres
-    LINES = np.array([(1, 0), (2, 1), (1, 1), (1, 2), (0, 1), (-1, 2), (-1, 1), (-2, 1)])
-    TRIES = 32
+
+    def tissue(self, draw: Draw, n: int) -> Tissue:
+        """Four sections."""
+        return grow(draw, n, sections=4, gap=SECTIONS)
 
     def paint(self, draw: Draw, tissue: Tissue, types: Ints, part: Part, positive: bool) -> bool:
-        """The most divided of a few halves, or the most mixed."""
-        around = np.c_[np.arange(len(tissue)), tissue.neighbours(AROUND)]  # (n, 9), itself first
-        left = draw.shuffled(np.flatnonzero((around >= 0).sum(axis=1) >= self.COLONY))
-        centres = []
-        while len(left):
-            centres.append(left[0])
-            left = left[tissue.squared(left[0], left) >= (self.CENTRES * tissue.step) ** 2]
-        half = len(centres) // 2
-        if half < 2:
-            return False
-        places = draw.shuffled(np.array(centres))[: 2 * half]
-        coords = tissue.coords[places]
-        # (halvings, 2 half): places in an order whose first half gets A
-        lines = np.argsort(coords @ self.LINES.T, axis=0, kind="stable").T
-        mixed = np.argsort(draw.words(self.TRIES * 2 * half).reshape(self.TRIES, -1), axis=1, kind="stable")
-        orders = lines if positive else mixed
-        between = coords[orders[:, :half]].sum(axis=1) - coords[orders[:, half:]].sum(axis=1)  # (halvings, 2)
-        apart = (between * between).sum(axis=1)
-        order = orders[apart.argmax() if positive else apart.argmin()]
-        if draw.between(0, 1):
-            order = order[::-1]
-        for at, place in enumerate(places[order]):
-            cells = around[place][around[place] >= 0]
-            types[np.r_[place, draw.shuffled(cells[1:])][: self.COLONY]] = A if at < half else B
+        """A A B B or A B B A, or with A and B exchanged."""
+        one, other = (A, B) if draw.between(0, 1) else (B, A)
+        sections = [np.flatnonzero(tissue.section == number) for number in range(4)]
+        count = min(map(len, sections)) * draw.between(25, 40) // 100
+        for cells, kind in zip(sections, (one, one, other, other) if positive else (one, other, other, one), strict=True):
+            types[draw.shuffled(cells)[:count]] = kind
         return True
 
     def rule(self, slide: Slide) -> bool:
         """The centres of mass of A and B are further apart than the spread of both."""
         a, b = slide.tissue.coords[slide.of(A)], slide.tissue.coords[slide.of(B)]
-        spread = np.r_[a, b].std(axis=0)
-        return bool(np.linalg.norm(a.mean(axis=0) - b.mean(axis=0)) > np.linalg.norm(spread))
+        return bool(np.linalg.norm(a.mean(axis=0) - b.mean(axis=0)) > np.linalg.norm(np.r_[a, b].std(axis=0)))
 
 
 class Texture(Task):

@@ -18,8 +18,7 @@ Ints = NDArray[np.int64]
 STEP = 256  # level-0 pixels between neighbouring patches
 AXIS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 AROUND = (*AXIS, (1, 1), (1, -1), (-1, 1), (-1, -1))
-GAP = 8  # empty columns between sections
-_SIDE_BY_SIDE = 3  # sections at most
+GAP = 8  # empty columns between sections, unless a task says otherwise
 _FILLED = 45  # percent of a section's bounding box that is tissue
 
 
@@ -112,9 +111,16 @@ class Tissue:
         return Tissue(coords[order], self.section[parent[order]], half), parent[order]
 
 
-def grow(draw: Draw, n: int) -> Tissue:
-    """One to three sections of blobs with ragged edges and holes, `n` patches in all, side by side on the slide."""
-    count = min(draw.between(1, _SIDE_BY_SIDE), max(1, n // 60))
+def grow(draw: Draw, n: int, sections: int | None = None, gap: int = GAP) -> Tissue:
+    """Sections of blobs with ragged edges and holes, `n` patches in all, side by side on the slide.
+
+    Args:
+        draw: where the randomness comes from.
+        n: patches.
+        sections: how many; one to three unless given.
+        gap: empty columns between them.
+    """
+    count = sections or min(draw.between(1, 3), max(1, n // 60))
     share = 2 + draw.below(3, count)
     sizes = n * share // share.sum()
     sizes[0] += n - sizes.sum()
@@ -126,7 +132,7 @@ def grow(draw: Draw, n: int) -> Tissue:
         shift = draw.below(STEP, 2)
         shift[1] += STEP * draw.between(0, len(mask) // 3)
         coords.append(corner + shift + STEP * np.stack([column, row], axis=1))
-        corner[0] += STEP * (mask.shape[1] + GAP)
+        corner[0] += STEP * (mask.shape[1] + gap)
     return Tissue(np.concatenate(coords), np.repeat(np.arange(count), sizes))
 
 
