@@ -23,11 +23,15 @@ from milbench.errors import MilbenchError
 PATCHES, WIDTH = 8000, 1024  # of a generated slide, on average; as wide as ResNet-50's and UNI's features
 PAGE = 1024  # float32 values in a page of memory
 
-# How feature files come: as TRIDENT writes them (float16, in one piece) and as CLAM does (float32, in chunks of a batch).
+# How feature files come: in chunks of one patch as TRIDENT writes them, of a batch as CLAM does, and in one piece, which is the
+# fastest to read and rare. Float16 must be widened whenever it is read, wherever it is read from.
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "float16, contiguous": {"dtype": "float16"},
-    "float32, contiguous": {"dtype": "float32"},
+    "float32, chunks of 1": {"dtype": "float32", "chunks": (1, WIDTH)},
+    "float16, chunks of 1": {"dtype": "float16", "chunks": (1, WIDTH)},
     "float32, chunks of 32": {"dtype": "float32", "chunks": (32, WIDTH)},
+    "float16, chunks of 32": {"dtype": "float16", "chunks": (32, WIDTH)},
+    "float32, contiguous": {"dtype": "float32"},
+    "float16, contiguous": {"dtype": "float16"},
 }
 
 
