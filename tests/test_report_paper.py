@@ -332,7 +332,20 @@ def test_the_classic_sets_have_their_own_printed_numbers(tmp_path, monkeypatch):
         "Mean-pooling": "–", "Max-pooling": "–", "AB-MIL": "0.892", "AB-MIL (gated)": "0.900", "DS-MIL": "0.932", "CLAM-SB": "–",
     }  # fmt: skip
     assert [row.rule for row in table.rows] == [False, False, True, False, False, False]
-    assert build(store, "classic").sections[0].paired.title == "Paired comparison with AB-MIL"
+    section = build(store, "classic").sections[0]
+    assert section.paired.title == "Paired comparison with AB-MIL"
+    (verdicts,) = section.more
+    assert len(verdicts.tidy) == len(verdicts.rows) == 9
+    for row in verdicts.tidy:
+        reach = 1.96 * row["published_se"]
+        overlap = row["low"] <= row["published_mean"] + reach and row["published_mean"] - reach <= row["high"]
+        assert row["within"] == overlap
+        measured = [
+            r for r in table.tidy if (r["dataset"], r["label"], r["metric"]) == (row["dataset"], row["label"], row["metric"])
+        ]
+        assert row["mean"] == pytest.approx(measured[0]["mean"])
+        assert row["low"] <= row["mean"] <= row["high"]
+    assert {row["within"] for row in verdicts.tidy} == {0, 1}
     note = "Ilse et al. 2018, Table 1; ± is the standard error; not checked against the paper"
     assert f"({printed['AB-MIL'].mark}) {note}" in table.notes
     assert sum("published_mean" in row and row["published_mean"] == row["published_mean"] for row in table.tidy) == 9
