@@ -434,8 +434,10 @@ def _notes(content: _Content, *, tests: bool, significant: bool) -> list[str]:
             f"n = {total} is few: the ranking above is mostly chance, read the intervals of the paired comparison instead."
         )
     notes += _recipes(done)
-    if any(run.result["spec"]["standardise"] for run in done):
-        notes.append("Features are standardised with statistics of the training fold.")
+    scaled = {run.cell.dataset_label: run.result["spec"]["standardise"] for run in done}
+    if any(scaled.values()):
+        of = "" if all(scaled.values()) else f" of {', '.join(label for label, yes in scaled.items() if yes)}"
+        notes.append(f"Features{of} are standardised with statistics of the training fold.")
     notes += list(dict.fromkeys(f"Said during training: {message}." for run in done for message in run.result["messages"]))
     wanted = content.layout["reference"]
     if not tests:
@@ -489,13 +491,15 @@ def _about_printed(content: _Content, published: Beside) -> list[str]:
 
 
 def _recipes(done: Sequence[Run]) -> list[str]:
-    """One sentence per recipe; where rows differ in it, their names come with it."""
-    used: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    """One sentence per recipe; where rows or datasets differ in it, their names come with it."""
+    used: dict[str, tuple[dict[str, Any], list[Run]]] = {}
     for run in done:
         recipe = run.result["spec"]["recipe"]
-        used.setdefault(str(recipe), (recipe, []))[1].append(run.cell.label)
+        used.setdefault(str(recipe), (recipe, []))[1].append(run)
+    by_dataset = len({frozenset(run.cell.label for run in own) for _, own in used.values()}) == 1
     notes = []
-    for recipe, labels in used.values():
+    for recipe, own in used.values():
+        labels = [run.cell.dataset_label if by_dataset else run.cell.label for run in own]
         parts = [recipe["optimiser"], f"learning rate {recipe['lr']:g}", f"weight decay {recipe['weight_decay']:g}"]
         if recipe["schedule"] != "constant":
             parts.append(f"{recipe['schedule']} schedule")
@@ -517,6 +521,7 @@ def _recipes(done: Sequence[Run]) -> list[str]:
 def _paired(content: _Content, reference: _Name) -> Table:
     lines: list[Row] = []
     tidy, without = [], []
+    said: dict[str, list[str]] = {}
     for column, metric in content.heads:
         head = ", ".join(filter(None, _head(content.layout, column, metric)))
         if not any(content.blocks[row, column, metric].comparison for row in content.rows):
@@ -531,10 +536,13 @@ def _paired(content: _Content, reference: _Name) -> Table:
             if c is None:
                 lines.append(Row(row.label, [Entry("–")] * 5))
                 continue
+            wins_ties_losses = (c.wins, c.ties, c.losses)[:: METRICS[metric][2]]  # a lower Brier score wins
+            if c.note:
+                said.setdefault(c.note, []).append(f"{row.label} ({head})")
             entries = [
                 Entry(f"{c.difference:+.3f}", dagger=block.p_holm < ALPHA),
                 Entry("–" if math.isnan(c.low) else f"[{c.low:+.3f}, {c.high:+.3f}]"),
-                Entry(f"{c.wins}/{c.ties}/{c.losses}"),
+                Entry("/".join(map(str, wins_ties_losses))),
                 Entry(_p(c.p)),
                 Entry(_p(block.p_holm)),
             ]
@@ -542,8 +550,8 @@ def _paired(content: _Content, reference: _Name) -> Table:
             place = _tidy(row, column, block, None)
             tidy.append({
                 **{k: v for k, v in place.items() if k not in ("mean", "sd", "runs", "expected_runs")},
-                "reference": reference.aggregator, "difference": c.difference, "low": c.low, "high": c.high, "wins": c.wins,
-                "ties": c.ties, "losses": c.losses, "p": c.p, "p_holm": block.p_holm, "runs": c.runs,
+                "reference": reference.aggregator, "difference": c.difference, "low": c.low, "high": c.high,
+                **dict(zip(("wins", "ties", "losses"), wins_ties_losses, strict=True)), "superiority": c.superiority, "p": c.p, "p_holm": block.p_holm, "runs": c.runs,
             })  # fmt: skip
     notes = [
         f"Difference = method minus {reference.label}, mean over the paired runs; W/T/L counts them.",
@@ -552,6 +560,7 @@ def _paired(content: _Content, reference: _Name) -> Table:
         "would.",
         "Holm's correction runs over all comparisons of one metric in this table.",
     ]
+    notes += [f"{', '.join(rows)}: {note}." for note, rows in said.items()]
     if without:
         notes.append(f"No method can be paired with {reference.label} in: {'; '.join(without)}.")
     headers = [("", h) for h in ("difference", "95 % interval", "W/T/L", "p", "p (Holm)")]
