@@ -551,7 +551,8 @@ def _paired(content: _Content, reference: _Name) -> Table:
             tidy.append({
                 **{k: v for k, v in place.items() if k not in ("mean", "sd", "runs", "expected_runs")},
                 "reference": reference.aggregator, "difference": c.difference, "low": c.low, "high": c.high,
-                **dict(zip(("wins", "ties", "losses"), wins_ties_losses, strict=True)), "superiority": c.superiority, "p": c.p, "p_holm": block.p_holm, "runs": c.runs,
+                **dict(zip(("wins", "ties", "losses"), wins_ties_losses, strict=True)), "superiority": c.superiority,
+                "p": c.p, "p_holm": block.p_holm, "runs": c.runs,
             })  # fmt: skip
     notes = [
         f"Difference = method minus {reference.label}, mean over the paired runs; W/T/L counts them.",
