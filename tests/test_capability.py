@@ -201,4 +201,4 @@ def test_sizes_of_a_suite(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["run", "--suite", "spatial", "--small", "--dry-run", "--results", str(tmp_path)])
     assert end.value.code == 0
-    assert "12 trials: 12 to run" in capsys.readouterr().out
+    assert "9 trials: 9 to run" in capsys.readouterr().out
