@@ -13,7 +13,7 @@ import numpy as np
 from milbench import stats
 from milbench.report.collect import Run
 from milbench.report.figure import PAGE, Figure
-from milbench.report.tables import ALPHA, Entry, Row, Table
+from milbench.report.tables import ALPHA, Entry, Row, Table, with_data
 from milbench.stats.paired import Metric
 from milbench.trials.plan import Plan
 
@@ -131,18 +131,16 @@ def _square(runs: Sequence[Run], aggregator: str, column: Column, known: Known, 
     for run in done:
         by_fold[run.cell.fold].append(run)
     against = stats.paired_bootstrap(
-        [(some[0].predictions["target"], [(_auc(run), _constant(known.chance)) for run in some]) for some in by_fold.values()],
+        [
+            (some[0].predictions["target"], [(with_data(run, "macro_auc"), _constant(known.chance)) for run in some])
+            for some in by_fold.values()
+        ],
         replicates=REPLICATES,
         seed=f"capability|{aggregator}|{column}",
     )
     square.auc, square.p = known.chance + against.difference, against.p
     square.low, square.high = known.chance + against.low, known.chance + against.high
     return square
-
-
-def _auc(run: Run) -> Metric:
-    p = run.predictions
-    return lambda counts: stats.macro_auc(p["target"], p["score"], counts)
 
 
 def _constant(value: float) -> Metric:
