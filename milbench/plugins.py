@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -233,7 +234,9 @@ def resolve(text: str) -> Variant:
             raise MilbenchError(f"cannot read {item.strip()!r} in {text!r}; write parameter=value")
         if key not in model.model_fields:
             raise unknown(f"parameter of {name}", key, model.model_fields)
-        given[key] = literal(value)
+        found = literal(value)
+        # "none" may be a word of the parameter's own, such as positions=none
+        given[key] = value if found is None and NoneType not in get_args(model.model_fields[key].annotation) else found
     try:
         params = model.model_validate(given).model_dump()
         standard = model.model_validate({}).model_dump()

@@ -55,6 +55,22 @@ def test_verdicts_follow_from_the_numbers(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_failure_that_never_learnt_is_told_from_one_that_learnt_by_heart(tmp_path):
+    plan, runs = suite(tmp_path)
+    last = {"sharp": 0.69, "blurred": 0.69, "blind": 0.69}
+
+    def marks():
+        for run in runs:
+            run.result["curve"] = [{"epoch": 1, "train_loss": 0.7}, {"epoch": 2, "train_loss": last[run.cell.aggregator]}]
+        (matrix, _), _ = capability.build(plan, runs)
+        assert rows(matrix)["blind"]["loss_ratio"] == pytest.approx(last["blind"] / 0.7)
+        return {row.label: row.entries[0].mark for row in matrix.rows[3:]}
+
+    assert marks() == {"SHARP": "", "BLURRED": "s", "BLIND": "u"}, "only a failure can be unlearnt"
+    last["blind"] = 0.1
+    assert marks() == {"SHARP": "", "BLURRED": "s", "BLIND": ""}
+
+
 def test_the_interval_is_that_of_other_test_slides(tmp_path):
     """Against a plain bootstrap over slides, written out, that draws whole slides within each class for both seeds at once."""
     plan, runs = suite(tmp_path)

@@ -24,6 +24,17 @@ def test_equal_variants_have_one_name_and_one_parameter_set():
     assert isinstance(plugins.resolve("abmil[dropout=0]").params["dropout"], float), "0 and 0.0 must hash alike"
 
 
+def test_none_is_nothing_or_a_word_as_the_parameter_has_it(tmp_path):
+    assert plugins.resolve("full-attention[positions=none]").name == "full-attention[positions=none]"
+    assert not plugins.resolve("full-attention[positions=none]").build(8, 2).needs_coords
+    path = tmp_path / "nothing.py"
+    path.write_text(PLUGIN.format(name="nothing"))
+    plugins.discover([path])
+    assert plugins.resolve("nothing[rate=none]").params["rate"] is None
+    with pytest.raises(MilbenchError, match="rope"):
+        plugins.resolve("full-attention[positions=null]")
+
+
 def test_preset_is_a_name_for_parameters():
     assert plugins.resolve("clam-mb").params["branches"] == "multi"
     assert plugins.resolve("clam-mb").name == "clam-mb"

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.errors import MilbenchError
+from milbench.files import write_atomically
 from milbench.report.figure import PAGE, Figure
 from milbench.tasks import Subtyping, Survival
-from milbench.trials.store import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable

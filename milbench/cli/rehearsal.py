@@ -11,11 +11,12 @@ from pathlib import Path
 import click
 
 from milbench.cli import progress, show
+from milbench.files import write_atomically
 from milbench.suites import Job, rehearse
 from milbench.suites.expand import Load
 from milbench.trials.run import run_trial
 from milbench.trials.spec import TrialSpec
-from milbench.trials.store import Store, write_atomically
+from milbench.trials.store import Store
 
 
 def load(scale: float) -> Load:

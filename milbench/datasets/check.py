@@ -20,9 +20,10 @@ from milbench.datasets import tables
 from milbench.datasets.findings import Finding, many
 from milbench.datasets.formats import BadFile, Facts, Layout, inspect
 from milbench.datasets.formats import read as read_file
-from milbench.datasets.manifest import Features, Manifest, folder, layout, write
+from milbench.datasets.manifest import Features, Manifest, folder, layout
 from milbench.datasets.published import ENCODERS
 from milbench.datasets.roster import Roster
+from milbench.files import write_atomically
 
 Progress = Callable[[int, int], None]
 REMEMBERED = 1  # version of what is remembered of a file
@@ -254,7 +255,7 @@ class _Memory:
         """Write it, where there is anything new and the folder can be written to."""
         if self._new and self._new != self._old:
             try:
-                write(self._path, json.dumps({"version": REMEMBERED, "files": self._new}))
+                write_atomically(self._path, json.dumps({"version": REMEMBERED, "files": self._new}))
             except OSError:  # a data folder that is shared read-only: files are looked at again next time
                 return
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import tomllib
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from milbench.datasets.base import TaskName
 from milbench.datasets.formats import Format, Layout
 from milbench.datasets.published import COHORTS
 from milbench.errors import MilbenchError, from_validation
+from milbench.files import write_atomically
 
 
 class _Form(BaseModel):
@@ -160,16 +160,8 @@ def save(manifest: Manifest) -> Path | None:
     path, text = path_of(manifest.name), "".join(f"{line}\n" for line in _lines(manifest))
     if path.is_file() and path.read_text() == text:
         return None
-    write(path, text)
+    write_atomically(path, text)
     return path
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _lines(manifest: Manifest) -> Iterator[str]:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from milbench.bags import Bag
 from milbench.errors import MilbenchError
+from milbench.files import flush
 
 MAGIC = b"milbench pack 1\n"
 ALIGNMENT = 64  # bytes, of every array in the file
@@ -285,11 +286,7 @@ def _whole_or_nothing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush(path.parent)
     except BaseException:
         with suppress(FileNotFoundError):
             part.unlink()

@@ -98,15 +98,21 @@ def run_local(
             worker.process.join()
 
 
+# What usually ends a process so. Packed features are mapped into memory for reading only.
+_USUAL = {
+    "SIGKILL": ", most likely for want of memory",
+    "SIGSEGV": "; an aggregator of your own that writes into bag.features ends so: milbench check aggregator tells",
+}
+
+
 def _bury(job: Job, exit_code: int | None, store: Store) -> Done:
     """Record the trial whose worker died without a word."""
     from milbench.trials.run import failure, provenance
 
-    killed = exit_code == -signal.SIGKILL
-    status = "oom" if killed else "failed"
+    status: Status = "oom" if exit_code == -signal.SIGKILL else "failed"
     name = signal.Signals(-exit_code).name if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
-    reason = f"the worker process ended with {name}" + (", most likely for want of memory" if killed else "")
-    result = failure(job.spec, status, reason)  # type: ignore[arg-type]
+    reason = f"the worker process ended with {name}{_USUAL.get(name, '')}"
+    result = failure(job.spec, status, reason)
     result.labels, result.provenance = job.labels, provenance()
     store.write(result)
     return Done(job.spec.trial_id, result.status, reason)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from milbench.errors import MilbenchError
+from milbench.files import write_atomically
 from milbench.report import appendix, capability, claims, classic, collect, document, figure, latex, ranks, render, tables
 from milbench.report.figure import Figure, Saved
 from milbench.report.figures import suite_figures
 from milbench.report.tables import Beside, Table
 from milbench.trials.plan import Plan
-from milbench.trials.store import Store, write_atomically
+from milbench.trials.store import Store
 
 Format = Literal["latex", "md", "html", "csv"]
 FORMATS: tuple[Format, ...] = ("latex", "md", "html", "csv")

@@ -24,9 +24,11 @@ ALLOWED = {  # a prediction, and the verdicts that agree with it
     "pass": ("pass",), "partial": ("partial",), "fail": ("fail",), "sees": ("partial", "pass"),
     "open": ("fail", "partial", "pass"),
 }  # fmt: skip
-SURPRISE = "s"
+SURPRISE, UNLEARNT = "s", "u"
+FALLEN = 0.9  # of the first epoch's training loss: what has not fallen below was not learnt
 REPLICATES = 2_000  # enough for an interval; its smallest p-value survives the correction over 50 methods
 _COLOURS = {"pass": "#0072B2", "partial": "#E69F00", "fail": "#E5E5E5", "": "#FFFFFF"}
+_HATCH = "////"  # fails that were not even learnt
 _TISSUE = {"o": "#D0D0D0", "A": "#D55E00", "B": "#0072B2", "C": "#009E73"}
 
 Column = tuple[object, ...]
@@ -52,6 +54,7 @@ class Square:
 
     Args:
         auc: mean over the runs. low, high: its 95 % interval. p: against chance, corrected over the methods of the task.
+        loss: training loss of the last epoch over that of the first, mean over the runs; NaN for methods without epochs.
         verdict: "pass", "partial" or "fail"; empty without a finished run.
         expected: the prediction; empty where the suite makes none.
         why: status of the runs where there is no verdict.
@@ -64,6 +67,7 @@ class Square:
     low: float = float("nan")
     high: float = float("nan")
     p: float = float("nan")
+    loss: float = float("nan")
     verdict: str = ""
     why: str = ""
 
@@ -71,6 +75,16 @@ class Square:
     def surprise(self) -> bool:
         """Whether the verdict disagrees with the prediction."""
         return bool(self.verdict and self.expected) and self.verdict not in ALLOWED[self.expected]
+
+    @property
+    def unlearnt(self) -> bool:
+        """Whether it fails on its own training slides as well: longer training, or another, might teach it."""
+        return self.verdict == "fail" and self.loss > FALLEN
+
+    @property
+    def mark(self) -> str:
+        """Letters of the footnotes."""
+        return SURPRISE * self.surprise + UNLEARNT * self.unlearnt
 
     def judge(self) -> None:
         """Give the verdict from interval and p-value."""
@@ -139,8 +153,15 @@ def _square(runs: Sequence[Run], aggregator: str, column: Column, known: Known, 
         seed=f"capability|{aggregator}|{column}",
     )
     square.auc, square.p = known.chance + against.difference, against.p
+    square.loss = float(np.mean([_fall(run) for run in done]))
     square.low, square.high = known.chance + against.low, known.chance + against.high
     return square
+
+
+def _fall(run: Run) -> float:
+    """Training loss of the last epoch over that of the first: a ratio, as some methods' losses have more than one term."""
+    losses = [row["train_loss"] for row in run.result["curve"]]
+    return losses[-1] / losses[0] if losses else float("nan")
 
 
 def _constant(value: float) -> Metric:
@@ -171,10 +192,7 @@ class _Matrix:
         lines, tidy = [], []
         for name, label in self.rows.items():
             own = [self.squares[name, column] for column in self.columns]
-            entries = [
-                Entry(f"{s.verdict} {s.auc:.2f}", mark=SURPRISE if s.surprise else "") if s.verdict else Entry(f"– ({s.why})")
-                for s in own
-            ]
+            entries = [Entry(f"{s.verdict} {s.auc:.2f}", mark=s.mark) if s.verdict else Entry(f"– ({s.why})") for s in own]
             told = [s for s in own if s.verdict and s.expected]
             lines.append(Row(label, [*entries, Entry(f"{sum(not s.surprise for s in told)} of {len(told)}" if told else "–")]))
             tidy += [self._tidy(name, label, column) for column in self.columns]
@@ -188,7 +206,9 @@ class _Matrix:
                 "pass: the 95 % interval of the AUC (bootstrap over test slides, stratified by class) lies above the middle"
                 " between chance and oracle. partial: above chance (same bootstrap, p < 0.05 after Holm's correction over the"
                 " methods of the task), but not so far. fail: not shown to be above chance.",
-                f"{SURPRISE}: a surprise, other than the suite's file predicted before anything was run.",
+                f"{SURPRISE}: a surprise, other than the suite's file predicted.",
+                f"{UNLEARNT}: not learnt: the training loss of the last epoch is above {FALLEN:.0%} of the first's. The method,"
+                " or this recipe, fails on the training slides too; a fail without it learnt what does not carry over.",
                 "Bayes: the best score of anything that knows types and places. Oracle: the task's rule, applied to the types and"
                 " places of the same test slides.",
                 "The interval says what other test slides would have shown, not what another training would.",
@@ -201,8 +221,8 @@ class _Matrix:
         agreed = "" if not (s.verdict and s.expected) else "surprise" if s.surprise else "as expected"
         return {
             "dataset": column[0], "encoder": column[1], "aggregator": name, "label": label, "runs": s.runs, "auc": s.auc,
-            "low": s.low, "high": s.high, "p_holm": s.p, "verdict": s.verdict, "expected": s.expected, "agreed": agreed,
-            "why": s.why, "chance": s.known.chance, "bayes": s.known.bayes, "oracle": s.known.oracle,
+            "low": s.low, "high": s.high, "p_holm": s.p, "loss_ratio": s.loss, "verdict": s.verdict, "expected": s.expected,
+            "agreed": agreed, "why": s.why, "chance": s.known.chance, "bayes": s.known.bayes, "oracle": s.known.oracle,
         }  # fmt: skip
 
     def predictions(self) -> Table:
@@ -239,7 +259,8 @@ class _Matrix:
             for y, name in enumerate(self.rows):
                 for x, column in enumerate(self.columns):
                     s = self.squares[name, column]
-                    axes.add_patch(Rectangle((x, y), 1, 1, facecolor=_COLOURS[s.verdict], edgecolor="white", linewidth=1))
+                    look = {"facecolor": _COLOURS[s.verdict], "edgecolor": "white", "hatch": _HATCH if s.unlearnt else None}
+                    axes.add_patch(Rectangle((x, y), 1, 1, linewidth=1, **look))
                     ink = "white" if s.verdict == "pass" else "black"
                     text = f"{s.auc:.2f}{' !' if s.surprise else ''}" if s.verdict else "–"
                     weight = "bold" if s.surprise else "normal"
@@ -251,15 +272,16 @@ class _Matrix:
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
             keys: list[Patch | Line2D] = [Patch(facecolor=_COLOURS[v], label=v) for v in ("pass", "partial", "fail")]
+            keys.append(Patch(facecolor=_COLOURS["fail"], edgecolor="white", hatch=_HATCH, label="fail, not even learnt"))
             keys.append(Line2D([], [], color="black", marker="$!$", linestyle="", label="other than predicted"))
-            axes.legend(handles=keys, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncol=4)
+            axes.legend(handles=keys, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncol=5)
             return figure
 
         return Figure(
             name=self.name,
             title="What each method sees",
-            caption="AUC on the test slides of each task; 0.5 is chance, 1 is the rule. Colours are the verdicts of the table, "
-            "! marks what the suite's file predicted otherwise.",
+            caption="AUC on the test slides of each task; 0.5 is chance, 1 is the rule. Colours are the verdicts of the table; "
+            "hatched: the training slides were not learnt either; ! marks what the suite's file predicted otherwise.",
             rows=[self._tidy(name, label, column) for name, label in self.rows.items() for column in self.columns],
             draw=draw,
         )

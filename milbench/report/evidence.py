@@ -13,8 +13,8 @@ from scipy import stats as scipy
 from milbench import stats
 from milbench.report import collect, published
 from milbench.report.collect import Run
-from milbench.report.tables import METRICS, REPLICATES
-from milbench.stats.paired import Metric
+from milbench.report.tables import REPLICATES, with_data
+from milbench.stats.paired import Metric, Once
 from milbench.trials import plan as plans
 from milbench.trials.plan import Plan
 from milbench.trials.store import Store
@@ -209,10 +209,10 @@ class Measured:
         n = f"{cases}" + (f" x {len(keys) // len(folds)}" if len(keys) > len(folds) else "")
         return Estimate(c.difference, c.low, c.high, c.p, c.se, None, n)
 
-    def _metric(self, run: Run, metric: str) -> "Once":
+    def _metric(self, run: Run, metric: str) -> Once:
         key = (run.cell.trial_id, metric)
         if key not in self._metrics:
-            self._metrics[key] = Once(_of_run(run, metric))
+            self._metrics[key] = Once(with_data(run, metric))
         return self._metrics[key]
 
 
@@ -223,33 +223,6 @@ def _within(found: Column, wanted: Column) -> bool:
 def _why_not(place: Place, runs: Sequence[Run]) -> str:
     reasons = dict.fromkeys(f"{run.status}: {run.result['reason']}" for run in runs if run.status in ("skipped", "failed", "oom"))
     return "; ".join(reasons) or f"{place.aggregator} is not run"
-
-
-class Once:
-    """A metric as a function of case counts, computed once for the same counts: many comparisons share a run."""
-
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
-        self._known: dict[bytes, NDArray[np.float64]] = {}
-
-    def __call__(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Counts (B, n) to values (B,)."""
-        # One generator draws a block of counts, so its length and first rows tell it from any other.
-        key = len(counts).to_bytes(8) + counts[:8].tobytes()
-        if key not in self._known:
-            self._known[key] = self._metric(counts)
-        return self._known[key]
-
-
-def _of_run(run: Run, metric: str) -> Metric:
-    function = METRICS[metric][1]
-
-    def value(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        p = run.predictions
-        outcome = (p["time"], p["event"], p["risk"]) if "risk" in p else (p["target"], p["score"])
-        return function(*outcome, counts)
-
-    return value
 
 
 class _Sum:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milbench.trials.store import write_atomically
+from milbench.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

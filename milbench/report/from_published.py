@@ -34,8 +34,9 @@ from milbench import stats
 from milbench.errors import MilbenchError, unknown
 from milbench.report import claims
 from milbench.report.build import Report
-from milbench.report.evidence import Once, words
+from milbench.report.evidence import words
 from milbench.report.tables import ALPHA, METRICS, REPLICATES, Entry, Row, Table
+from milbench.stats.paired import Once
 
 MODEL = ("model", "method", "aggregator")
 FOLD = ("fold", "folds", "split", "run", "seed")

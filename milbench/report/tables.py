@@ -13,7 +13,7 @@ from milbench import stats
 from milbench.errors import MilbenchError
 from milbench.report.collect import Run
 from milbench.report.printed import Printed, PrintedTable
-from milbench.stats.paired import Metric
+from milbench.stats.paired import Metric, Once
 from milbench.trials.plan import Plan
 
 METRICS: dict[str, tuple[str, Callable[..., NDArray[np.float64]], int]] = {  # label, function, +1 where higher is better
@@ -220,19 +220,20 @@ def _compare(content: _Content, progress: Callable[[int, int], None]) -> None:
         return
     todo = []
     for column, metric in content.heads:
-        base = {(r.cell.fold, r.cell.seed): r for r in content.blocks[reference, column, metric].runs if r.status == "ok"}
+        ran = [run for run in content.blocks[reference, column, metric].runs if run.status == "ok"]
+        base = {(run.cell.fold, run.cell.seed): (run, Once(with_data(run, metric))) for run in ran}  # every row meets them
         for row in content.rows:
             block = content.blocks[row, column, metric]
-            pairs = [(r, base[key]) for r in block.runs if r.status == "ok" and (key := (r.cell.fold, r.cell.seed)) in base]
+            pairs = [(r, *base[key]) for r in block.runs if r.status == "ok" and (key := (r.cell.fold, r.cell.seed)) in base]
             if row != reference and pairs:
                 todo.append((block, column, pairs))
     for done, (block, column, pairs) in enumerate(todo):
         progress(done, len(todo))
         folds = []
-        for fold in sorted({mine.cell.fold for mine, _ in pairs}):
-            seeds = [(mine, other) for mine, other in pairs if mine.cell.fold == fold]
-            both = [(with_data(mine, block.metric), with_data(other, block.metric)) for mine, other in seeds]
-            folds.append((strata(seeds), both))
+        for fold in sorted({mine.cell.fold for mine, _, _ in pairs}):
+            seeds = [pair for pair in pairs if pair[0].cell.fold == fold]
+            both = [(with_data(mine, block.metric), known) for mine, _, known in seeds]
+            folds.append((strata([(mine, other) for mine, other, _ in seeds]), both))
         # One seed of the resamples per column and metric: every row meets the same resampled cases.
         block.comparison = stats.paired_bootstrap(folds, replicates=REPLICATES, seed=f"{column}|{block.metric}")
     progress(len(todo), len(todo))

@@ -17,6 +17,22 @@ UNDEFINED = 0.05  # share of resamples without a value that an interval may leav
 _ELEMENTS = 2**18  # counts drawn at a time: fits a processor's cache
 
 
+class Once:
+    """A metric as a function of case counts, computed once for the same counts: many comparisons share a run."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._known: dict[bytes, Array] = {}
+
+    def __call__(self, counts: Array) -> Array:
+        """Counts (B, n) to values (B,)."""
+        # One generator draws a block of counts, so its length and first rows tell it from any other.
+        key = len(counts).to_bytes(8) + counts[:8].tobytes()
+        if key not in self._known:
+            self._known[key] = self._metric(counts)
+        return self._known[key]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A method against the reference. Effect first, p-value last.

@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from milbench import datasets, plugins, recipes
 from milbench.datasets.splits import PUBLISHED, count
 from milbench.errors import MilbenchError, NotHere, from_validation, unknown
+from milbench.files import write_atomically
 from milbench.suites.model import Search, Suite
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.spec import TrialSpec
-from milbench.trials.store import Store, write_atomically
+from milbench.trials.store import Store
 
 Load = Callable[..., datasets.Dataset]
 

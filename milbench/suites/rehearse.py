@@ -28,12 +28,13 @@ from milbench.bags import Bag
 from milbench.datasets import ENCODERS, Dataset, Fold, Sample, splits
 from milbench.datasets.published import COHORTS, Cohort
 from milbench.errors import MilbenchError, NotHere
+from milbench.files import write_atomically
 from milbench.suites.expand import Job
 from milbench.training import Bags, derive_seed
 from milbench.trials import plan as plans
 from milbench.trials.run import Files, OnEpoch, build_model, peak_memory, reset_peak_memory
 from milbench.trials.spec import TrialSpec
-from milbench.trials.store import Result, Store, write_atomically
+from milbench.trials.store import Result, Store
 
 STEPS, PREDICTIONS = 4, 2  # for each distinct model and size of bag
 COARSE = 4  # the smaller of the two sizes is this much smaller

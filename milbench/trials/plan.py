@@ -14,8 +14,9 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from milbench.errors import MilbenchError, from_validation, unknown
+from milbench.files import write_atomically
 from milbench.trials.spec import SCHEMA
-from milbench.trials.store import Store, write_atomically
+from milbench.trials.store import Store
 
 
 class Cell(BaseModel):

@@ -5,7 +5,6 @@ A folder appears by a rename, so a crash leaves either nothing or everything, an
 """
 
 import json
-import os
 import shutil
 import time
 import uuid
@@ -16,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from milbench.errors import MilbenchError, from_validation
+from milbench.files import flush
 from milbench.trials.spec import SCHEMA, TrialSpec
 
 Status = Literal["ok", "failed", "oom", "skipped"]
@@ -119,7 +119,7 @@ class Store:
                 save(temporary / name)
             (temporary / "trial.json").write_text(json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
             for path in [*temporary.iterdir(), temporary]:
-                _fsync(path)
+                flush(path)
             return self._put(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -140,7 +140,7 @@ class Store:
                     continue  # another writer moved it away first
                 shutil.rmtree(old, ignore_errors=True)
             else:
-                _fsync(self.trials)
+                flush(self.trials)
                 return True
 
     def sweep(self, older_than: float = 3600.0) -> None:
@@ -148,20 +148,3 @@ class Store:
         for left in [*self.trials.glob(".writing-*"), *self.trials.glob(".replaced-*")]:
             if time.time() - left.stat().st_mtime > older_than:
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small text file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.write_text(text)
-    _fsync(temporary)
-    temporary.replace(path)
