@@ -25,6 +25,7 @@ class Recipe(BaseModel):
         select_after: epochs up to this one cannot be selected.
         sampling: "shuffle" shows each bag once an epoch, "class-balanced" draws as many with replacement, classes equally often.
         enough: training also stops after the epoch whose validation metric is at least this; None never does.
+        epoch_bags: an epoch shows so many bags and the next goes on where it ended; None shows all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,14 +50,13 @@ class Recipe(BaseModel):
     select_after: int = Field(0, ge=0)
     sampling: Literal["shuffle", "class-balanced"] = "shuffle"
     enough: float | None = None
+    epoch_bags: int | None = Field(None, ge=1)
 
     @model_serializer(mode="wrap")
     def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `enough` where it is None: trials from before there was such a thing keep their identity."""
+        """Without what is younger than the first trials where it is None, so that they keep their identity."""
         values: dict[str, Any] = handler(self)
-        if self.enough is None:
-            del values["enough"]
-        return values
+        return {key: value for key, value in values.items() if value is not None or key not in ("enough", "epoch_bags")}
 
 
 # Learning rate, weight decay and batch of one are the LongMIL paper's (section 4, appendix A.5.3). It names no optimiser,

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,8 +155,9 @@ def fit(
         raise MilbenchError(f"recipe {recipe.name} selects on validation, but this fold has no validation part")
     result, best, waited, stepping = Fit(selected_on="val" if selecting else "none"), (-math.inf, -math.inf), 0, 0.0
     kept: dict[str, Tensor] = {}
+    shown = recipe.epoch_bags or len(train)
     for epoch in range(1, recipe.max_epochs + 1):
-        order = _order(train.samples, targets, recipe, torch.Generator().manual_seed(derive_seed(*axes, "order", epoch)))
+        order = _orders(train.samples, targets, recipe, axes, slice((epoch - 1) * shown, epoch * shown))
         model.train()
         losses = []
         started = time.perf_counter()
@@ -193,12 +194,21 @@ def fit(
         model.load_state_dict(kept)
     else:
         result.epoch = len(result.curve)
-    result.seconds_per_step = stepping / (len(result.curve) * len(train))
+    result.seconds_per_step = stepping / (len(result.curve) * shown)
     return result
 
 
+def _orders(samples: Sequence[Sample], targets: Sequence[Any], recipe: Recipe, axes: Sequence[object], part: slice) -> list[int]:
+    """A part of what is shown when the bags are gone through again and again, each time in an order of its own."""
+    n = len(samples)
+    first = part.start // n
+    passes = [torch.Generator().manual_seed(derive_seed(*axes, "order", at + 1)) for at in range(first, -(-part.stop // n))]
+    order = [i for generator in passes for i in _order(samples, targets, recipe, generator)]
+    return order[part.start - first * n : part.stop - first * n]
+
+
 def _order(samples: Sequence[Sample], targets: Sequence[Any], recipe: Recipe, generator: torch.Generator) -> list[int]:
-    """Which bags an epoch shows, in order."""
+    """Which bags one pass shows, in order."""
     if recipe.sampling == "shuffle":
         return torch.randperm(len(samples), generator=generator).tolist()
     kinds = [(int(t.bin), int(t.event)) if isinstance(t, SurvivalTarget) else int(t) for t in targets]
@@ -210,8 +220,26 @@ def _to(target: Any, device: torch.device) -> Any:
     return target.to(device) if isinstance(target, Tensor) else type(target)(*(t.to(device) for t in target))
 
 
-def fold_bags(dataset: Dataset, fold: Fold, *, standardise: bool, device: str = "cpu") -> tuple[Bags, Bags | None, Bags]:
-    """Train, validation (None where empty) and test bags of a fold; statistics for `standardise` come from train only."""
-    scaler = Standardiser.from_bags(dataset.read(id) for id in fold.train) if standardise else None
+_last: dict[Hashable, Standardiser] = {}  # the statistics of the last fold
+
+
+def fold_bags(
+    dataset: Dataset, fold: Fold, *, standardise: bool, device: str = "cpu", same: Hashable = None
+) -> tuple[Bags, Bags | None, Bags]:
+    """Train, validation (None where empty) and test bags of a fold; statistics for `standardise` come from train only.
+
+    Args:
+        dataset, fold: which bags.
+        standardise: zero mean and unit variance per feature.
+        device: where bags go when they are read.
+        same: says which data these are. A call that says the same as the one before takes over its statistics, so that the many
+            trials of a fold read all training bags once.
+    """
+    scaler = None
+    if standardise:
+        scaler = _last.get(same) or Standardiser.from_bags(dataset.read(id) for id in fold.train)
+        _last.clear()
+        if same is not None:
+            _last[same] = scaler
     train, val, test = (Bags(dataset, ids, device=device, standardise=scaler) for ids in fold)
     return train, (val if len(val) else None), test

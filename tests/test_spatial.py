@@ -233,8 +233,8 @@ def test_what_differs_between_training_and_test():
 def test_parts_are_disjoint_and_balanced():
     dataset = datasets.load("spatial-adjacency", "digits")
     (fold,) = dataset.folds("generated")
-    assert [len(part) for part in fold] == [600, 100, 200]
-    assert len(set().union(*fold)) == 900 == len(dataset.samples)
+    assert [len(part) for part in fold] == [7_200, 100, 200]
+    assert len(set().union(*fold)) == 7_500 == len(dataset.samples)
     for part in fold:
         assert sum(dataset.sample(id).label for id in part) == len(part) / 2
     images = {

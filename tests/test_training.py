@@ -10,8 +10,8 @@ from helpers import toy_dataset
 from milbench import Aggregator, Prediction, plugins
 from milbench.datasets import Fold
 from milbench.recipes import get as get_recipe
-from milbench.tasks import for_fold
-from milbench.training import Bags, Standardiser, derive_seed, fit, fold_bags, predict
+from milbench.tasks import Subtyping, for_fold
+from milbench.training import Bags, Standardiser, _order, _orders, derive_seed, fit, fold_bags, predict
 
 
 def train(data, name="abmil", recipe=None, model=None, standardise=False, axes=("toy", "one", 0, 0)):
@@ -120,6 +120,40 @@ def test_enough_is_enough():
         assert done.epoch == min(ends, 4), "the best epoch so far is kept"
     assert "enough" not in get_recipe("paper", "subtyping").model_dump(), "trials from before keep their identity"
     assert type(recipe).model_validate_json(get_recipe("paper", "subtyping", enough=0.9).model_dump_json()).enough == 0.9
+
+
+def test_an_epoch_may_show_a_part_of_the_bags_and_the_next_goes_on():
+    data = toy_dataset()
+    samples, axes = data.samples, ("toy", 0)
+    targets = [torch.tensor(sample.label) for sample in samples]
+    n, recipe = len(samples), get_recipe("paper", "subtyping")
+    for epoch in (1, 2, 3):
+        usual = _order(samples, targets, recipe, torch.Generator().manual_seed(derive_seed(*axes, "order", epoch)))
+        assert _orders(samples, targets, recipe, axes, slice((epoch - 1) * n, epoch * n)) == usual
+    whole = _orders(samples, targets, recipe, axes, slice(0, 3 * n))
+    pieces = [_orders(samples, targets, recipe, axes, slice(at, at + 7)) for at in range(0, 3 * n - 7, 7)]
+    assert [i for piece in pieces for i in piece] == whole[: 7 * len(pieces)]
+    assert sorted(whole[:n]) == sorted(whole[n : 2 * n]) == list(range(n)), "every bag once before any bag twice"
+    few = get_recipe("paper", "subtyping", epoch_bags=3, max_epochs=2)
+    train_bags, val, _ = fold_bags(data, data.folds("one")[0], standardise=False)
+    fit(Scripted([(True, 1.0)] * 2), train_bags, val, Subtyping(data.classes), few, axes)
+    assert len(train_bags.instances) == 6
+    assert "epoch_bags" not in recipe.model_dump(), "trials from before keep their identity"
+
+
+def test_trials_of_a_fold_share_its_statistics():
+    data, read = toy_dataset(), []
+    counted = replace(data, read=lambda id: read.append(id) or data.read(id))
+    fold = data.folds("one")[0]
+    first, *_ = fold_bags(counted, fold, standardise=True, same="a")
+    assert sorted(read) == sorted(fold.train)
+    again, *_ = fold_bags(counted, fold, standardise=True, same="a")
+    assert len(read) == len(fold.train), "read once"
+    assert torch.equal(first[0].features, again[0].features)
+    read.clear()
+    for same in ("b", "a", None, None):
+        fold_bags(counted, fold, standardise=True, same=same)
+    assert len(read) == 4 * len(fold.train), "of the last fold only, and of none that has no name"
 
 
 def test_validation_of_one_class_falls_back_on_the_loss():

@@ -33,12 +33,14 @@ UNIT = 1024  # features are whole numbers over this, so that they are the same e
 DIGIT_NOISE = UNIT // 10  # standard deviation beside pixels from 0 to UNIT
 GAUSSIAN_NOISE = UNIT // 4
 APART = 8  # standard deviations of the noise between two prototypes
-KEPT = 1024  # slides that stay in memory, so that an epoch after the first does not make them again
+KEPT = 1024  # slides that stay in memory: those of validation, and what an epoch shows between two looks at them
 
 
 @dataclass(frozen=True)
 class Scale:
     """How large slides are and how many there are.
+
+    A suite shows each training slide once: there are so many that nothing can be learnt by heart.
 
     Args:
         low: fewest patches of a slide.
@@ -58,7 +60,7 @@ class Scale:
         return min(draw.between(low, 2 * low), self.high)
 
 
-SCALES = {"": Scale(200, 1, 400, (600, 100, 200)), "-full": Scale(200, 7, 20_000, (400, 100, 400))}
+SCALES = {"": Scale(200, 1, 400, (7_200, 100, 200)), "-full": Scale(200, 7, 20_000, (4_800, 100, 400))}
 NAMES = {f"spatial-{task}{suffix}": (task, suffix) for suffix in SCALES for task in spatial_tasks.TASKS}
 
 

@@ -259,8 +259,8 @@ class _Matrix:
             for y, name in enumerate(self.rows):
                 for x, column in enumerate(self.columns):
                     s = self.squares[name, column]
-                    look = {"facecolor": _COLOURS[s.verdict], "edgecolor": "white", "hatch": _HATCH if s.unlearnt else None}
-                    axes.add_patch(Rectangle((x, y), 1, 1, linewidth=1, **look))
+                    hatch = _HATCH if s.unlearnt else None
+                    axes.add_patch(Rectangle((x, y), 1, 1, facecolor=_COLOURS[s.verdict], edgecolor="white", hatch=hatch))
                     ink = "white" if s.verdict == "pass" else "black"
                     text = f"{s.auc:.2f}{' !' if s.surprise else ''}" if s.verdict else "–"
                     weight = "bold" if s.surprise else "normal"

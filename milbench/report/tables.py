@@ -510,9 +510,9 @@ def _recipes(done: Sequence[Run]) -> list[str]:
             parts.append(f"gradients clipped at {recipe['clip']:g}")
         parts += ["batch of one bag"] + (["classes drawn equally often"] if recipe["sampling"] != "shuffle" else [])
         patience = f", patience {recipe['patience']}" if recipe["patience"] else ""
-        parts.append(
-            f"at most {recipe['max_epochs']} epochs{patience}" if recipe["select"] != "last" else f"{recipe['max_epochs']} epochs"
-        )
+        most = "at most " if recipe["select"] != "last" else ""
+        each = f" of {recipe['epoch_bags']} bags" if recipe.get("epoch_bags") else ""
+        parts.append(f"{most}{recipe['max_epochs']} epochs{each}" + (patience if most else ""))
         chosen = "the last epoch is tested" if recipe["select"] == "last" else "the epoch is chosen on validation, never on test"
         rows = f" ({', '.join(dict.fromkeys(labels))})" if len(used) > 1 else ""
         notes.append(f"Recipe {recipe['name']}{rows}: {', '.join(parts)}; {chosen}.")

@@ -374,14 +374,16 @@ def needs(jobs: Sequence[Job], chosen: Mapping[str, Job], store: Store, scale: f
         *steps, exponent = Cost.between(cost["rehearsal"]["train"], entry.complexity)
         *predictions, _ = Cost.between(cost["rehearsal"]["predict"], entry.complexity)
         epochs = _epochs(s) if entry.cls.fit is Aggregator.fit else (1, 1)
+        share = (s.recipe.epoch_bags or len(train)) / len(train)  # of the training bags that an epoch shows
         once = cost["rehearsal"]["prepare_seconds"]
         hours = [
-            (once + count * (step.seconds(train).sum() + of.seconds(val).sum()) + of.seconds(np.r_[val, test]).sum()) / 3600
+            (once + count * (share * step.seconds(train).sum() + of.seconds(val).sum()) + of.seconds(np.r_[val, test]).sum())
+            / 3600
             for count, step, of in zip(epochs, steps, predictions, strict=True)
         ]
         row = rows.setdefault(s.aggregator, Need(s.aggregator))
         row.trials += 1
-        row.hours = (row.hours[0] + float(hours[0]), row.hours[1] + float(hours[1]))
+        row.hours = (row.hours[0] + float(seconds[0]) / 3600, row.hours[1] + float(seconds[1]) / 3600)
         typical = [float(step.seconds(train.mean())) for step in steps]
         if typical[1] >= row.seconds_per_step[1]:
             row.seconds_per_step, row.exponent = (typical[0], typical[1]), None if math.isnan(exponent) else exponent
