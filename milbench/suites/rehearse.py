@@ -376,9 +376,8 @@ def needs(jobs: Sequence[Job], chosen: Mapping[str, Job], store: Store, scale: f
         epochs = _epochs(s) if entry.cls.fit is Aggregator.fit else (1, 1)
         share = (s.recipe.epoch_bags or len(train)) / len(train)  # of the training bags that an epoch shows
         once = cost["rehearsal"]["prepare_seconds"]
-        hours = [
-            (once + count * (share * step.seconds(train).sum() + of.seconds(val).sum()) + of.seconds(np.r_[val, test]).sum())
-            / 3600
+        seconds = [
+            once + count * (share * step.seconds(train).sum() + of.seconds(val).sum()) + of.seconds(np.r_[val, test]).sum()
             for count, step, of in zip(epochs, steps, predictions, strict=True)
         ]
         row = rows.setdefault(s.aggregator, Need(s.aggregator))
