@@ -303,7 +303,7 @@ def test_rows_sort_by_their_numbers(tmp_path):
     }
     rows = [Row(f"r{i}", [Entry(text)]) for i, text in enumerate([*texts, "< 0.001"])]
     _, plan = made_up_suite(tmp_path / "results", {"abmil": 1.0, "mean": 2.0}, n=9)
-    section = Section(plan, Table("t", "T", [("", "x")], rows, [], []), None, [])
+    section = Section(plan, Table("t", "T", [("", "x")], rows, [], []), None, {})
     write(Report("made-up", "T", [section]), tmp_path, ["html"])
     keys = [key for key in read_page(tmp_path / "report.html").keys if key is not None]
     assert [float(key) if key else None for key in keys[:-1]] == list(texts.values())

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from milbench.engines import Done, Epoch, Event, Started, run_local
+from milbench.report.render import duration
 from milbench.suites import Job
 from milbench.trials.store import Status, Store
 
@@ -49,13 +50,7 @@ class _Clock:
             own = self._took[job.cell.aggregator]
             whole = sum(own) / len(own) if own else mean
             total += max(0.0, whole - (now - self._since.get(trial_id, now)))
-        return f"{_duration(total / self._workers)} left"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f"{duration(total / self._workers)} left"
 
 
 def _name(job: Job) -> str:

@@ -182,7 +182,7 @@ def load(name: str, encoder: str) -> Dataset:
         slide, x = _with_features(name, encoder, id)
         for array in (slide.tissue.coords, slide.types, x):
             digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
-    parts = {part: f"{len(some)} for {part}" for part, some in ids.items()}
+    asked = (spatial_tasks.TASKS[task].__doc__ or "").splitlines()[0]
     return Dataset(
         name=name,
         label=label(name),
@@ -196,7 +196,7 @@ def load(name: str, encoder: str) -> Dataset:
         encoder=encoder,
         fingerprint="sha256:" + digest.hexdigest()[:16],
         splits={SPLIT: lambda: [Fold(ids["train"], ids["val"], ids["test"])]},
-        notes=(f"generated, {', '.join(parts.values())}; {(spatial_tasks.TASKS[task].__doc__ or '').splitlines()[0]}",),
+        notes=(f"{asked} Generated: " + ", ".join(f"{len(some):,} for {part}" for part, some in ids.items()),),
         sizes=partial(_sizes, name),
     )
 

@@ -245,8 +245,8 @@ def _name(plan: Plan) -> str:
 
 def _heading(plan: Plan, place: Place) -> str:
     """The column as the suite's table heads it, without the metric."""
-    layout, values = plan.definition["table"], dict(zip(_COLUMN, map(str, place), strict=True))
-    return ", ".join(layout.get("heads", {}).get(values[n], values[n]) for n in layout["columns"] if n != "metric")
+    values, heads = dict(zip(_COLUMN, map(str, place), strict=True)), plan.heads
+    return ", ".join(heads.get(values[n], values[n]) for n in plan.definition["table"]["columns"] if n != "metric")
 
 
 def _as_dict(outcome: Outcome) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Section:
         plan: what was asked for.
         table: its numbers.
         paired: the comparison with the reference, None where there is none.
-        made_with: versions and machines behind the numbers.
+        made_with: versions and machine behind the numbers -> trials made with them -> seconds that each took.
         more: what else this suite has to say, such as what its methods can and cannot see.
         appendix: tests and details that stand after everything else.
         figures: drawn from these results.
@@ -38,7 +38,7 @@ class Section:
     plan: Plan
     table: Table
     paired: Table | None
-    made_with: list[str]
+    made_with: dict[str, dict[str, float]]
     more: list[Table] = field(default_factory=list)
     appendix: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
@@ -137,16 +137,17 @@ def _extend(section: Section, runs: list[collect.Run]) -> None:
         section.figures += [diagram for diagram in diagrams if diagram]
 
 
-def _made_with(runs: list[collect.Run]) -> list[str]:
-    """The distinct versions and machines behind the numbers."""
-    seen = set()
+def _made_with(runs: list[collect.Run]) -> dict[str, dict[str, float]]:
+    """Versions and machines behind the numbers, with the trials made there and how long they took."""
+    seen: dict[str, dict[str, float]] = {}
     for run in runs:
         if run.result:
             p, spec = run.result["provenance"], run.result["spec"]
             machine = p.get("gpu") if spec["device"] == "cuda" else p.get("cpu")
             versions = f"milbench {p.get('milbench')}, torch {p.get('torch')}"
-            seen.add(f"{versions}, {spec['device']} ({machine}), {spec['threads']} thread{'s' * (spec['threads'] > 1)} a trial")
-    return sorted(seen)
+            line = f"{versions}, {spec['device']} ({machine}), {spec['threads']} thread{'s' * (spec['threads'] > 1)} a trial"
+            seen.setdefault(line, {})[run.cell.trial_id] = run.result["cost"].get("seconds", 0.0)
+    return seen
 
 
 def write(report: Report, folder: Path, formats: Collection[Format] = FORMATS) -> list[Path]:

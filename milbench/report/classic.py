@@ -60,6 +60,7 @@ def build(plan: Plan, runs: Sequence[Run]) -> Table | None:
         f"each fold, {REPLICATES:,} resamples.",
         f"Within: our interval overlaps the printed mean ± {COVER:g} times its ±, read as a standard error; where the paper does "
         "not say that it is one, the verdict is looser or stricter than it looks.",
+        "All methods are trained here under one recipe, that of AB-MIL's paper; other papers used their own.",
         *dict.fromkeys(sources),
     ]
     headers = [("", head) for head in ("measured", "95 % interval", "printed", "difference", "verdict")]

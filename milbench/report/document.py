@@ -66,7 +66,14 @@ def _environment(**options: Any) -> Environment:
 
 def _content(report: Report, figures: Figures) -> dict[str, Any]:
     trials = {run.trial_id or run.place for section in report.sections for run in section.plan.cells}
-    made_with = list(dict.fromkeys(line for section in report.sections for line in section.made_with))
+    made: dict[str, dict[str, float]] = {}
+    for section in report.sections:
+        for line, took in section.made_with.items():
+            made.setdefault(line, {}).update(took)  # sections may share trials
+    made_with = [
+        f"{line}: {len(took):,} trial{'s' * (len(took) > 1)}, {render.duration(sum(took.values()))} one after the other"
+        for line, took in sorted(made.items())
+    ]
     return {"report": report, "figures": figures, "trials": len(trials), "made_with": made_with}
 
 

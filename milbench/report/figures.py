@@ -67,10 +67,11 @@ class _Place:
 
     @classmethod
     def of(cls, plan: Plan, column: tuple[object, ...], columns: Sequence[tuple[object, ...]]) -> "_Place":
-        different = [str(value) for at, value in enumerate(column) if len({other[at] for other in columns}) > 1]
-        units = {2: "x", 3: " px"}
-        words = [f"{v}{units.get(at, '')}" for at, v in enumerate(column) if len({other[at] for other in columns}) > 1]
-        return cls("-".join([plan.definition["table"]["name"], *different]), f" ({', '.join(words)})" if words else "")
+        name, heads, units = plan.definition["table"]["name"], plan.heads, {2: "x", 3: " px"}
+        different = {at: str(value) for at, value in enumerate(column) if len({other[at] for other in columns}) > 1}
+        words = [heads.get(value, f"{value}{units.get(at, '')}") for at, value in different.items()]
+        names = [value.removeprefix(f"{name}-") for value in different.values()]
+        return cls("-".join([name, *names]), f" ({', '.join(words)})" if words else "")
 
 
 def _sd(values: Array) -> float | None:

@@ -165,9 +165,7 @@ def build(
 
 
 def _content(plan: Plan, runs: Sequence[Run], published: Beside) -> _Content:
-    datasets = {run.cell.dataset: run.cell.dataset_label for run in runs}
-    layout = plan.definition["table"]
-    layout = {**layout, "heads": datasets | layout.get("heads", {})}
+    layout = {**plan.definition["table"], "heads": plan.heads}
     for name in layout["metrics"]:
         if name not in METRICS:
             raise MilbenchError(f"suite {plan.suite}: table.metrics: {name!r} cannot be printed; use {', '.join(METRICS)}")
@@ -393,7 +391,8 @@ def _head(layout: dict[str, Any], column: tuple[Any, ...], metric: str) -> tuple
 
 
 def _title(content: _Content) -> str:
-    unit = next((run.result["spec"]["unit"] for run in content.runs if run.result), "slide")
+    measured = next((run.result["spec"]["unit"] for run in content.runs if run.result), "slide")
+    unit = content.layout.get("unit") or measured
     slides = _tested(content.runs)
     heads = content.layout["heads"]
     told = [f"{count} {heads[name]}" if len(slides) > 1 else str(count) for name, count in slides.items()]

@@ -172,7 +172,8 @@ def expand(
             continue
         if dataset.task != suite.task:
             raise MilbenchError(f"suite {suite.name} is for {suite.task}, dataset {name} for {dataset.task}")
-        notes.append(f"{dataset.label}: {len(dataset.samples)} {dataset.unit}s, {_counts(dataset)}")
+        unit = (suite.table and suite.table.unit) or dataset.unit
+        notes.append(f"{dataset.label}: {len(dataset.samples):,} {unit}s, {_counts(dataset)}")
         notes += [f"{dataset.label}: {note}" for note in dataset.notes]
         here = {**asked, **own_values.get(name, {})}
         fitted_here = partial(_recipe, here, suite)

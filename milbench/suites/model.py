@@ -95,6 +95,7 @@ class Table(_Form):
         groups: rows [first, last] between which no rule is drawn; a rule separates groups.
         reference: every other row is compared with this one, in the paired test; AB-MIL takes its place where it has no result.
         labels: row -> how it is printed, where its parameters would say it worse.
+        unit: what a sample is called, where it is neither a slide nor a case.
         published: the printed table that stands beside, as FILE/TABLE of results/published, or FILE.
         joined: title of the one table that suites with the same `published` make in a report that has them all.
     """
@@ -107,6 +108,7 @@ class Table(_Form):
     groups: list[tuple[str, str]] = []
     reference: str = "longmil"
     labels: dict[str, str] = {}
+    unit: str = ""
     published: str = ""
     joined: str = ""
 

@@ -78,6 +78,11 @@ class Plan(BaseModel):
     notes: list[str] = []
     cells: list[Cell] = []
 
+    @property
+    def heads(self) -> dict[str, str]:
+        """Dataset, encoder, split, metric -> how it is printed: datasets by their labels, and what the suite's table says."""
+        return {cell.dataset: cell.dataset_label for cell in self.cells} | self.definition["table"].get("heads", {})
+
 
 def marker(store: Store) -> Path:
     """The file that marks a store as a rehearsal's."""
