@@ -153,12 +153,12 @@ def _blob(draw: Draw, size: int) -> NDArray[np.bool_]:
 
 def _blur(field: Ints, radius: int) -> Ints:
     """Sums over squares; beyond the border is nothing, so borders are low and blobs stay inside."""
-    for axis in (0, 1):
-        pad = [(0, 0), (0, 0)]
-        pad[axis] = (radius + 1, radius)
-        total = np.cumsum(np.pad(field, pad), axis=axis)
-        window = 2 * radius + 1
-        field = np.take(total, range(window, total.shape[axis]), axis) - np.take(total, range(total.shape[axis] - window), axis)
+    window = 2 * radius + 1
+    for _ in range(2):  # down, and turned over down again
+        padded = np.zeros((len(field) + window, field.shape[1]), dtype=np.int64)
+        padded[radius + 1 : radius + 1 + len(field)] = field
+        total = padded.cumsum(axis=0)
+        field = (total[window:] - total[:-window]).T
     return field
 
 
