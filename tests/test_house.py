@@ -73,6 +73,23 @@ def test_the_wheel_works_alone(tmp_path):
     assert "True" in subprocess.run([python, "-c", code], cwd=empty, check=True, capture_output=True, text=True).stdout
 
 
+def test_the_readme_says_what_the_kept_reports_say():
+    text = " ".join((ROOT / "README.md").read_text().split())
+
+    def column(suite, table, name):
+        with (ROOT / "reports" / suite / "tables" / f"{table}.csv").open() as file:
+            return [row[name] for row in csv.DictReader(file) if row[name]]
+
+    agreed = column("spatial", "spatial-capability", "agreed")
+    assert f"Of {len(agreed)} predictions {agreed.count('as expected')} came true" in text
+    within = column("classic", "classic-printed", "within")
+    assert f"Of {len(within)} printed accuracies {within.count('1')} are within" in text
+    for line in (ROOT / "reports" / "quickstart" / "report.md").read_text().splitlines():
+        if line.startswith("| AB-MIL |"):
+            assert line in text, "the table of the quickstart"
+            break
+
+
 @pytest.mark.slow
 def test_quickstart_end_to_end(tmp_path):
     """The whole suite as the README runs it: every trial ends well, and the table holds every method."""

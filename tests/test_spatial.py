@@ -247,6 +247,13 @@ def test_parts_are_disjoint_and_balanced():
     assert not images["val"] & images["test"]
 
 
+@pytest.mark.parametrize("name", spatial.NAMES)
+def test_sizes_are_known_without_making_slides(name):
+    sizes = spatial._sizes(name)
+    for id in ("train-0003", "val-0000", "test-0001"):
+        assert sizes[id] == len(spatial.make(name, id).types)
+
+
 def test_a_bag_is_what_the_slide_is():
     dataset = datasets.load("spatial-orientation", "digits")
     slide, bag = spatial.make("spatial-orientation", "test-0005"), dataset.read("test-0005").check(64)

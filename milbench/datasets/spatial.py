@@ -202,7 +202,9 @@ def load(name: str, encoder: str) -> Dataset:
 
 
 def _sizes(name: str) -> Mapping[str, int]:
-    return {id: len(make(name, id).types) for some in _ids(SCALES[NAMES[name][1]]).values() for id in some}
+    task, suffix = NAMES[name]
+    scale, kind = SCALES[suffix], spatial_tasks.TASKS[task]
+    return {id: kind.size(scale.size(Draw(name, id, "size")), part) for part, some in _ids(scale).items() for id in some}
 
 
 def known(name: str) -> dict[str, Any]:

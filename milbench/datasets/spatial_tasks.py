@@ -69,16 +69,20 @@ class Task(ABC):
 
         Args:
             draw: where the randomness comes from.
-            n: about how many patches.
+            n: how large the tissue is, where it is not `smaller`.
             part: of the data set; decides where training and test differ.
             positive: the label.
         """
-        n = n // 4 if part in self.smaller else n
+        n = Task.size(self, n, part)
         while True:
             tissue = self.tissue(draw, n)
             types = BACKGROUND[draw.below(len(BACKGROUND), n)]
             if self.paint(draw, tissue, types, part, positive):  # whether it can does not depend on the label
                 return Slide(tissue, types)
+
+    def size(self, n: int, part: Part) -> int:
+        """How many patches the slide has that `make` makes of the same n."""
+        return n // 4 if part in self.smaller else n
 
     def tissue(self, draw: Draw, n: int) -> Tissue:
         """Where the patches are, whatever the label."""
@@ -211,6 +215,10 @@ class MagnificationShift(Adjacency):
     """
 
     name, label, smaller = "magnification-shift", "Magnification ×2", ("train", "val", "test")
+
+    def size(self, n: int, part: Part) -> int:
+        """Four times as many in the test."""
+        return super().size(n, part) * (4 if part == "test" else 1)
 
     def make(self, draw: Draw, n: int, part: Part, positive: bool) -> Slide:
         """As in adjacency; refined for the test."""

@@ -20,10 +20,7 @@ from milbench.trials.plan import Plan
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-ALLOWED = {  # a prediction, and the verdicts that agree with it
-    "pass": ("pass",), "partial": ("partial",), "fail": ("fail",), "sees": ("partial", "pass"),
-    "open": ("fail", "partial", "pass"),
-}  # fmt: skip
+ALLOWED = {"pass": ("pass",), "partial": ("partial",), "fail": ("fail",), "sees": ("partial", "pass")}  # by each prediction
 SURPRISE, UNLEARNT = "s", "u"
 FALLEN = 0.9  # of the first epoch's training loss: what has not fallen below was not learnt
 REPLICATES = 2_000  # enough for an interval; its smallest p-value survives the correction over 50 methods
@@ -72,9 +69,14 @@ class Square:
     why: str = ""
 
     @property
+    def told(self) -> bool:
+        """Whether there is a prediction that the verdict can be held against."""
+        return bool(self.verdict) and self.expected not in ("", "open")
+
+    @property
     def surprise(self) -> bool:
         """Whether the verdict disagrees with the prediction."""
-        return bool(self.verdict and self.expected) and self.verdict not in ALLOWED[self.expected]
+        return self.told and self.verdict not in ALLOWED[self.expected]
 
     @property
     def unlearnt(self) -> bool:
@@ -193,7 +195,7 @@ class _Matrix:
         for name, label in self.rows.items():
             own = [self.squares[name, column] for column in self.columns]
             entries = [Entry(f"{s.verdict} {s.auc:.2f}", mark=s.mark) if s.verdict else Entry(f"– ({s.why})") for s in own]
-            told = [s for s in own if s.verdict and s.expected]
+            told = [s for s in own if s.told]
             lines.append(Row(label, [*entries, Entry(f"{sum(not s.surprise for s in told)} of {len(told)}" if told else "–")]))
             tidy += [self._tidy(name, label, column) for column in self.columns]
         lines[0].rule = True
@@ -218,7 +220,7 @@ class _Matrix:
 
     def _tidy(self, name: str, label: str, column: Column) -> dict[str, Any]:
         s = self.squares[name, column]
-        agreed = "" if not (s.verdict and s.expected) else "surprise" if s.surprise else "as expected"
+        agreed = ("surprise" if s.surprise else "as expected") if s.told else ""
         return {
             "dataset": column[0], "encoder": column[1], "aggregator": name, "label": label, "runs": s.runs, "auc": s.auc,
             "low": s.low, "high": s.high, "p_holm": s.p, "loss_ratio": s.loss, "verdict": s.verdict, "expected": s.expected,

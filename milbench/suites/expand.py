@@ -304,4 +304,4 @@ def _folds(wanted: Iterable[int] | None, available: int, where: str) -> list[int
 def _counts(dataset: datasets.Dataset) -> str:
     if dataset.task == "survival":
         return f"{sum(bool(s.event) for s in dataset.samples)} events"
-    return ", ".join(f"{sum(s.label == i for s in dataset.samples)} {name}" for i, name in enumerate(dataset.classes))
+    return ", ".join(f"{sum(s.label == i for s in dataset.samples):,} {name}" for i, name in enumerate(dataset.classes))
