@@ -19,7 +19,7 @@ METHODS = {"mean": 2.5, "abmil": 1.0, "dsmil": 0.9, "odd_name & 100% #1": 0.5}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Nothing here has to survive a power cut, and only the stored files need every resample."""
-    monkeypatch.setattr("milbench.trials.store._fsync", lambda path: None)
+    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
     monkeypatch.setattr("milbench.report.tables.REPLICATES", 500)
 
 

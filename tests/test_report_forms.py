@@ -32,7 +32,7 @@ METHODS = {"abmil": 1.0, **dict.fromkeys(ODD, 1.5)}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("milbench.trials.store._fsync", lambda path: None)
+    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
     monkeypatch.setattr("milbench.report.tables.REPLICATES", 100)
 
 

@@ -28,7 +28,7 @@ SUITES = {
 def store(tmp_path_factory):
     """Every suite of the paper, run on stand-ins; one encoder and one cohort are not here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("milbench.trials.store._fsync", lambda path: None)
+        patch.setattr("milbench.trials.store.flush", lambda path: None)
         missing = {"vits-dino", "tcga-stad-survival"}
         yield paper_store(tmp_path_factory.mktemp("paper"), "paper-all", n=6, missing=missing, folds=[0], seeds=[0, 1])
 
@@ -138,7 +138,7 @@ def test_what_is_not_here_is_a_dash_with_the_reason_and_the_printed_number(paper
 
 
 def test_nothing_measured_yet_still_shows_what_is_printed(tmp_path, monkeypatch):
-    monkeypatch.setattr("milbench.trials.store._fsync", lambda path: None)
+    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
     empty = paper_store(tmp_path, "bracs-linear", n=6, skip=lambda cell: True)
     section = build(empty, "bracs-linear").sections[0]
     assert section.paired is None
@@ -149,7 +149,7 @@ def test_nothing_measured_yet_still_shows_what_is_printed(tmp_path, monkeypatch)
 
 
 def test_rows_that_nobody_asked_for_keep_their_printed_number(tmp_path, monkeypatch):
-    monkeypatch.setattr("milbench.trials.store._fsync", lambda path: None)
+    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
     asked = ["abmil", "longmil", "abmil[gated=false]"]
     store = paper_store(tmp_path, "bracs-patch-size", n=6, aggregators=asked, seeds=[0])
     table = build(store, "bracs-patch-size", tests=False).sections[0].table
@@ -175,7 +175,7 @@ def test_two_suites_fill_one_table(store, paper):
 
 
 def test_table_6_says_for_each_dataset_what_the_spread_is_over(tmp_path, monkeypatch):
-    monkeypatch.setattr("milbench.trials.store._fsync", lambda path: None)
+    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
     store = paper_store(tmp_path, "bracs-resnet50", n=6, aggregators=["mean", "max"], seeds=[0, 1, 2])
     paper_store(tmp_path, "tcga-brca-resnet50", n=6, aggregators=["mean", "max"], folds=[0, 1])
     plan = collect.joined([*collect.leaves(store, "bracs-resnet50"), *collect.leaves(store, "tcga-brca-resnet50")])[0]
@@ -211,7 +211,7 @@ def test_every_suite_names_a_reference_that_it_has():
 
 
 def test_ab_mil_stands_in_for_a_reference_without_a_result(tmp_path, monkeypatch):
-    monkeypatch.setattr("milbench.trials.store._fsync", lambda path: None)
+    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
     monkeypatch.setattr("milbench.report.tables.REPLICATES", 100)
     store = paper_store(tmp_path, "survival-foundation", n=6, skip=lambda cell: cell.aggregator == "longmil")
     section = build(store, "survival-foundation").sections[0]
@@ -322,7 +322,7 @@ def test_errata_against_the_files_they_name(shared):
 
 
 def test_the_classic_sets_have_their_own_printed_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr("milbench.trials.store._fsync", lambda path: None)
+    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
     monkeypatch.setattr("milbench.report.tables.REPLICATES", 100)
     store = paper_store(tmp_path, "classic", n=6, folds=[0, 1])
     table = build(store, "classic", tests=False).sections[0].table
