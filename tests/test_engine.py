@@ -173,6 +173,8 @@ def test_ctrl_c_ends_cleanly_and_the_next_run_continues(tmp_path, suite_file, pl
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ,
+        # What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     while "[1/4]" not in (line := process.stdout.readline()):
