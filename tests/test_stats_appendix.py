@@ -337,3 +337,6 @@ def test_critical_difference_diagram(tmp_path):
     for row in figure.rows:
         assert words & {f"{row['label']} ({row['mean_rank']:.2f})", f"({row['mean_rank']:.2f}) {row['label']}"}
     assert f"CD = {figure.rows[0]['critical_difference']:.2f}" in words
+    bars = [line.get_xdata() for line in drawing.axes[0].lines if line.get_color() == "#444444"]
+    assert bars
+    assert all(list(bar) == sorted(bar) for bar in bars), "a set's order differs from process to process, and so would the file"

@@ -122,6 +122,8 @@ def _diagram(found: Ranking, labels: dict[str, str]) -> "Drawing":
         marker_props={"s": 16}, label_props={"fontsize": 7, "parse_math": False}, elbow_props={"linewidth": 0.9},
         crossbar_props={"linewidth": 2.2, "color": "#444444"},
     )  # fmt: skip
+    for bar in (line for lines in drawn["crossbars"] for line in lines):
+        bar.set_xdata(sorted(bar.get_xdata()))  # they come in the order of a set, which differs from run to run
     for text in drawn["labels"]:
         text.set_color("black")  # the method's colour is on its line; light ones are hard to read as text
     axes.spines["top"].set_visible(True)
