@@ -234,9 +234,10 @@ def resolve(text: str) -> Variant:
             raise MilbenchError(f"cannot read {item.strip()!r} in {text!r}; write parameter=value")
         if key not in model.model_fields:
             raise unknown(f"parameter of {name}", key, model.model_fields)
-        found = literal(value)
-        # "none" may be a word of the parameter's own, such as positions=none
-        given[key] = value if found is None and NoneType not in get_args(model.model_fields[key].annotation) else found
+        found, kind = literal(value), model.model_fields[key].annotation
+        if found is None and kind is not Any and NoneType not in get_args(kind):
+            found = value  # a word of the parameter's own, such as positions=none
+        given[key] = found
     try:
         params = model.model_validate(given).model_dump()
         standard = model.model_validate({}).model_dump()

@@ -31,6 +31,10 @@ def test_none_is_nothing_or_a_word_as_the_parameter_has_it(tmp_path):
     path.write_text(PLUGIN.format(name="nothing"))
     plugins.discover([path])
     assert plugins.resolve("nothing[rate=none]").params["rate"] is None
+    path = tmp_path / "untyped.py"
+    path.write_text(PLUGIN.format(name="untyped").replace("rate: float | None = None", "rate=1"))
+    plugins.discover([path])
+    assert plugins.resolve("untyped[rate=none]").params["rate"] is None
     with pytest.raises(MilbenchError, match="rope"):
         plugins.resolve("full-attention[positions=null]")
 

@@ -14,9 +14,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from milbench.engines import Done, Epoch, Event, Started, run_local
-from milbench.report.render import duration
 from milbench.suites import Job
-from milbench.trials.store import Status, Store
+from milbench.trials.store import Status, Store, duration
 
 MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "skipped": "skipped", "absent": "not here"}
 

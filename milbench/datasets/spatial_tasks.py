@@ -73,7 +73,7 @@ class Task(ABC):
             part: of the data set; decides where training and test differ.
             positive: the label.
         """
-        n = Task.size(self, n, part)
+        n = Task.size(self, n, part)  # before a task refines it
         while True:
             tissue = self.tissue(draw, n)
             types = BACKGROUND[draw.below(len(BACKGROUND), n)]

@@ -163,7 +163,7 @@ def _square(runs: Sequence[Run], aggregator: str, column: Column, known: Known, 
 def _fall(run: Run) -> float:
     """Training loss of the last epoch over that of the first: a ratio, as some methods' losses have more than one term."""
     losses = [row["train_loss"] for row in run.result["curve"]]
-    return losses[-1] / losses[0] if losses else float("nan")
+    return losses[-1] / losses[0] if losses and losses[0] else float("nan")
 
 
 def _constant(value: float) -> Metric:

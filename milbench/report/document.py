@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from milbench.report import latex, render
 from milbench.report.figure import Saved
 from milbench.report.tables import Row, Table
+from milbench.trials.store import duration
 
 if TYPE_CHECKING:
     from milbench.report.build import Report
@@ -71,7 +72,7 @@ def _content(report: Report, figures: Figures) -> dict[str, Any]:
         for line, took in section.made_with.items():
             made.setdefault(line, {}).update(took)  # sections may share trials
     made_with = [
-        f"{line}: {len(took):,} trial{'s' * (len(took) > 1)}, {render.duration(sum(took.values()))} one after the other"
+        f"{line}: {len(took):,} trial{'s' * (len(took) > 1)}, {duration(sum(took.values()))} one after the other"
         for line, took in sorted(made.items())
     ]
     return {"report": report, "figures": figures, "trials": len(trials), "made_with": made_with}

@@ -82,10 +82,3 @@ def terminal(table: Table) -> RichTable:
         following = table.rows[i + 1 : i + 2]
         out.add_row(label, *cells, end_section=bool(following) and following[0].rule)
     return out
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `51 min`, `2.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -7,6 +7,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -78,7 +79,7 @@ class Plan(BaseModel):
     notes: list[str] = []
     cells: list[Cell] = []
 
-    @property
+    @cached_property
     def heads(self) -> dict[str, str]:
         """Dataset, encoder, split, metric -> how it is printed: datasets by their labels, and what the suite's table says."""
         return {cell.dataset: cell.dataset_label for cell in self.cells} | self.definition["table"].get("heads", {})

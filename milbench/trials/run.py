@@ -103,7 +103,7 @@ def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, 
     task = tasks.for_fold(dataset, fold.train)
     torch.manual_seed(derive_seed(*spec.axes, "weights"))
     model = build_model(spec, dataset, task.n_out)
-    data = (spec.fingerprint, spec.feature_dtype, spec.split_fingerprint, spec.fold, spec.device)
+    data = (spec.fingerprint, spec.feature_dtype, spec.split_fingerprint, spec.fold)
     train, val, test = fold_bags(dataset, fold, standardise=spec.standardise, device=spec.device, same=data)
     torch.manual_seed(derive_seed(*spec.axes, "training"))
     done = fit(model, train, val, task, spec.recipe, spec.axes, on_epoch)

@@ -148,3 +148,10 @@ class Store:
         for left in [*self.trials.glob(".writing-*"), *self.trials.glob(".replaced-*")]:
             if time.time() - left.stat().st_mtime > older_than:
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def duration(seconds: float) -> str:
+    """How long trials take, in words: `40 s`, `51 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
