@@ -48,8 +48,10 @@ class Backend:
 
 @cache
 def _probe(backend: Backend, device: str) -> str | None:
+    cuda = range(torch.cuda.device_count()) if device == "cuda" else ()
     try:
-        with torch.enable_grad():
+        # The caller may be in the middle of a training step: its random numbers stay its own.
+        with torch.random.fork_rng(cuda), torch.enable_grad():
             arguments = backend.example(device)
             for a in arguments:
                 if isinstance(a, Tensor) and a.is_floating_point():
@@ -142,6 +144,16 @@ def check_forced(device: str) -> None:
     """
     for op in _forced:
         choose(op, device)
+
+
+def prepare(device: str) -> None:
+    """Probe every backend on a device of that type, so that no trial's first step has to.
+
+    A probe inside a step could inherit what the step has set up: recomputation, autocast, a grad mode.
+    """
+    for some in _backends.values():
+        for backend in some:
+            backend.why_not(device)
 
 
 def used() -> dict[str, str]:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import logging
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -94,6 +95,7 @@ def failure(spec: TrialSpec, status: Status, reason: str, trace: str | None = No
 
 
 def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, Files]:
+    backends.prepare(spec.device)
     torch.set_num_threads(spec.threads)
     torch.use_deterministic_algorithms(True, warn_only=spec.device != "cpu")
     dataset = datasets.load(spec.dataset, spec.encoder, spec.magnification, spec.patch_size, dtype=spec.feature_dtype)
@@ -101,11 +103,11 @@ def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, 
         raise MilbenchError(f"dataset {spec.dataset} changed since this trial was planned; run the suite again")
     fold = dataset.folds(spec.split)[spec.fold]
     task = tasks.for_fold(dataset, fold.train)
-    torch.manual_seed(derive_seed(*spec.axes, "weights"))
+    _seed(spec, "weights")
     model = build_model(spec, dataset, task.n_out)
     data = (spec.fingerprint, spec.feature_dtype, spec.split_fingerprint, spec.fold)
     train, val, test = fold_bags(dataset, fold, standardise=spec.standardise, device=spec.device, same=data)
-    torch.manual_seed(derive_seed(*spec.axes, "training"))
+    _seed(spec, "training")
     done = fit(model, train, val, task, spec.recipe, spec.axes, on_epoch)
 
     scores, _ = predict(model, test, task)
@@ -125,6 +127,14 @@ def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, 
     if keep_model and (state := model.state_dict()):
         files[MODEL] = lambda path: safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in state.items()}, path)
     return result, files
+
+
+def _seed(spec: TrialSpec, what: str) -> None:
+    """Every generator that a plug-in may draw from, by the name of what follows."""
+    seed = derive_seed(*spec.axes, what)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one is meant: plug-ins and libraries draw from it
+    random.seed(seed)
 
 
 def build_model(spec: TrialSpec, dataset: Dataset, n_out: int) -> Aggregator:
