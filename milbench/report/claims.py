@@ -21,7 +21,8 @@ from scipy import stats as scipy
 from milbench import stats
 from milbench.errors import from_validation
 from milbench.report import measurements, published
-from milbench.report.evidence import PRINTED, Column, Estimate, Measured, Place, Printed, Side, Source, words
+from milbench.report.evidence import PRINTED, Column, Estimate, Measured, Place, Printed, Side, Source
+from milbench.report.numbers import NONE, interval, number, p_value, signed
 from milbench.report.tables import ALPHA, METRICS, REPLICATES, Entry, Row, Table
 from milbench.trials.store import Store
 
@@ -369,7 +370,9 @@ def _differences(claim: Claim, evidence: Measured | Printed) -> Iterator[Part]:
                         "upper": _spell(upper),
                         "lower": _spell(lower),
                     },
-                    printed=PRINTED.mean(table.source, metric, upper) - PRINTED.mean(table.source, metric, lower),
+                    printed=stats.rounded(
+                        PRINTED.mean(table.source, metric, upper) - PRINTED.mean(table.source, metric, lower), step=stats.TINY
+                    ),
                     family=(
                         table.id,
                         metric,
@@ -410,8 +413,8 @@ def _anova(claim: Claim, evidence: Measured | Printed) -> Iterator[Part]:
     for table in load().about(claim):
         if evidence is PRINTED:
             p = published.stated(claim.stated)
-            e, verdict = Estimate.without_interval(p, "–"), _differs(p)
-            yield Part(claim, "F1", "F1", "all methods", e, "–", {"table": table.id}, p_holm=p, verdict=verdict)
+            e, verdict = Estimate.without_interval(p, NONE), _differs(p)
+            yield Part(claim, "F1", "F1", "all methods", e, NONE, {"table": table.id}, p_holm=p, verdict=verdict)
             continue
         assert isinstance(evidence, Measured)
         for column, metric in product(_columns(table), claim.metrics or _metrics(table)):
@@ -466,7 +469,7 @@ def _ratio(claim: Claim, where: str, against: str, found: float | str, tidy: dic
     least = published.stated(claim.stated) / ABOUT if claim.stated else 1.0
     verdict: Verdict = "supported" if found > least else "not supported"
     e = Estimate.without_interval(math.nan, "1 machine", found)
-    return Part(claim, where, where, against, e, f"{found:.2f} times", tidy, verdict=verdict)
+    return Part(claim, where, where, against, e, f"{number(found, '.2f')} times", tidy, verdict=verdict)
 
 
 def _exponent(claim: Claim, where: str, against: str, e: Estimate | str, tidy: dict[str, Any]) -> Part:
@@ -478,7 +481,16 @@ def _exponent(claim: Claim, where: str, against: str, e: Estimate | str, tidy: d
     else:
         holds, fails = e.low >= (claim.at_least or 0), e.high < (claim.at_least or 0)
     verdict: Verdict = "supported" if holds else "not supported" if fails else "inconclusive"
-    return Part(claim, where, where, against, e, f"n^{e.difference:.2f} [{e.low:.2f}, {e.high:.2f}]", tidy, verdict=verdict)
+    return Part(
+        claim,
+        where,
+        where,
+        against,
+        e,
+        f"n^{number(e.difference, '.2f')} {interval(e.low, e.high, '.2f')}",
+        tidy,
+        verdict=verdict,
+    )
 
 
 def _counted(claim: Claim, where: str, against: str, found: tuple[int, int, int] | str, tidy: dict[str, Any]) -> Part:
@@ -550,14 +562,14 @@ def _line(label: str, parts: Sequence[Part]) -> Row:
     verdict = Entry(_overall(parts))
     count = Entry(f"{sum(part.verdict == 'supported' for part in parts)}/{len(run)}/{sum(part.possible for part in parts)}")
     if not run:
-        return Row(label, [verdict, *[Entry("–")] * 5, count])
+        return Row(label, [verdict, *[Entry(NONE)] * 5, count])
     weakest = min(run, key=lambda part: (part.verdict != "not supported", part.strength))
     e = weakest.estimate
     assert isinstance(e, Estimate)
     against = weakest.against if label == weakest.where else f"{weakest.against}, {weakest.where}"
-    difference = f"{e.difference:+.3f}" + ("" if math.isnan(e.low) else f" [{e.low:+.3f}, {e.high:+.3f}]")
-    p = words(e.p_against(-weakest.claim.margin)) + ("" if math.isnan(weakest.p_holm) else f" ({words(weakest.p_holm)})")
-    power = "–" if math.isnan(weakest.power) else f"{weakest.power:.2f}"
+    difference = signed(e.difference) + ("" if math.isnan(e.low) else f" {interval(e.low, e.high)}")
+    p = p_value(e.p_against(-weakest.claim.margin)) + ("" if math.isnan(weakest.p_holm) else f" ({p_value(weakest.p_holm)})")
+    power = number(weakest.power, ".2f")
     return Row(label, [verdict, *map(Entry, (against, weakest.effect or difference, e.n, p, power)), count])
 
 

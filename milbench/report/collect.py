@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from milbench import stats
 from milbench.errors import MilbenchError
 from milbench.trials import plan as plans
 from milbench.trials.plan import Cell, Plan
@@ -33,7 +34,7 @@ class Run:
     store: Store = field(repr=False)
 
     def metric(self, name: str) -> float:
-        """A test metric; NaN where the data did not define it.
+        """A test metric to 12 digits, so that equal values are equal wherever they were computed; NaN where it is undefined.
 
         Raises:
             MilbenchError: this task has no such metric.
@@ -41,7 +42,7 @@ class Run:
         test = self.result["metrics"]["test"]
         if name not in test:
             raise MilbenchError(f"trial {self.cell.trial_id} has no metric {name!r}; it has {', '.join(sorted(test))}")
-        return float("nan") if test[name] is None else float(test[name])
+        return float("nan") if test[name] is None else stats.rounded(test[name], step=stats.TINY)
 
     @cached_property
     def predictions(self) -> dict[str, NDArray[Any]]:

@@ -55,7 +55,7 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(stats.Rounded):
     """A difference and how sure it is.
 
     Args:
@@ -84,7 +84,7 @@ class Estimate:
         if value == 0 or not self.se > 0:
             return self.p if value == 0 else math.nan
         z = abs(self.difference - value) / self.se
-        return float(2 * (scipy.norm.sf(z) if self.df is None else scipy.t.sf(z, self.df)))
+        return stats.rounded(2 * (scipy.norm.sf(z) if self.df is None else scipy.t.sf(z, self.df)))
 
 
 class Printed:
@@ -234,11 +234,6 @@ class _Sum:
     def __call__(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Counts (B, n) to values (B,)."""
         return np.sum([term(counts) for term in self._terms], axis=0)
-
-
-def words(p: float) -> str:
-    """A p-value as tables print it."""
-    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 PRINTED = Printed()

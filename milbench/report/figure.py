@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milbench.files import write_atomically
+from milbench.report.numbers import cells, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -81,7 +82,7 @@ class Figure:
         name: file name.
         title: one line.
         caption: what is plotted, over what, and what to see.
-        rows: every plotted number.
+        rows: every plotted number, in the file to 6 significant digits; draw them as :func:`milbench.report.numbers.written`.
         draw: makes the picture, under :func:`look`.
     """
 
@@ -106,7 +107,7 @@ class Figure:
         out = io.StringIO()
         writer = csv.DictWriter(out, list(dict.fromkeys(key for row in self.rows for key in row)), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(map(cells, written(self.rows)))
         write_atomically(saved.csv, out.getvalue())
         text = {"name": self.name, "title": self.title, "caption": self.caption}
         write_atomically(folder / f"{self.name}.json", json.dumps(text, indent=1, ensure_ascii=False) + "\n")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import f_oneway
 
+from milbench import stats
 from milbench.report.collect import Run
 from milbench.report.figure import COLUMN, OTHERS, PAGE, Figure, style
+from milbench.report.numbers import number, signed, written
 from milbench.report.tables import ALPHA, METRICS, Table
 from milbench.stats.metrics import concordance_by_case
 from milbench.trials import plan as plans
@@ -76,7 +77,11 @@ class _Place:
 
 def _sd(values: Array) -> float | None:
     """Sample standard deviation; None of a single value."""
-    return float(values.std(ddof=1)) if len(values) > 1 else None
+    return stats.rounded(values.std(ddof=1), step=stats.TINY) if len(values) > 1 else None
+
+
+def _mean(values: Array) -> float:
+    return stats.rounded(values.mean(), step=stats.TINY)
 
 
 def _methods(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
@@ -141,6 +146,7 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
         for kind, points in (("bin", fit.bins), ("line", fit.line)):
             rows += [{**method, "kind": kind, "instances": p.n, value: p.mean, "low": p.low, "high": p.high} for p in points]
         rows.append({**method, "kind": "slope per doubling", value: fit.slope, "low": fit.low, "high": fit.high})
+    rows = written(rows)
     falls = [label for (_, label), fit in fitted.items() if fit.high < 0]
     rises = [label for (_, label), fit in fitted.items() if fit.low > 0]
     seen = [f"It falls for {', '.join(falls)}." if falls else "", f"It rises for {', '.join(rises)}." if rises else ""]
@@ -154,10 +160,16 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
     )
 
     def draw() -> "Drawing":
-        titles = [f"{label}\n{fit.slope:+.3f}{'*' if fit.low > 0 or fit.high < 0 else ''}" for (_, label), fit in fitted.items()]
+        stars = ["*" if fit.low > 0 or fit.high < 0 else "" for fit in fitted.values()]
+        titles = [f"{label}\n{signed(fit.slope)}{star}" for ((_, label), fit), star in zip(fitted.items(), stars, strict=True)]
         drawing, axes = _panels(titles, "instances", what)
-        for ax, ((name, _), fit) in zip(axes, fitted.items(), strict=True):
-            colour, bins, line = style(name)["color"], np.array(fit.bins), np.array(fit.line)  # (points, 4)
+        for ax, (name, label) in zip(axes, fitted, strict=True):
+            own = [row for row in rows if (row["aggregator"], row["label"]) == (name, label)]
+            bins, line = (
+                np.array([[row[key] for key in ("instances", value, "low", "high")] for row in own if row["kind"] == kind])
+                for kind in ("bin", "line")
+            )  # (points, 4)
+            colour = style(name)["color"]
             ax.fill_between(line[:, 0], line[:, 2], line[:, 3], color=colour, alpha=0.2, linewidth=0)
             ax.plot(line[:, 0], line[:, 1], color=colour)
             ax.errorbar(
@@ -181,7 +193,7 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trend:
+class Trend(stats.Rounded):
     """Outcome against log2 of the instances.
 
     Args:
@@ -204,7 +216,7 @@ class Trend:
         outcomes, sizes = defaultdict(list), {}
         for run in runs:
             p = run.predictions
-            right = concordance_by_case(p["time"], p["event"], p["risk"]) if "risk" in p else p["score"].argmax(1) == p["target"]
+            right = concordance_by_case(p["time"], p["event"], p["risk"]) if "risk" in p else _right(p["score"], p["target"])
             for slide, n, value in zip(p["slide"], p["instances"], right, strict=True):
                 if not np.isnan(value):
                     outcomes[slide].append(float(value))
@@ -221,10 +233,19 @@ class Trend:
         bands = np.nanquantile(lines, [0.025, 0.975], axis=0)  # (2, points)
         bins = []
         for part in np.array_split(x.argsort(kind="stable"), min(BINS, len(x) // 4)):
-            mean, error = float(y[part].mean()), float(y[part].std(ddof=1) / math.sqrt(len(part)))
-            bins.append(Point(float(2 ** x[part].mean()), mean, mean - error, mean + error))
-        points = [Point(float(2**a), *map(float, values)) for a, *values in zip(at, line[0], *bands, strict=True)]
+            mean, error = y[part].mean(), y[part].std(ddof=1) / math.sqrt(len(part))
+            bins.append(_point(2 ** x[part].mean(), mean, mean - error, mean + error))
+        points = [_point(2**a, *values) for a, *values in zip(at, line[0], *bands, strict=True)]
         return cls(float(slope[0]), float(low), float(high), bins, points, len(x))
+
+
+def _point(n: float, *values: float) -> Point:
+    return Point(stats.rounded(n), *(stats.rounded(value, step=stats.TINY) for value in values))
+
+
+def _right(score: Array, target: NDArray[np.int64]) -> Array:
+    """Whether each case is predicted right (n,); NaN where its scores are missing."""
+    return np.where(np.isnan(score).any(1), np.nan, score.argmax(1) == target)
 
 
 def _lines(x: Array, y: Array, counts: Array, at: Array) -> tuple[Array, Array]:
@@ -253,6 +274,7 @@ def learning(runs: Sequence[Run], place: _Place) -> Figure | None:
             rows.append({**row, "chosen": chosen.count(epoch)})
     if not rows:
         return None
+    rows = written(rows)
     caption = (
         "Loss on training (solid) and validation (dashed) by epoch: median over folds and seeds with the quartiles around it, "
         "over the runs that still train. Ticks below: epochs whose model was tested, the higher the more runs. Validation loss "
@@ -299,10 +321,11 @@ def ablation(plan: Plan, runs: Sequence[Run], others: Sequence[Run], place: _Pla
         value = own[0].result["spec"]["recipe" if scope else "params"][name]
         for metric in metrics:
             found = np.array([run.metric(metric) for run in own])
-            row = {key: value, "metric": metric, "mean": float(found.mean()), "sd": _sd(found), "runs": len(found)}
+            row = {key: value, "metric": metric, "mean": _mean(found), "sd": _sd(found), "runs": len(found)}
             rows.append({**row, "reference": aggregator == reference})
     if len({row[key] for row in rows}) < 2:
         return None
+    rows = written(rows)
     numbers = all(isinstance(row[key], int | float) and not isinstance(row[key], bool) for row in rows)
     values = sorted({row[key] for row in rows}) if numbers else list(dict.fromkeys(row[key] for row in rows))
     missing = {_changes(run.cell.aggregator).get(key, "default"): run.status for run in others if run.cell.aggregator in listed}
@@ -355,22 +378,24 @@ def extrapolation(plan: Plan, done: Sequence[Run], paired: Table | None, metric:
     """
     columns = list(dict.fromkeys(run.cell.column for run in done))
     axes = ("dataset", "encoder", "magnification", "patch_size", "split")
-    tested = [row for row in paired.tidy if row["metric"] == metric] if paired else []
-    compared = {(*(row[axis] for axis in axes), row["aggregator"]): row for row in tested}
+    paired_rows = [row for row in paired.tidy if row["metric"] == metric] if paired else []
+    compared = {(*(row[axis] for axis in axes), row["aggregator"]): row for row in paired_rows}
     anova: dict[tuple[object, ...], float] = {}
     rows: list[dict[str, Any]] = []
     for column in columns:
         methods = _methods([run for run in done if run.cell.column == column])
         groups = [np.array([run.metric(metric) for run in own]) for own in methods.values()]
-        anova[column] = float(f_oneway(*groups).pvalue) if len(groups) > 1 and min(map(len, groups)) > 1 else math.nan
+        tested = len(groups) > 1 and min(map(len, groups)) > 1 and not np.isnan(np.concatenate(groups)).any()
+        anova[column] = stats.anova(groups).p if tested else math.nan
         for (name, label), group in zip(methods, groups, strict=True):
             found = compared.get((*column, name), {})
             rows.append({
                 **dict(zip(axes, column, strict=True)), "aggregator": name, "label": label, "metric": metric,
-                "mean": float(group.mean()), "sd": _sd(group), "runs": len(group),
+                "mean": _mean(group), "sd": _sd(group), "runs": len(group),
                 "difference": found.get("difference"), "low": found.get("low"), "high": found.get("high"),
                 "p_holm": found.get("p_holm"), "anova_p": anova[column],
             })  # fmt: skip
+    rows = written(rows)
     reference = next((row["label"] for row in rows if row["aggregator"] == plan.definition["table"]["reference"]), None)
     against = (
         f"Below: difference to {reference} on the same slides and seeds, with the 95 % interval of the paired bootstrap over "
@@ -404,7 +429,7 @@ def extrapolation(plan: Plan, done: Sequence[Run], paired: Table | None, metric:
                     low.plot(x, row["difference"], color=look["color"], marker=look["marker"], markerfacecolor=fill)
             low.axhline(0, color="black", linewidth=0.6)
             low.set_xticks(range(len(own)), [row["label"] for row in own], rotation=35, ha="right")
-            p = "two runs of each needed" if math.isnan(anova[column]) else f"p = {anova[column]:.2g}"
+            p = "two runs of each needed" if math.isnan(anova[column]) else f"p = {number(anova[column], '.2g')}"
             top.set_title(f"{column[-1]}\nANOVA (unpaired): {p}")
         grid[0, 0].set_ylabel(METRICS[metric][0])
         grid[1, 0].set_ylabel(f"difference to\n{reference or 'the reference'}")
