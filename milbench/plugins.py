@@ -8,11 +8,10 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import json
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from milbench.aggregator import Aggregator
 from milbench.errors import MilbenchError, from_validation, unknown
+from milbench.spelling import literal, spelled
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,6 @@ class Variant:
     def build(self, in_dim: int, n_out: int) -> Aggregator:
         """A fresh model."""
         return self.entry.cls(in_dim, n_out, **self.params)
-
-
-def spelled(name: str, changes: Mapping[str, Any], opening: str = "[", separator: str = ",", closing: str = "]") -> str:
-    """`name[parameter=value,...]`, or the name alone where nothing is changed."""
-    parts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sorted(changes.items())]
-    return name + (opening + separator.join(parts) + closing if parts else "")
 
 
 T = TypeVar("T", bound=type[Aggregator])
@@ -244,11 +238,3 @@ def resolve(text: str) -> Variant:
     except ValidationError as error:
         raise from_validation(error, text) from error
     return Variant(entry, params, {key: value for key, value in params.items() if value != standard[key]})
-
-
-def literal(text: str) -> Any:
-    """The value of a parameter as it is written: a number, true, false, none, or a word."""
-    try:
-        return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
-    except ValueError:
-        return None if text.lower() == "none" else text

@@ -15,7 +15,7 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from scipy import stats as scipy
 
 from milbench import stats
@@ -24,6 +24,7 @@ from milbench.report import measurements, published
 from milbench.report.evidence import PRINTED, Column, Estimate, Measured, Place, Printed, Side, Source
 from milbench.report.numbers import NONE, interval, number, p_value, signed
 from milbench.report.tables import ALPHA, METRICS, REPLICATES, Entry, Row, Table
+from milbench.spelling import canonical
 from milbench.trials.store import Store
 
 Verdict = Literal["supported", "not supported", "inconclusive", "not run"]
@@ -77,6 +78,12 @@ class Claim(_Form):
     at_least: float | None = None
     at_most: float | None = None
     layers: tuple[str, str] = ("first", "first")
+
+    @field_validator("upper", "lower", "pairs")
+    @classmethod
+    def _canonical(cls, names: Any) -> Any:
+        """Methods in the one spelling in which they are compared."""
+        return canonical(names) if isinstance(names, str) else type(names)(map(cls._canonical, names))
 
     @model_validator(mode="after")
     def _complete(self) -> "Claim":
@@ -155,7 +162,7 @@ def _metrics(table: PaperTable) -> list[str]:
 
 def _rows(table: PaperTable, column: Column) -> list[str]:
     """The methods that the paper prints in a column, those of the suite where no means are printed."""
-    return PRINTED.rows(table.source, column) or list(_suite(table.suite)["grid"]["aggregator"])
+    return PRINTED.rows(table.source, column) or [canonical(row) for row in _suite(table.suite)["grid"]["aggregator"]]
 
 
 def _label(aggregator: str) -> str:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from milbench import stats
 from milbench.report import numbers
-from milbench.report.collect import Run
+from milbench.report.collect import Run, usual
 from milbench.report.printed import Printed, PrintedTable
 from milbench.report.tables import METRICS, REPLICATES, Entry, Row, Table, strata, with_data
 from milbench.trials.plan import Plan
@@ -23,7 +23,7 @@ def build(plan: Plan, runs: Sequence[Run]) -> Table | None:
     """
     if plan.definition["table"].get("published") != PUBLISHED:
         return None
-    printed = PrintedTable(PUBLISHED)
+    printed = PrintedTable(PUBLISHED, usual(runs))
     lines: list[Row] = []
     tidy, sources = [], []
     for column in dict.fromkeys(run.cell.column for run in runs):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from milbench import stats
 from milbench.errors import MilbenchError
+from milbench.spelling import parsed
 from milbench.trials import plan as plans
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.store import PREDICTIONS, Store
@@ -72,6 +73,20 @@ class Run:
             return {**shared, "target": np.array(columns["target"]).astype(int), "score": score}
         except (KeyError, ValueError) as error:
             raise MilbenchError(f"{path} cannot be read ({error}); {again}") from error
+
+
+def usual(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Of each method the parameters, and the recipe as `recipe.name`, that its name stands for: a trial holds all of them.
+
+    What a row changes is told by another of its rows, or not at all.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run.result:
+            spec, (name, changes) = run.result["spec"], parsed(run.cell.aggregator)
+            values = spec["params"] | {f"recipe.{key}": value for key, value in spec["recipe"].items()}
+            found.setdefault(name, {}).update({key: value for key, value in values.items() if key not in changes})
+    return found
 
 
 def leaves(store: Store, suite: str) -> list[Plan]:

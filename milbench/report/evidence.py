@@ -14,6 +14,7 @@ from milbench import stats
 from milbench.report import collect, published
 from milbench.report.collect import Run
 from milbench.report.tables import REPLICATES, with_data
+from milbench.spelling import canonical
 from milbench.stats.paired import Metric, Once
 from milbench.trials import plan as plans
 from milbench.trials.plan import Plan
@@ -31,7 +32,7 @@ class Column(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A method in a column."""
+    """A method, in its canonical spelling, in a column."""
 
     aggregator: str
     column: Column
@@ -154,29 +155,34 @@ class Measured:
             for run in collect.runs(self.store, plan) if plan else []:
                 c = run.cell
                 column = Column(c.dataset.removesuffix("-survival"), c.encoder, c.magnification, c.patch_size, c.split)
-                found.setdefault(Place(c.aggregator, column), []).append(run)
+                found.setdefault(Place(canonical(c.aggregator), column), []).append(run)
         return self._runs[suite]
+
+    def _grid(self, suite: str) -> list[str]:
+        """The rows that the suite lists."""
+        plan = self.plan(suite)
+        return [canonical(row) for row in plan.definition["grid"]["aggregator"]] if plan else []
 
     def rows(self, source: Source, column: Column) -> list[str]:
         """Methods that were asked for in the column; one that the suite has once goes without its parameters."""
-        plan = self.plan(source.suite)
-        own = [row.split("[")[0] for row in plan.definition["grid"]["aggregator"]] if plan else []
+        grid = self._grid(source.suite)
+        own = [row.split("[")[0] for row in grid]
         asked = dict.fromkeys(place.aggregator for place in self._at(source.suite) if _within(place.column, column))
-        grid = plan.definition["grid"]["aggregator"] if plan else []
         return [row.split("[")[0] if row in grid and own.count(row.split("[")[0]) == 1 else row for row in asked]
 
     def runs(self, source: Source, place: Place) -> list[Run]:
-        """The runs of a method, with the parameters that the suite gives it.
+        """The runs of a method, with the parameters that the suite gives it; one with what it has anyway is the name alone.
 
         Where those are skipped and one other variant was asked for (such as one that has its weights), the runs of that one.
         """
-        plan, name = self.plan(source.suite), place.aggregator
+        name, base = place.aggregator, place.aggregator.split("[")[0]
         named: dict[str, list[Run]] = {}
         for at, runs in self._at(source.suite).items():
-            if _within(at.column, place.column) and at.aggregator.split("[")[0] == name.split("[")[0]:
+            if _within(at.column, place.column) and at.aggregator.split("[")[0] == base:
                 named.setdefault(at.aggregator, []).extend(runs)
-        own = [row for row in (plan.definition["grid"]["aggregator"] if plan else []) if row in named]
-        chosen = own[0] if len(own) == 1 and "[" not in name else name
+        own = [row for row in self._grid(source.suite) if row in named]
+        usual = collect.usual([run for runs in named.values() for run in runs]).get(base)
+        chosen = own[0] if len(own) == 1 and "[" not in name else canonical(name, usual)
         found = named.get(chosen, [])
         others = [runs for row, runs in named.items() if row not in own]
         skipped = all(run.status == "skipped" for run in found)

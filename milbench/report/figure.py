@@ -82,8 +82,8 @@ class Figure:
         name: file name.
         title: one line.
         caption: what is plotted, over what, and what to see.
-        rows: every plotted number, in the file to 6 significant digits; draw them as :func:`milbench.report.numbers.written`.
-        draw: makes the picture, under :func:`look`.
+        rows: every plotted number; the file holds them to 6 significant digits.
+        draw: makes the picture, under :func:`look`, of the numbers that the file holds (:func:`milbench.report.numbers.written`).
     """
 
     name: str

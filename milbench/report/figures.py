@@ -146,7 +146,6 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
         for kind, points in (("bin", fit.bins), ("line", fit.line)):
             rows += [{**method, "kind": kind, "instances": p.n, value: p.mean, "low": p.low, "high": p.high} for p in points]
         rows.append({**method, "kind": "slope per doubling", value: fit.slope, "low": fit.low, "high": fit.high})
-    rows = written(rows)
     falls = [label for (_, label), fit in fitted.items() if fit.high < 0]
     rises = [label for (_, label), fit in fitted.items() if fit.low > 0]
     seen = [f"It falls for {', '.join(falls)}." if falls else "", f"It rises for {', '.join(rises)}." if rises else ""]
@@ -164,7 +163,7 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
         titles = [f"{label}\n{signed(fit.slope)}{star}" for ((_, label), fit), star in zip(fitted.items(), stars, strict=True)]
         drawing, axes = _panels(titles, "instances", what)
         for ax, (name, label) in zip(axes, fitted, strict=True):
-            own = [row for row in rows if (row["aggregator"], row["label"]) == (name, label)]
+            own = [row for row in written(rows) if (row["aggregator"], row["label"]) == (name, label)]
             bins, line = (
                 np.array([[row[key] for key in ("instances", value, "low", "high")] for row in own if row["kind"] == kind])
                 for kind in ("bin", "line")
@@ -274,7 +273,6 @@ def learning(runs: Sequence[Run], place: _Place) -> Figure | None:
             rows.append({**row, "chosen": chosen.count(epoch)})
     if not rows:
         return None
-    rows = written(rows)
     caption = (
         "Loss on training (solid) and validation (dashed) by epoch: median over folds and seeds with the quartiles around it, "
         "over the runs that still train. Ticks below: epochs whose model was tested, the higher the more runs. Validation loss "
@@ -283,9 +281,10 @@ def learning(runs: Sequence[Run], place: _Place) -> Figure | None:
 
     def draw() -> "Drawing":
         drawing, axes = _panels([label for _, label in methods], "epoch", "loss")
-        top = np.nanquantile([row[key] for row in rows for key in ("train_loss", "val_loss") if key in row], 0.99) * 1.15
+        drawn = written(rows)
+        top = np.nanquantile([row[key] for row in drawn for key in ("train_loss", "val_loss") if key in row], 0.99) * 1.15
         for ax, (name, label) in zip(axes, methods, strict=True):
-            own = [row for row in rows if (row["aggregator"], row["label"]) == (name, label)]
+            own = [row for row in drawn if (row["aggregator"], row["label"]) == (name, label)]
             colour = style(name)["color"]
             for part, line in (("train_loss", "-"), ("val_loss", "--")):
                 shown = [row for row in own if part in row]
@@ -325,7 +324,6 @@ def ablation(plan: Plan, runs: Sequence[Run], others: Sequence[Run], place: _Pla
             rows.append({**row, "reference": aggregator == reference})
     if len({row[key] for row in rows}) < 2:
         return None
-    rows = written(rows)
     numbers = all(isinstance(row[key], int | float) and not isinstance(row[key], bool) for row in rows)
     values = sorted({row[key] for row in rows}) if numbers else list(dict.fromkeys(row[key] for row in rows))
     missing = {_changes(run.cell.aggregator).get(key, "default"): run.status for run in others if run.cell.aggregator in listed}
@@ -344,7 +342,7 @@ def ablation(plan: Plan, runs: Sequence[Run], others: Sequence[Run], place: _Pla
         if numbers and values[0] > 0 and values[-1] / values[0] >= LOG_ABOVE:
             ax.set_xscale("log")
         for metric, colour, marker, line in zip(metrics, ("black", OTHERS, "#0072B2"), "osD", ("-", "--", ":"), strict=False):
-            own = sorted((row for row in rows if row["metric"] == metric), key=lambda row: at[row[key]])
+            own = sorted((row for row in written(rows) if row["metric"] == metric), key=lambda row: at[row[key]])
             where, mean, sd = ([at[row[key]] for row in own], [row["mean"] for row in own], [row["sd"] or 0.0 for row in own])
             shown = {"color": colour, "marker": marker, "linestyle": line, "label": METRICS[metric][0]}
             ax.errorbar(where, mean, sd, capsize=2, elinewidth=0.8, **shown)  # type: ignore[arg-type]
@@ -395,7 +393,6 @@ def extrapolation(plan: Plan, done: Sequence[Run], paired: Table | None, metric:
                 "difference": found.get("difference"), "low": found.get("low"), "high": found.get("high"),
                 "p_holm": found.get("p_holm"), "anova_p": anova[column],
             })  # fmt: skip
-    rows = written(rows)
     reference = next((row["label"] for row in rows if row["aggregator"] == plan.definition["table"]["reference"]), None)
     against = (
         f"Below: difference to {reference} on the same slides and seeds, with the 95 % interval of the paired bootstrap over "
@@ -417,7 +414,7 @@ def extrapolation(plan: Plan, done: Sequence[Run], paired: Table | None, metric:
             height_ratios=(1.3, 1),
         )  # fmt: skip
         for (top, low), column in zip(grid.T, columns, strict=True):
-            own = [row for row in rows if tuple(row[axis] for axis in axes) == column]
+            own = [row for row in written(rows) if tuple(row[axis] for axis in axes) == column]
             for x, row in enumerate(own):
                 look = style(row["aggregator"])
                 top.bar(x, row["mean"], 0.7, yerr=row["sd"], color=look["color"], capsize=2, error_kw={"elinewidth": 0.8})

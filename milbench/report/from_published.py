@@ -435,7 +435,7 @@ def _paired(
         The table, and the corrected p-value of each column and model.
     """
     lines: list[Row] = []
-    tidy, dropped_notes, daggers = [], list[str](), dict[tuple[Column, str], float]()
+    tidy, said, daggers = [], list[str](), dict[tuple[Column, str], float]()
     for metric, (label, function, _) in metrics.items():
         known: dict[tuple[str, str, str, bytes], Once] = {}
 
@@ -458,9 +458,10 @@ def _paired(
                 seed = f"{sheet.stem}|{group}|{metric}"
                 tested.append((group, model, stats.paired_bootstrap(folds, replicates=REPLICATES, seed=seed)))
             if dropped and folds:
-                dropped_notes.append(f"{model}: {dropped} cases that only it or only {base} has are left out of the comparison.")
+                said.append(f"{model}: {dropped} cases that only it or only {base} has are left out of the comparison.")
         for (group, model, c), p_holm in zip(tested, stats.holm([c.p for *_, c in tested]), strict=True):
             daggers[(group, metric), model] = float(p_holm)
+            said += [f"{model}: {c.note}."] if c.note else []
             head = ", ".join(filter(None, [group, label]))
             if not any(not line.entries and line.label == head for line in lines):
                 lines.append(Row(head, [], rule=bool(lines)))
@@ -484,7 +485,7 @@ def _paired(
         f"Difference = model minus {base}, mean over folds; W/T/L counts folds.",
         f"95 % interval and two-sided p: bootstrap over cases, stratified by outcome, drawn inside each fold, {REPLICATES:,} "
         "resamples, the same for both models. Holm's correction runs over all models and columns of one score.",
-        *dict.fromkeys(dropped_notes),
+        *dict.fromkeys(said),
     ]
     heads = [("", h) for h in ("difference", "95 % interval", "W/T/L", "p", "p (Holm)")]
     return Table(f"{sheet.stem}-paired", f"Paired comparison with {base}", heads, lines, notes, tidy), daggers

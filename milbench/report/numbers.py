@@ -44,8 +44,8 @@ def p_value(p: float) -> str:
 
 
 def tally(wins: int, ties: int, losses: int, undefined: int = 0) -> str:
-    """Wins, ties and losses, and how many runs could not be compared."""
-    return f"{wins}/{ties}/{losses}" + (f" ({undefined} undefined)" if undefined else "")
+    """Wins, ties and losses; an en dash where some runs could not be compared, since these would not count all."""
+    return NONE if undefined else f"{wins}/{ties}/{losses}"
 
 
 def styles(means: Sequence[float], sign: int = 1) -> list[Style | None]:

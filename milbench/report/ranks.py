@@ -90,12 +90,13 @@ def critical_difference(name: str, runs: Sequence[Run], metric: str) -> Figure |
     found, labels, told = made
 
     def draw() -> "Drawing":
-        return _diagram(found, labels, {row["aggregator"]: row["mean_rank"] for row in rows}, rows[0]["critical_difference"])
+        drawn = written(rows)
+        return _diagram(found, labels, {row["aggregator"]: row["mean_rank"] for row in drawn}, drawn[0]["critical_difference"])
 
-    rows = written(
+    rows = [
         {"aggregator": method, "label": labels[method], "mean_rank": rank, "critical_difference": found.critical_difference}
         for method, rank in found.mean_rank.items()
-    )
+    ]
     caption = (
         f"Mean rank of each method by {METRICS[metric][0]} over {found.friedman.n} blocks (1 is best). Methods joined by a bar "
         f"do not differ by Nemenyi's test at {ALPHA:g}; CD is the difference it needs. Friedman: Kendall's W = "

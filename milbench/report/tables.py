@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from milbench import stats
 from milbench.errors import MilbenchError
-from milbench.report.collect import Run
+from milbench.report.collect import Run, usual
 from milbench.report.numbers import NONE, Style, interval, number, p_value, signed, spread, styles, tally
 from milbench.report.printed import Printed, PrintedTable
 from milbench.stats.paired import Metric, Once
@@ -175,7 +175,8 @@ def _content(plan: Plan, runs: Sequence[Run], published: Beside) -> _Content:
     for name in layout["metrics"]:
         if name not in METRICS:
             raise MilbenchError(f"suite {plan.suite}: table.metrics: {name!r} cannot be printed; use {', '.join(METRICS)}")
-    printed = PrintedTable(layout["published"]) if layout.get("published") and published != "off" else None
+    wanted = published != "off" and layout.get("published")
+    printed = PrintedTable(wanted, usual(runs)) if wanted else None
     listed = plan.definition["grid"]["aggregator"]
     labels = {run.cell.aggregator: run.cell.label for run in runs}
     if printed:  # its rows all stand in the table, whether they were asked for here or not

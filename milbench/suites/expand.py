@@ -17,6 +17,7 @@ from milbench.config import Settings
 from milbench.datasets.splits import PUBLISHED, count
 from milbench.errors import MilbenchError, NotHere, from_validation, unknown
 from milbench.files import write_atomically
+from milbench.spelling import literal, spelled
 from milbench.suites.model import Search, Suite
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.spec import TrialSpec
@@ -77,12 +78,12 @@ def row(text: str, recipe: Callable[..., recipes.Recipe]) -> Row:
                 raise MilbenchError(f"cannot read {item!r} in {text!r}; write recipe.{key or 'lr'}=value")
             if key not in recipes.Recipe.model_fields:
                 raise unknown(f"recipe value in {text!r}", key, recipes.Recipe.model_fields)
-            asked[key] = plugins.literal(value)
+            asked[key] = literal(value)
     usual, changed = recipe(variant), recipe(variant, asked)
     changes = {key: getattr(changed, key) for key in asked if getattr(changed, key) != getattr(usual, key)}
     return Row(
-        plugins.spelled(variant.entry.name, variant.changes | {f"recipe.{key}": value for key, value in changes.items()}),
-        plugins.spelled(variant.entry.label, variant.changes | changes, " (", ", ", ")"),
+        spelled(variant.entry.name, variant.changes | {f"recipe.{key}": value for key, value in changes.items()}),
+        spelled(variant.entry.label, variant.changes | changes, " (", ", ", ")"),
         variant,
         changes,
     )
