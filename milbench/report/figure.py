@@ -92,6 +92,14 @@ class Figure:
     rows: list[dict[str, Any]] = field(repr=False)
     draw: "Callable[[], Drawing]" = field(repr=False)
 
+    def numbers(self) -> str:
+        """The rows as CSV; an undefined number is an empty field."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(dict.fromkeys(key for row in self.rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(cells, written(self.rows)))
+        return out.getvalue()
+
     def save(self, folder: Path) -> "Saved":
         """Write NAME.pdf, .png, .csv and .json (name, title, caption) to `folder`; the same numbers give the same bytes."""
         from matplotlib import pyplot as plt
@@ -104,11 +112,7 @@ class Figure:
             drawing.savefig(saved.png, metadata={"Software": "milbench"})
             plt.close(drawing)
         _shrink(saved.png)
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(dict.fromkeys(key for row in self.rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(cells, written(self.rows)))
-        write_atomically(saved.csv, out.getvalue())
+        write_atomically(saved.csv, self.numbers())
         text = {"name": self.name, "title": self.title, "caption": self.caption}
         write_atomically(folder / f"{self.name}.json", json.dumps(text, indent=1, ensure_ascii=False) + "\n")
         return saved
