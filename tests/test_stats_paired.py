@@ -7,6 +7,7 @@ import pytest
 
 from milbench import MilbenchError, stats
 from milbench.stats import paired
+from milbench.stats.paired import Once
 
 
 def _counts(strata, replicates, seed=0):
@@ -225,3 +226,37 @@ def test_holm_by_hand():
     np.testing.assert_allclose(stats.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(stats.holm([0.9, np.nan, 0.6]), [1.0, np.nan, 1.0])
     assert stats.holm([]).shape == (0,)
+
+
+def test_blocks_that_begin_alike_are_not_taken_for_each_other():
+    """Two draws can share their first rows; a value computed for one must never be given for the other."""
+    calls = []
+
+    def total(counts):
+        calls.append(len(counts))
+        return counts.sum(1)
+
+    once, rng = Once(total), np.random.default_rng(0)
+    one = rng.integers(0, 3, (50, 6)).astype(float)
+    for row in (8, 20, 49):
+        other = one.copy()
+        other[row, 5] += 1
+        np.testing.assert_array_equal(once(one), one.sum(1))
+        np.testing.assert_array_equal(once(other), other.sum(1))
+        np.testing.assert_array_equal(once(other.copy()), other.sum(1))
+    np.testing.assert_array_equal(once(one.reshape(100, 3)), one.reshape(100, 3).sum(1))
+    np.testing.assert_array_equal(once(np.asfortranarray(one)), one.sum(1))
+    assert calls == [50, 50, 50, 50, 100], "each block once"
+
+
+@pytest.mark.filterwarnings("error")
+def test_undefined_runs_are_counted_and_told():
+    target, score = fold(30, 3, 0)
+    broken = np.full_like(score, np.nan)
+    good = lambda c: stats.macro_f1(target, score, c)  # noqa: E731
+    bad = lambda c: stats.macro_f1(target, broken, c)  # noqa: E731
+    worse = lambda c: stats.macro_f1(target, score[:, ::-1], c)  # noqa: E731
+    c = stats.paired_bootstrap([(target, [(good, worse), (bad, worse), (worse, worse)])], replicates=50)
+    assert (c.wins, c.ties, c.losses, c.undefined, c.runs) == (1, 1, 0, 1, 3)
+    assert c.note == "the metric is undefined in 1 of 3 pairs of runs"
+    assert np.isnan([c.difference, c.low, c.high, c.se, c.superiority, c.p]).all()

@@ -128,7 +128,12 @@ def _outcomes(pairs: Pairs, metric: str) -> dict[str, Outcome]:
     """Every test that applies; one that applies and finds the metric undefined says so in its outcome."""
     folds = _by_fold(pairs)
     found: dict[str, Outcome] = {}
-    if metric in ("macro_auc", "macro_f1", "accuracy"):
+    if metric in ("macro_auc", "macro_f1", "accuracy") and _incomplete(pairs):
+        name = "permutation" if metric == "macro_auc" else "mcnemar"
+        found[name] = _not_computed(
+            "a prediction is missing (NaN)", sum(len(fold[0][0].predictions["slide"]) for fold in folds.values())
+        )
+    elif metric in ("macro_auc", "macro_f1", "accuracy"):
         cases = [_cases(fold) for fold in folds.values()]
         if metric != "accuracy":
             seed = f"{pairs[0][0].cell.column}|{metric}"
@@ -151,6 +156,10 @@ def _outcomes(pairs: Pairs, metric: str) -> dict[str, Outcome]:
             train, test = zip(*(sizes[fold] for fold in folds), strict=True)
             found["nadeau-bengio"] = stats.nadeau_bengio(sample, train, test)
     return found
+
+
+def _incomplete(pairs: Pairs) -> bool:
+    return any(np.isnan(run.predictions["score"]).any() for pair in pairs for run in pair)
 
 
 def _not_computed(why: str, n: int) -> Outcome:
