@@ -235,6 +235,8 @@ def test_no_zero_has_a_minus_and_no_number_is_nan(tmp_path):
         row = next(row for row in section.paired.rows if row.label == label)
         assert [entry.text for entry in row.entries] == ["–"] * 5, "of macro-AUC, which stands first"
     assert "MEAN (macro-AUC), DSMIL (macro-AUC): the metric is undefined in 1 of 2 pairs of runs." in section.paired.notes
+    (anova,) = (table for table in section.appendix if table.name.endswith("anova"))
+    assert "Runs left out, in which the metric is undefined: 3 of 6 (macro-AUC)." in anova.notes
     told = {(row["aggregator"], row["metric"]): row for row in section.paired.tidy}
     assert [told["mean", "macro_auc"][key] for key in ("undefined", "runs")] == [1, 2]
     equal = told["dsmil", "macro_f1"]

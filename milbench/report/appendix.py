@@ -216,16 +216,19 @@ def _sizes(run: Run) -> dict[int, tuple[int, int]]:
 
 def _anova(plan: Plan, runs: Sequence[Run]) -> Table:
     """One line for each column and metric: do the methods differ at all?"""
-    lines, tidy = [], []
+    lines, tidy, undefined = [], [], []
     columns = list(dict.fromkeys(run.cell.column for run in runs))
     for column in columns:
         for metric in plan.definition["table"]["metrics"]:
             groups: dict[str, list[float]] = defaultdict(list)
-            for run in runs:
-                if run.cell.column == column and run.status == "ok" and not math.isnan(value := run.metric(metric)):
+            done = [run for run in runs if run.cell.column == column and run.status == "ok"]
+            for run in done:
+                if not math.isnan(value := run.metric(metric)):
                     groups[run.cell.aggregator].append(value)
             label = ", ".join(filter(None, [_heading(plan, column), METRICS[metric][0]]))
             n = sum(map(len, groups.values()))
+            if n < len(done):
+                undefined.append(f"{len(done) - n} of {len(done)} ({label})")
             if len(groups) < 2 or n <= len(groups):
                 lines.append(Row(label, [Entry(str(len(groups))), Entry(str(n)), *[Entry(NONE)] * 2]))
                 continue
@@ -240,6 +243,7 @@ def _anova(plan: Plan, runs: Sequence[Run]) -> Table:
         "all methods share folds, cases and seeds. It stands here because the field prints it; read the paired comparison.",
         "η² is the share of the variance of all runs that lies between methods. A dash: fewer than two methods, or one run each.",
         f"† p < {ALPHA:g}, uncorrected.",
+        *([f"Runs left out, in which the metric is undefined: {', '.join(undefined)}."] if undefined else []),
     ]  # fmt: skip
     headers = [("", head) for head in ("methods", "runs", "η²", "p")]
     return Table(f"{_name(plan)}-anova", "One-way analysis of variance, unpaired", headers, lines, notes, tidy)
