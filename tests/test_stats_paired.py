@@ -260,3 +260,20 @@ def test_undefined_runs_are_counted_and_told():
     assert (c.wins, c.ties, c.losses, c.undefined, c.runs) == (1, 1, 0, 1, 3)
     assert c.note == "the metric is undefined in 1 of 3 pairs of runs"
     assert np.isnan([c.difference, c.low, c.high, c.se, c.superiority, c.p]).all()
+
+
+@pytest.mark.parametrize(("each", "resamples"), [(1, 1), (2, 4), (3, 36), (4, None)])
+def test_a_handful_of_cases_that_do_not_vary_has_no_p_value(each, resamples):
+    """Class-stratified resamples of a perfect method and a constant one are all alike: that is no p of 0.0002."""
+    target = np.repeat([0, 1], each)
+    perfect, constant = np.eye(2)[target], np.tile([0.6, 0.4], (2 * each, 1))
+    runs = [partial(stats.macro_f1, target, perfect), partial(stats.macro_f1, target, constant)]
+    c = stats.paired_bootstrap([(target, [tuple(runs)])], replicates=200)
+    assert c.difference == pytest.approx(2 / 3)
+    if resamples is None:
+        assert c.p == pytest.approx(2 / 201)
+    else:
+        assert np.isnan([c.p, c.low, c.high, c.se]).all()
+        assert c.note == f"not computed (each of the {resamples} resamples of so few cases gives the same difference)"
+    same = stats.paired_bootstrap([(target, [(runs[0], runs[0])])], replicates=200)
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1), "no difference is one"

@@ -1,6 +1,7 @@
 """Is the difference real? Two methods, the same cases, the same resamples."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from milbench.stats.rounding import TINY, Rounded, rounded
 Array = NDArray[np.float64]
 Metric = Callable[[Array], Array]  # counts (B, n) -> (B,): a metric with a fold's truth and predictions filled in
 
+FEWEST = 40  # different resamples: with fewer no p-value could be below 2 / 40 = 0.05
 UNDEFINED = 0.05  # share of resamples without a value that an interval may leave out
 _ELEMENTS = 2**18  # counts drawn at a time: fits a processor's cache
 
@@ -89,6 +91,11 @@ def _counts(strata: NDArray, replicates: int, rng: np.random.Generator) -> Itera
         yield counts
 
 
+def _different(strata: NDArray) -> float:
+    """Logarithm of how many different resamples there are: counts of m - 1 draws from the m cases of each stratum."""
+    return sum(math.lgamma(2 * m - 1) - 2 * math.lgamma(m) for m in np.unique(strata, return_counts=True)[1].tolist())
+
+
 def paired_bootstrap(
     folds: Sequence[tuple[ArrayLike, Sequence[tuple[Metric, Metric]]]], *, replicates: int = 10_000, seed: str = ""
 ) -> Comparison:
@@ -112,7 +119,8 @@ def paired_bootstrap(
 
     Returns:
         The comparison. Interval and p-value are NaN when the metric is undefined in some run (then the difference is, too), or
-        in more than 5 % of the resamples (few events); fewer are left out. `note` says so.
+        in more than 5 % of the resamples (few events); fewer are left out. They are NaN, too, where a handful of cases
+        gives the same difference in each of their fewer than 40 resamples, which tells no spread. `note` says so.
 
     Raises:
         MilbenchError: there is nothing to compare.
@@ -122,7 +130,7 @@ def paired_bootstrap(
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
     runs = sum(len(seeds) for _, seeds in folds)
     pairs: list[list[tuple[float, float]]] = []  # of each fold, each seed: metric of the method and of the reference
-    replicate, n, alone = np.zeros(replicates), 0, 0
+    replicate, n, alone, different = np.zeros(replicates), 0, 0, 0.0
     for strata, seeds in folds:
         strata = np.asarray(strata)
         one = np.ones((1, len(strata)))
@@ -133,6 +141,7 @@ def paired_bootstrap(
                 replicate[done : done + len(counts)] += (method(counts) - reference(counts)) / runs
             done += len(counts)
         n += len(strata)
+        different += _different(strata)
         alone += int((np.unique(strata, return_counts=True)[1] == 1).sum())
 
     observed = np.array([a - b for fold in pairs for a, b in fold])
@@ -143,6 +152,8 @@ def paired_bootstrap(
         notes = [f"the metric is undefined in {undefined} of {runs} pairs of runs"]
     elif len(defined) < (1 - UNDEFINED) * replicates:
         notes.append(f"the metric is undefined in {1 - len(defined) / replicates:.0%} of the resamples")
+    elif np.ptp(defined) < TINY < abs(observed.mean()) and different < math.log(FEWEST):
+        notes = [f"not computed (each of the {math.exp(different):.0f} resamples of so few cases gives the same difference)"]
     else:
         if lost := replicates - len(defined):
             notes.append(f"{lost} of {replicates} resamples left out, in which the metric is undefined")
