@@ -236,6 +236,24 @@ def test_what_is_finished_is_not_called_not_run(tmp_path, monkeypatch, suite, se
         assert len(told) == 3 + 7 + 8 + 5 + 6 + 2, "every value of each sweep but the default"
 
 
+def test_an_undefined_metric_is_told_and_decides_nothing(tmp_path, quick):
+    store = paper_store(tmp_path, "bracs-ablation-radius", n=9, seeds=[0, 1])
+    run = next(
+        run
+        for place, runs in Measured(store)._at("bracs-ablation-radius").items()
+        for run in runs
+        if place.aggregator == "longmil"
+    )
+    path = store.folder(run.cell.trial_id) / "predictions.csv"
+    first, second, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([first, ",".join([*second.split(",")[:-3], "nan", "nan", "nan"]), *rest]) + "\n")
+    wanted = [c for c in claims.load().claim if c.id == "defaults"]
+    parts = [part for part in claims.judge(wanted, Measured(store)) if not isinstance(part.estimate, str)]
+    assert {(part.verdict, part.estimate.n) for part in parts} == {("inconclusive", "9 x 2, undefined in 1 of 2 runs")}
+    line = claims._line("x", parts)
+    assert line.entries[2].text == "–"
+
+
 def test_a_row_that_says_the_default_is_the_default(tmp_path):
     suites = ["bracs-ablation-radius", "bracs-ablation-learning-rate"]
     for suite in suites:

@@ -213,6 +213,7 @@ class Measured:
         run = done[upper[0]][keys[0]]
         c = stats.paired_bootstrap(folds, replicates=REPLICATES, seed=f"{run.cell.column}|{metric}")
         n = f"{cases}" + (f" x {len(keys) // len(folds)}" if len(keys) > len(folds) else "")
+        n += f", undefined in {c.undefined} of {c.runs} runs" if c.undefined else ""
         return Estimate(c.difference, c.low, c.high, c.p, c.se, None, n)
 
     def _metric(self, run: Run, metric: str) -> Once:

@@ -318,7 +318,7 @@ def _says(line: Row) -> bool:
 
 
 def _entry(block: _Block, style: Style | None, footnotes: _Footnotes) -> Entry:
-    mark = ""
+    why_not = []
     done, missing = len(block.values), block.expected - len(block.values)
     if missing:
         states = [_STATES.get(run.status, run.status) for run in block.runs if run.status != "ok"]
@@ -326,10 +326,11 @@ def _entry(block: _Block, style: Style | None, footnotes: _Footnotes) -> Entry:
         why = "; ".join(filter(None, dict.fromkeys(" ".join(reason.split()) for reason in reasons)))
         kinds = ", ".join(dict.fromkeys(states)) or "not asked for in any run here"
         over = f"; over {done} of {block.expected} runs, not ranked" if done else ""
-        mark = footnotes.mark(f"{kinds}{': ' + why if why else ''}{over}")
-    elif not block.complete:
-        mark = footnotes.mark(_undefined(block))
-    return Entry(spread(block.mean, block.sd), style, dagger=block.p_holm < ALPHA, mark=mark)
+        why_not.append(f"{kinds}{': ' + why if why else ''}{over}")
+    if np.isnan(block.values).any():
+        why_not.append(_undefined(block))
+    mark = footnotes.mark("; ".join(why_not)) if why_not else ""
+    return Entry(spread(block.mean, block.sd), style, dagger=block.p_holm < ALPHA and not math.isnan(block.mean), mark=mark)
 
 
 _STATES = {"oom": "out of memory", "pending": "not run", "absent": "not run"}
