@@ -80,7 +80,7 @@ def _nothing_set(device: str) -> Iterator[None]:
     with torch.random.fork_rng(cuda), torch.autograd.set_detect_anomaly(False):
         try:
             torch.set_default_dtype(torch.float32)
-            torch.use_deterministic_algorithms(True, warn_only=device != "cpu")  # as a trial does
+            torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")  # as in a trial
             yield
         finally:
             torch.set_default_dtype(dtype)
@@ -160,7 +160,7 @@ def _find(op: str, device: str, dtype: torch.dtype | None = None, facts: Mapping
 
 
 def chosen(ops: Iterable[str], device: str) -> dict[str, str]:
-    """Operation -> the backend that float32 tensors get on a device of that type; the others are not tried, nothing counts as used.
+    """Operation -> the backend that float32 tensors get on a device of that type. Tries no others; nothing counts as used.
 
     What a call may ask for besides, such as dropout, is left out: what it then gets follows from the same list.
 

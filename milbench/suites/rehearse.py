@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from milbench import datasets, plugins, tasks
+from milbench import datasets, plugins, process, tasks
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.datasets import ENCODERS, Dataset, Fold, Sample, splits
@@ -155,13 +155,11 @@ def measured(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, *, scale: flo
         keep_model, on_epoch: of no use here.
         scale: real bags are this much larger.
     """
-    torch.set_num_threads(spec.threads)
-    torch.use_deterministic_algorithms(True, warn_only=spec.device != "cpu")
     where = (spec.dataset, spec.encoder, spec.magnification, spec.patch_size)
     dataset = stand_in(scale, *where, dtype=spec.feature_dtype)
     fold = dataset.folds(spec.split)[spec.fold]
     task = tasks.for_fold(dataset, fold.train)
-    torch.manual_seed(derive_seed(*spec.axes, "weights"))
+    process.seed(derive_seed(*spec.axes, "weights"))
     model = build_model(spec, dataset, task.n_out)
     optimisers = model.optimisers(spec.recipe) if model.trained_by_gradient else []
     found: dict[str, list[list[float]]] = {"train": [], "predict": [], "peak": []}
