@@ -286,7 +286,7 @@ def in_other_processes(variants: Sequence[Variant], hash_seeds: Sequence[int] = 
     running = [
         subprocess.Popen(
             [sys.executable, "-c", code, *what],
-            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},  # noqa: TID251 - handed on
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

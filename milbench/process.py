@@ -37,7 +37,7 @@ def settle(device: str = "cpu", threads: int | None = None) -> None:
     torch.autograd.set_detect_anomaly(False)
     if threads is not None:
         torch.set_num_threads(threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may sum in another order; read when CUDA starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # noqa: TID251 - told to cuBLAS, which may sum in another order
     if device == "cpu":
         torch.set_deterministic_debug_mode("error")  # the same as below without importing torch's compiler, a second's work
     else:
