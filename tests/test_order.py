@@ -12,6 +12,7 @@ from milbench import plugins, suites
 from milbench.cli import main
 from milbench.config import Settings
 from milbench.engines import run_local
+from milbench.ops import backends
 from milbench.trials.run import run_trial
 from milbench.trials.store import Store
 
@@ -104,14 +105,43 @@ def bytes_of(store, jobs):
 def test_order_and_workers_change_nothing(jobs_of, tmp_path):
     jobs, settings = jobs_of(SENSITIVE)
     here, back, two = (Store(tmp_path / name) for name in ("here", "back", "two"))
-    for job in jobs:
-        run_trial(job.spec, here, {}, settings=settings)
-    run_local(jobs[::-1], back, settings=settings)
+    for store, some in ((here, jobs), (back, jobs[::-1])):
+        for job in some:
+            run_trial(job.spec, store, {}, settings=settings)
     run_local(jobs, two, settings=settings, workers=2)
     expected = bytes_of(here, jobs)
     assert len(set(expected.values())) == len(jobs), "and they are not all the same file"
     assert bytes_of(back, jobs) == expected
     assert bytes_of(two, jobs) == expected
+
+
+def test_the_backend_that_computes_is_part_of_a_trial(jobs_of, tmp_path, monkeypatch):
+    """Chosen or forced, it changes the name of the trial but not its column; a process with another refuses the trial."""
+    monkeypatch.setattr(backends, "_forced", {})
+    names = ["abmil[hidden=16]", "full-attention[dim=16]"]
+    (plain, usual), settings = jobs_of(names)
+    other = next(name for name in ("sdpa", "tiles") if name != usual.spec.backends["full_attention"])
+    backends.force([f"full_attention={other}"])
+    (also_plain, forced), _ = jobs_of(names)
+    assert plain.spec == also_plain.spec
+    assert plain.spec.backends == {}
+    assert forced.spec.backends == {"full_attention": other}
+    assert forced.spec.trial_id != usual.spec.trial_id
+    assert forced.cell.context == usual.cell.context == plain.cell.context
+    store = Store(tmp_path / "r")
+    assert run_trial(forced.spec, store, {}, settings=settings) == "ok"
+    assert store.read(forced.spec.trial_id).provenance["backends"] == {"full_attention": other}
+    assert run_trial(usual.spec, store, {}, settings=settings) == "failed"
+    assert f"this process has {{'full_attention': '{other}'}}" in store.read(usual.spec.trial_id).reason
+
+
+def test_an_operation_that_a_class_does_not_name_is_told(jobs_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins.resolve("full-attention").entry.cls, "ops", ())
+    (job,), settings = jobs_of(["full-attention[dim=16]"])
+    store = Store(tmp_path / "r")
+    run_trial(job.spec, store, {}, settings=settings)
+    (message,) = store.read(job.spec.trial_id).messages
+    assert message.startswith("uses full_attention, which its class does not name in `ops`")
 
 
 @pytest.mark.slow
