@@ -21,6 +21,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from milbench import process
 from milbench.aggregator import Aggregator
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.spelling import literal, spelled
@@ -172,7 +173,8 @@ def discover(files: Iterable[str | Path] = ()) -> None:
 def _import(what: str, load: Callable[[], Any]) -> None:
     before = dict(_entries)
     try:
-        load()
+        with process.kept():
+            load()
     except Exception as error:
         _entries.clear()
         _entries.update(before)  # half a plug-in is no plug-in
@@ -193,6 +195,11 @@ def _run_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+
+
+def files() -> list[Path]:
+    """The plug-in files that were loaded, as another process must load them."""
+    return sorted(_loaded_files)
 
 
 def entries() -> list[Entry]:
