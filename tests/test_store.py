@@ -33,6 +33,7 @@ def test_everything_that_decides_a_number_changes_the_id(field):
     other = {
         "unit": "case", "task": "survival", "magnification": 40, "patch_size": 448, "feature_dtype": "float16", "standardise": True,
         "params": {"hidden": 9}, "fold": 1, "seed": 1, "recipe": Recipe(name="paper", lr=2e-4), "threads": 2, "device": "cuda",
+        "backends": {"full_attention": "sdpa"},
     }.get(field, "other")  # fmt: skip
     assert spec(**{field: other}).trial_id != spec().trial_id
 
@@ -42,6 +43,7 @@ def test_methods_of_one_column_share_a_context():
     other = spec(aggregator="max", params={}, implementation="max@3", fold=4, seed=9, recipe=Recipe(name="official", lr=1.0))
     assert other.context(asked) == spec().context(asked)
     assert spec().context({"name": "paper"}) != spec().context(asked)
+    assert spec(backends={"retention": "fla"}).context(asked) == spec().context(asked)
     assert spec(threads=2).context(asked) != spec().context(asked)
 
 
