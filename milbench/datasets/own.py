@@ -17,6 +17,7 @@ from milbench.datasets.check import Examined, FeatureSet, examine
 from milbench.datasets.findings import many
 from milbench.datasets.manifest import Features, Manifest, folder
 from milbench.datasets.packed import folder_beside, packed
+from milbench.datasets.seen import Watch, changing, state_of
 from milbench.errors import MilbenchError, NotHere
 
 
@@ -27,7 +28,8 @@ def dataset(manifest: Manifest, features: Features, dtype: Literal["float32", "f
         NotHere: the labels were not added yet.
         MilbenchError: the check finds errors.
     """
-    found = examine(manifest, [features])
+    with Watch() as progress:
+        found = examine(manifest, [features], progress=progress)
     found.remember()
     if found.lacking:
         raise NotHere(f"dataset {manifest.name}: {found.lacking}")
@@ -39,7 +41,7 @@ def dataset(manifest: Manifest, features: Features, dtype: Literal["float32", "f
     (files,) = found.sets
     sizes = {id: sum(files.facts[slide].n for slide in slides) for id, slides in files.slides.items()}
     samples, salt = found.roster.samples, manifest.name
-    fingerprint = _fingerprint(found, files)
+    fingerprint = _fingerprint(found, files, files.contents)
     read = packed(
         partial(_bag, files, {sample.id: sample for sample in samples}, manifest.unit),
         sizes,
@@ -67,6 +69,7 @@ def dataset(manifest: Manifest, features: Features, dtype: Literal["float32", "f
         has_coords=bool(files.steps),
         encoder=features.encoder,
         fingerprint=fingerprint,
+        former_fingerprint=_fingerprint(found, files, {slide: facts.digest for slide, facts in files.facts.items()}),
         splits={
             **{f"kfold{k}": partial(splits.k_fold, samples, k, salt=salt) for k in (5, 10)},
             "extrapolation": partial(splits.extrapolation, samples, sizes, salt=salt),
@@ -81,25 +84,31 @@ def dataset(manifest: Manifest, features: Features, dtype: Literal["float32", "f
     )
 
 
-def _fingerprint(found: Examined, files: FeatureSet) -> str:
-    """Hash of who is in the dataset with which outcome, and of every file's shape, sampled rows and step.
+def _fingerprint(found: Examined, files: FeatureSet, contents: Mapping[str, str]) -> str:
+    """Hash of who is in the dataset with which outcome, and of every file's contents and step.
 
     Names of folders and formats are not in it: the same features elsewhere are the same dataset.
+
+    Args:
+        found: the roster, and of what task.
+        files: of these features.
+        contents: slide -> hash of what its file holds.
     """
     who = [[s.id, s.case_id, s.label, s.time, s.event] for s in sorted(found.roster.samples, key=lambda sample: sample.id)]
-    what = {
-        id: [[slide, files.facts[slide].digest, files.steps.get(slide)] for slide in slides]
-        for id, slides in files.slides.items()
-    }
+    what = {id: [[slide, contents[slide], files.steps.get(slide)] for slide in slides] for id, slides in files.slides.items()}
     classes = list(found.manifest.labels.classes) if found.manifest.labels else []
     text = json.dumps([found.manifest.task, found.manifest.unit, classes, who, what], sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _bag(files: FeatureSet, samples: Mapping[str, Sample], unit: str, id: str) -> Bag:
-    """Read one slide, or all slides of a case."""
+    """Read one slide, or all slides of a case.
+
+    Raises:
+        BadFile: a file cannot be used, or is no longer the one that the dataset's fingerprint was made of.
+    """
     slides = files.slides[id]
-    read = [formats.read(*files.files[slide]) for slide in slides]
+    read = [_read(files, slide) for slide in slides]
     features = torch.from_numpy(np.concatenate([features for features, _ in read]) if len(read) > 1 else read[0][0])  # (n, d)
     source = str(files.files[slides[0]][0]) + (f" and {len(slides) - 1} more" if len(slides) > 1 else "")
     coords, step = None, None
@@ -118,6 +127,14 @@ def _bag(files: FeatureSet, samples: Mapping[str, Sample], unit: str, id: str) -
         slide_index=torch.cat(index) if index else None,
         source=source,
     )
+
+
+def _read(files: FeatureSet, slide: str) -> tuple[NDArray[np.float32], NDArray[Any] | None]:
+    path, patches = files.files[slide]
+    found = formats.read(path, patches)
+    if state_of(path, patches) != files.memory.state(path):
+        raise changing(path)
+    return found
 
 
 def _scaled(xy: NDArray[Any] | None, factor: float) -> NDArray[Any]:
