@@ -18,7 +18,7 @@ from milbench.datasets import tables
 from milbench.datasets.findings import Finding, many
 from milbench.datasets.formats import BadFile, Facts, Layout
 from milbench.datasets.formats import read as read_file
-from milbench.datasets.manifest import Features, Manifest, folder, layout
+from milbench.datasets.manifest import Features, Manifest
 from milbench.datasets.published import ENCODERS
 from milbench.datasets.roster import Roster
 from milbench.datasets.seen import Progress, Seen
@@ -110,6 +110,7 @@ def examine(
     only: Sequence[Features] | None = None,
     *,
     deep: bool = False,
+    cache: Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Examined:
     """Look at tables and feature files of a manifest.
@@ -118,21 +119,24 @@ def examine(
         manifest: of the dataset.
         only: sets of features to look at; all of the manifest unless given.
         deep: look at every feature and every position, too, and read files anew whose contents are remembered.
+        cache: where what was seen is remembered if the data folder cannot be written to.
         progress: called with what is done, files done and files in all.
     """
     roster = rosters.read(manifest)
     rosters.against_published(roster, manifest)
     chosen = manifest.features if only is None else only
-    found = Examined(manifest, roster, [_features(manifest, roster, one, deep, progress) for one in chosen])
+    found = Examined(manifest, roster, [_features(manifest, roster, one, deep, cache, progress) for one in chosen])
     for one in found.sets:
         if roster.samples and not any(finding.severity == "error" for finding in [*roster.findings, *one.findings]):
             _contents(one, deep, progress)
     return found
 
 
-def _features(manifest: Manifest, roster: Roster, features: Features, deep: bool, progress: Progress) -> FeatureSet:
-    found = FeatureSet(features, _memory(manifest, features))
-    place = layout(features)
+def _features(
+    manifest: Manifest, roster: Roster, features: Features, deep: bool, cache: Path | None, progress: Progress
+) -> FeatureSet:
+    found = FeatureSet(features, _memory(manifest, features, cache))
+    place = manifest.layout(features)
     missing = [path for path in (place.folder, place.patches) if path is not None and not path.is_dir()]
     if missing:
         found.add("error", "folder", f"folder {missing[0]} does not exist", "mend the path in the manifest, or add it again")
@@ -153,9 +157,12 @@ def _features(manifest: Manifest, roster: Roster, features: Features, deep: bool
     return found
 
 
-def _memory(manifest: Manifest, features: Features) -> Seen:
-    name = f"{manifest.name}-{re.sub(r'[^A-Za-z0-9]+', '-', features.name)}.json"
-    return Seen([folder() / ".seen" / name], (features.folder, features.patches))
+def _memory(manifest: Manifest, features: Features, cache: Path | None) -> Seen:
+    name = f"{manifest.name}-{re.sub(r'[^A-Za-z0-9]+', '-', features.name)}"
+    places = [manifest.home / ".seen" / f"{name}.{manifest.key_of(features)}.json"]
+    if cache:
+        places.append(cache / f"{name}.{manifest.key_of(features, shared=True)}.seen.json")
+    return Seen(places, (features.folder, features.patches))
 
 
 def _contents(found: FeatureSet, deep: bool, progress: Progress) -> None:

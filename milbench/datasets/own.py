@@ -11,25 +11,33 @@ import torch
 from numpy.typing import NDArray
 
 from milbench.bags import Bag
+from milbench.config import Settings
 from milbench.datasets import formats, splits
 from milbench.datasets.base import Dataset, Fold, Sample
 from milbench.datasets.check import Examined, FeatureSet, examine
 from milbench.datasets.findings import many
-from milbench.datasets.manifest import Features, Manifest, folder
-from milbench.datasets.packed import folder_beside, packed
+from milbench.datasets.manifest import Features, Manifest
+from milbench.datasets.packed import packed
 from milbench.datasets.seen import Watch, changing, state_of
 from milbench.errors import MilbenchError, NotHere
 
 
-def dataset(manifest: Manifest, features: Features, dtype: Literal["float32", "float16"] = "float32") -> Dataset:
+def dataset(
+    manifest: Manifest, features: Features, settings: Settings, dtype: Literal["float32", "float16"] = "float32"
+) -> Dataset:
     """The dataset with one set of features, checked before it is given away.
+
+    Args:
+        manifest, features: which.
+        settings: whether and where features are packed.
+        dtype: of stored features.
 
     Raises:
         NotHere: the labels were not added yet.
         MilbenchError: the check finds errors.
     """
     with Watch() as progress:
-        found = examine(manifest, [features], progress=progress)
+        found = examine(manifest, [features], cache=settings.cache, progress=progress)
     found.remember()
     if found.lacking:
         raise NotHere(f"dataset {manifest.name}: {found.lacking}")
@@ -49,7 +57,8 @@ def dataset(manifest: Manifest, features: Features, dtype: Literal["float32", "f
         dtype="float16" if dtype == "float16" else files.dtype,
         fingerprint=fingerprint,
         name=f"{manifest.name} {features.name}",
-        folder=folder_beside(folder()),
+        folder=settings.packs if settings.pack else None,
+        owner=manifest.key_of(features, shared=settings.cache is not None),
     )
     given: dict[str, Callable[[], Sequence[Fold]]] = {name: partial(list, folds) for name, folds in found.roster.splits.items()}
     twins = {
