@@ -55,8 +55,10 @@ class Seen:
     def __init__(self, places: list[Path], folders: tuple[str, str | None]) -> None:
         self._places, self._folders = places, list(folders)
         self._old: dict[str, dict[str, Any]] = {}
-        for place in reversed(places):
-            self._old |= self._load(place)
+        for place in places:
+            for name, one in self._load(place).items():
+                if name not in self._old or self._old[name]["seen"] < one["seen"]:
+                    self._old[name] = one
         self._kept, self._new = self._old, dict[str, dict[str, Any]]()
 
     def _load(self, place: Path) -> dict[str, dict[str, Any]]:
