@@ -35,7 +35,7 @@ def state_of(path: Path, patches: Path | None) -> State:
     return [patches and patches.name, *(number for s in stats for number in (s.st_size, s.st_mtime_ns, s.st_ctime_ns))]
 
 
-def _too_young(state: State, seen: int) -> bool:
+def too_young(state: State, seen: int) -> bool:
     """Whether the file could have been written once more after it was seen without a change of its times.
 
     File systems count time in steps: of a hundredth of a second, or of up to two seconds where they store whole ones.
@@ -78,7 +78,7 @@ class Seen:
         """
         now, state = time.time_ns(), state_of(path, patches)
         old = self._old.get(path.name)
-        if anew or old is None or old["state"] != state or _too_young(state, old["seen"]):
+        if anew or old is None or old["state"] != state or too_young(state, old["seen"]):
             facts = inspect(path, patches, thorough=anew)
             self._new[path.name] = {"state": state, "seen": now, "facts": dataclasses.asdict(facts), "contents": None}
             return facts
@@ -189,11 +189,11 @@ class Watch:
         began = self._started.setdefault(what, time.monotonic())
         if began == 0 or time.monotonic() - began < MOMENT:
             return
-        if not (out := console()).is_terminal:
-            out.print(f"{what}: {total:,}", **PLAIN)
-            self._started[what] = 0.0
-            return
         if self._bar is None:
+            if not (out := console()).is_terminal:
+                out.print(f"{what}: {total:,}", **PLAIN)
+                self._started[what] = 0.0
+                return
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=out, transient=True)
