@@ -164,6 +164,7 @@ def test_what_was_seen_is_remembered_until_a_file_changes(tmp_path, data, monkey
     from milbench.datasets import seen
     from milbench.datasets.formats import inspect
 
+    monkeypatch.setattr(seen, "too_young", lambda state, at: False)
     root = folders.cohort(tmp_path / "in")
     add(root)
     assert sorted(path.name for path in data.iterdir()) == [".seen", "mine.toml"]
