@@ -103,10 +103,9 @@ class Seen:
         unread = {slide: pair for slide, pair in files.items() if self._new[pair[0].name]["contents"] is None}
         broken: dict[str, BadFile] = {}
         saved = time.monotonic()
-        try:
-            with ThreadPoolExecutor(READERS) as pool:
-                states = [self.state(path) for path, _ in unread.values()]
-                found = pool.map(_attempt, unread.values(), states)
+        with ThreadPoolExecutor(READERS) as pool:
+            try:
+                found = pool.map(_attempt, unread.values(), [self.state(path) for path, _ in unread.values()])
                 for done, (slide, one) in enumerate(zip(unread, found, strict=True), 1):
                     progress("reading feature files whole, once", done, len(unread))
                     if isinstance(one, BadFile):
@@ -117,9 +116,10 @@ class Seen:
                     if time.monotonic() - saved > SAVED_EVERY:
                         self.save()
                         saved = time.monotonic()
-        except BaseException:  # what was read until Ctrl-C need not be read again
-            self.save()
-            raise
+            except BaseException:  # Ctrl-C: what was read need not be read again, and the rest is not waited for
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.save()
+                raise
         hashes = {slide: self._new[path.name]["contents"] for slide, (path, _) in files.items() if slide not in broken}
         return hashes, broken, [slide for slide in hashes if slide in unread and self._changed_unseen(files[slide][0])]
 
