@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from milbench.config import Settings
 from milbench.datasets import classic, formats, tables
-from milbench.datasets.manifest import Labels, Manifest, load, spelled, stored
+from milbench.datasets.manifest import Labels, Manifest, Origin, load, spelled, stored
 from milbench.datasets.published import BRACS_ORDER, BRACS_TYPES, COHORTS
 from milbench.errors import MilbenchError, from_validation, unknown
 
@@ -35,7 +36,7 @@ def joined(
     replace: bool = False,
     home: Path | None = None,
 ) -> Manifest:
-    """The manifest of `name` with these additions. Nothing is written.
+    """The manifest of `name` with these additions. Nothing is written before :func:`milbench.datasets.manifest.save`.
 
     Args:
         name: of the dataset; that of a published cohort brings its task, its classes and its counts.
@@ -52,11 +53,12 @@ def joined(
     Raises:
         MilbenchError: a folder or table that cannot be used, or a contradiction to what the manifest has.
     """
+    home = home or Settings.from_environment().data
+    again = partial(joined, **locals())  # the same additions to what the file says by then
     if name in classic.TABLES:
         raise MilbenchError(f"{name} is a built-in dataset; choose another name")
     if published is not None and published not in COHORTS:
         raise unknown("published cohort", published, COHORTS)
-    home = home or Settings.from_environment().data
     old = load(name, home)
     cohort = COHORTS.get(published or name)
     values: dict[str, Any] = old.model_dump() if old else {
@@ -113,7 +115,7 @@ def joined(
     kept = [] if replace or not old else old.exclude
     values["exclude"] = sorted({*kept, *map(tables.clean, exclude)}) if exclude else values.get("exclude", [])
     try:
-        return Manifest.model_validate(values).at(home)
+        return Manifest.model_validate(values).at(home, Origin(old.origin.text if old and old.origin else None, again))
     except ValidationError as error:
         raise from_validation(error, f"dataset {name}") from error
 

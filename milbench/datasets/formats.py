@@ -22,7 +22,8 @@ from milbench.errors import MilbenchError
 
 Format = Literal["h5", "pt", "npz"]
 
-SAMPLED = 8  # rows of features that identify a file without reading it
+SAMPLED = 8  # rows of features that are looked at without reading a file
+BLOCK = 2**23  # bytes of features that are hashed at a time
 LOOK = 2000  # positions looked at where a file stores nearly every one in a chunk of its own, as TRIDENT does
 
 
@@ -49,6 +50,7 @@ class Facts:
         n, d, dtype: instances, their width, and how they are stored.
         coords: whether there are positions.
         digest: hash of shape, dtype, and a few rows of features and positions; the same in every format and on every machine.
+            It tells copies and what a file was called before :func:`contents` was: never whether a file changed.
         nonfinite: how many of the sampled rows hold NaN or infinite values.
         step: level-0 pixels between neighbours by the file's attributes or its patches file; None where they do not say.
         lattice: the most common distance of neighbours in a row or column of patches; None where there are no neighbours.
@@ -343,6 +345,40 @@ def inspect(path: Path, patches: Path | None = None, *, thorough: bool = False) 
             says=said,
             squeezed=raw.features.ndim == 3,
         )
+
+
+def contents(path: Path, patches: Path | None = None) -> str:
+    """Hash of every number in a feature file: shape, dtype, features and positions, row by row.
+
+    The same in every format, chunking, compression and byte order, and on every machine. Whole positions are the same as
+    integers of any width and as floats.
+
+    Args:
+        path, patches: as :func:`inspect` takes them.
+
+    Raises:
+        BadFile: the file cannot be used, or breaks off.
+    """
+    with _opened(path, patches) as raw:
+        features, (n, d) = raw.features, _shape(raw.features)
+        dtype = features.dtype.newbyteorder("<")
+        chunk = features.chunks[-2] if getattr(features, "chunks", None) else 1  # no chunk is read twice
+        rows = -(-max(1, BLOCK // (d * dtype.itemsize)) // chunk) * chunk
+        digest = hashlib.sha256(f"{n}|{d}|{dtype.name}|".encode())
+        for start in range(0, n, rows):
+            digest.update(_bytes(_rows(features, slice(start, start + rows)), dtype))
+        if raw.coords is not None:
+            xy = _rows(raw.coords, slice(None))
+            with np.errstate(invalid="ignore"):  # what has no place among integers is not whole
+                whole = xy.astype("<i8")
+            is_whole = np.array_equal(whole, xy)
+            digest.update(b"|whole|" if is_whole else b"|positions|")
+            digest.update(_bytes(whole, "<i8") if is_whole else _bytes(xy, "<f8"))
+        return digest.hexdigest()[:32]
+
+
+def _bytes(array: NDArray[Any], dtype: Any) -> memoryview:
+    return np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data
 
 
 def read(path: Path, patches: Path | None = None) -> tuple[NDArray[np.float32], NDArray[Any] | None]:

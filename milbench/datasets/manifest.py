@@ -3,14 +3,17 @@
 `milbench data add` writes it, step by step; it may be edited by hand.
 """
 
+import hashlib
 import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from milbench.config import Settings
@@ -81,6 +84,19 @@ class Labels(_Form):
         return self
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a manifest was made of, so that two who change one at a time lose nothing.
+
+    Args:
+        text: what the file said; None where there was none.
+        again: makes the same change to what the file says by now; None where that is not known.
+    """
+
+    text: str | None
+    again: "Callable[[], Manifest] | None" = field(default=None, compare=False)
+
+
 class Manifest(_Form):
     """A dataset.
 
@@ -108,16 +124,27 @@ class Manifest(_Form):
     splits: dict[str, str] = {}
     features: list[Features] = []
     _home: Path = PrivateAttr(Settings.data)
+    _origin: "Origin | None" = PrivateAttr(None)
 
     @property
     def home(self) -> Path:
         """The data folder that it belongs to."""
         return self._home
 
-    def at(self, home: Path) -> "Manifest":
-        """The same manifest in the data folder `home`."""
-        self._home = home
+    @property
+    def origin(self) -> "Origin | None":
+        """What it was made of; None where it was made by hand."""
+        return self._origin
+
+    def at(self, home: Path, origin: "Origin | None" = None) -> "Manifest":
+        """The same manifest in the data folder `home`, made of what its file said then."""
+        self._home, self._origin = home, origin
         return self
+
+    def model_copy(self, **how: Any) -> "Manifest":
+        """As of any pydantic model; what was joined is not known of a copy, which may say something else."""
+        origin = self._origin and Origin(self._origin.text)
+        return super().model_copy(**how).at(self.home, origin)
 
     @model_validator(mode="after")
     def _agree(self) -> "Manifest":
@@ -135,6 +162,16 @@ class Manifest(_Form):
     def find(self, encoder: str, magnification: int | None, patch_size: int | None) -> Features | None:
         """The set of features of that encoder, magnification and patch size."""
         return next((one for one in self.features if one.key == (encoder, magnification, patch_size)), None)
+
+    def key_of(self, features: Features, *, shared: bool = False) -> str:
+        """Eight digits for names of files about a set of features, where dataset and encoder run together to the same name.
+
+        Args:
+            features: the set.
+            shared: whether such files of other data folders lie beside them.
+        """
+        home = [str(self.home.resolve())] if shared else []
+        return hashlib.sha256(json.dumps([self.name, features.key, *home]).encode()).hexdigest()[:8]
 
     def resolved(self, path: str) -> Path:
         """The file or folder that one of its paths means."""
@@ -167,23 +204,53 @@ def load(name: str, home: Path | None = None) -> Manifest | None:
         MilbenchError: the file is wrong; says key and what is allowed.
     """
     home = home or Settings.from_environment().data
-    path = path_of(name, home)
-    if not path.is_file():
+    path, text = path_of(name, home), written(name, home)
+    if text is None:
         return None
     try:
-        return Manifest.model_validate({"name": name, **tomllib.loads(path.read_text())}).at(home)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return Manifest.model_validate({"name": name, **tomllib.loads(text)}).at(home, Origin(text))
+    except tomllib.TOMLDecodeError as error:
         raise MilbenchError(f"{path}: not TOML: {error}") from error
     except ValidationError as error:
         raise from_validation(error, path) from error
 
 
+def written(name: str, home: Path) -> str | None:
+    """What the file of the dataset `name` says, or None without one.
+
+    Raises:
+        MilbenchError: it is no text.
+    """
+    path = path_of(name, home)
+    try:
+        return path.read_text() if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise MilbenchError(f"{path}: not TOML: {error}") from error
+
+
 def save(manifest: Manifest) -> Path | None:
-    """Write a manifest to its data folder; returns its file, or None when it says just this already."""
-    path, text = path_of(manifest.name, manifest.home), "".join(f"{line}\n" for line in _lines(manifest))
-    if path.is_file() and path.read_text() == text:
-        return None
-    write_atomically(path, text)
+    """Write a manifest to its data folder; returns its file, or None when it says just this already.
+
+    Where the file changed since the manifest was read or joined, what was joined is joined anew with what it says by now: of two
+    `milbench data add` at once neither is lost. One waits for the other by a lock in the data folder, as far as its file system
+    keeps locks: local ones and NFS 4 do, some older network file systems do not.
+
+    Raises:
+        MilbenchError: it changed, and was not joined, or both say different things.
+    """
+    path = path_of(manifest.name, manifest.home)
+    lock = manifest.home / ".seen" / f"{manifest.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        before = written(manifest.name, manifest.home)
+        if (origin := manifest.origin) is not None and origin.text != before:
+            if origin.again is None:
+                raise MilbenchError(f"{path} changed since it was read; read it again and repeat the change")
+            manifest = origin.again()
+        text = "".join(f"{line}\n" for line in _lines(manifest))
+        if text == before:
+            return None
+        write_atomically(path, text)
     return path
 
 
