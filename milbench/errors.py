@@ -37,9 +37,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> MilbenchError:
 
 
 def from_validation(error: ValidationError, where: str | Path) -> MilbenchError:
-    """Say which key of which file was wrong, and what it may be, in one line per mistake."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "the whole"
-        lines.append(f"{where}: {key}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r:.80})")
-    return MilbenchError("\n".join(lines))
+    """Say which key of which file was wrong, and what it may be, in one line; of many mistakes the first."""
+    wrong = error.errors(include_url=False, include_context=False)
+    first = wrong[0]
+    key = ".".join(f"{part!s:.60}" for part in first["loc"]) or "the whole"
+    says = first["msg"].removeprefix("Value error, ")
+    got = "" if first["type"] == "missing" else f" (got {first['input']!r:.80})"
+    more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return MilbenchError(f"{where}: {' '.join(key.split())}: {says[:1].lower()}{says[1:]}{got}{more}")

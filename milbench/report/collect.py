@@ -1,19 +1,17 @@
 """From the store to plain rows: which trial stands where, and what it gave."""
 
-import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import itemgetter
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from milbench.errors import MilbenchError
+from milbench.trials import definition as definitions
 from milbench.trials import plan as plans
+from milbench.trials import predictions
 from milbench.trials.plan import Cell, Plan
-from milbench.trials.store import PREDICTIONS, Store
+from milbench.trials.store import Store
 
 
 @dataclass(frozen=True)
@@ -44,55 +42,55 @@ class Run:
         return float("nan") if test[name] is None else float(test[name])
 
     @cached_property
-    def predictions(self) -> dict[str, NDArray[Any]]:
+    def predictions(self) -> predictions.Columns:
         """Columns of predictions.csv in the order of the slides: slide, and target with score (n, C), or time, event and risk.
 
         And instances, the size of each bag, where the trial recorded it.
 
         Raises:
-            MilbenchError: the file is missing or cannot be read.
+            MilbenchError: the file is missing, cannot be read, or disagrees with trial.json.
         """
-        path = self.store.folder(self.cell.trial_id) / PREDICTIONS
-        again = f"remove the folder {path.parent} and run the suite again"
-        if not path.is_file():
-            raise MilbenchError(f"{path} is missing; {again}")
-        try:
-            with path.open(newline="") as file:
-                names, *rows = csv.reader(file)
-            columns = dict(zip(names, zip(*sorted(rows, key=itemgetter(names.index("slide"))), strict=True), strict=True))
-            shared = {"slide": np.array(columns["slide"])}
-            if "instances" in columns:
-                shared["instances"] = np.array(columns["instances"]).astype(int)
-            if "risk" in columns:
-                time, risk = (np.array(columns[name]).astype(np.float64) for name in ("time", "risk"))
-                return {**shared, "time": time, "event": np.array(columns["event"]) == "1", "risk": risk}
-            scores = [columns[name] for name in names if name.startswith("p") and name[1:].isdigit()]
-            score = np.array(scores).astype(np.float64).T  # (n, C)
-            return {**shared, "target": np.array(columns["target"]).astype(int), "score": score}
-        except (KeyError, ValueError) as error:
-            raise MilbenchError(f"{path} cannot be read ({error}); {again}") from error
+        return predictions.read(self.store, self.result)
 
 
 def leaves(store: Store, suite: str) -> list[Plan]:
     """The plans with cells behind `suite`, each once: those of the suites it includes, then its own.
 
     Raises:
-        MilbenchError: the suite was not run into this store.
+        MilbenchError: the suite was not run into this store, or its plan cannot be drawn.
     """
-    plan = plans.read(store, suite)
-    found = [leaf for name in _included(plan) if plans.path_of(store, name).exists() for leaf in leaves(store, name)]
-    return list({leaf.suite: leaf for leaf in [*found, *([plan] if plan.cells else [])]}.values())
+    return [plan for plan in _whole(store, suite) if plan.cells]
 
 
 def not_run(store: Store, suite: str) -> list[str]:
     """The included suites of which this store has nothing."""
-    here = {name: plans.path_of(store, name).exists() for name in _included(plans.read(store, suite))}
-    below = [deeper for name, known in here.items() if known for deeper in not_run(store, name)]
-    return list(dict.fromkeys(below + [name for name, known in here.items() if not known]))
+    asked = [name for plan in _whole(store, suite) for name in _included(plan)]
+    return [name for name in dict.fromkeys(asked) if not plans.path_of(store, name).exists()]
+
+
+def _whole(store: Store, suite: str) -> list[Plan]:
+    """The plan of the suite after those of the suites it includes, each once; a suite is never above itself."""
+    found: dict[str, Plan] = {}
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            raise MilbenchError(f"{plans.path_of(store, name)}: the suite includes itself: {' -> '.join([*above, name])}")
+        if name in found:
+            return
+        plan = plans.read(store, name)
+        definition = definitions.checked(plan.definition, str(plans.path_of(store, name)), drawn=bool(plan.cells))
+        plan = plan.model_copy(update={"definition": definition})
+        for below in _included(plan):
+            if plans.path_of(store, below).exists():
+                visit(below, (*above, name))
+        found[name] = plan
+
+    visit(suite, ())
+    return list(found.values())
 
 
 def _included(plan: Plan) -> list[str]:
-    return list(plan.definition.get("includes", []))
+    return [name.removesuffix(".toml") for name in plan.definition["includes"]]
 
 
 def joined(leaves: Sequence[Plan]) -> list[Plan]:
@@ -130,12 +128,40 @@ SELECTED_ON = {"subtyping": "macro_auc", "survival": "c_index"}
 
 
 def runs(store: Store, plan: Plan) -> list[Run]:
-    """Every trial of the plan, in its order; of a suite that searches, those of the draw that validation chose."""
+    """Every trial of the plan, in its order; of a suite that searches, those of the draw that validation chose.
+
+    Raises:
+        MilbenchError: a result cannot be read, or is not of the place that the plan gives it.
+    """
     out = []
     for cell in plan.cells:
         result = None if cell.missing else store.raw(cell.trial_id)
+        if result and (wrong := _elsewhere(cell, result)):
+            raise MilbenchError(f"{plans.path_of(store, plan.suite)}: trial {cell.trial_id} {wrong}; remove it and run the suite again")
         out.append(Run(cell, "absent" if cell.missing else result["status"] if result else "pending", result or {}, store))
     return plans.select_draws(out, SELECTED_ON[plan.definition["task"]])
+
+
+_PLACE = ("dataset", "encoder", "magnification", "patch_size", "split", "fold", "seed")
+
+
+def _elsewhere(cell: Cell, result: dict[str, Any]) -> str:
+    """What a trial is of instead of the cell that lists it; empty where it is in its place."""
+    spec = result["spec"]
+    for name in _PLACE:
+        if spec[name] != getattr(cell, name):
+            return f"is of {name} {spec[name]}, not {getattr(cell, name)}"
+    method, _, inside = cell.aggregator.partition("[")
+    if spec["aggregator"] != method:
+        return f"is of aggregator {spec['aggregator']}, not {method}"
+    for item in inside.removesuffix("]").split(","):
+        key, _, value = item.partition("=")
+        held = spec["recipe"].get(key.removeprefix("recipe.")) if key.startswith("recipe.") else spec["params"].get(key)
+        if isinstance(held, int | float | bool) and value != json.dumps(held):
+            return f"has {key}={json.dumps(held)}, not {value}"
+    if result["status"] == "ok" and "test" not in result["metrics"]:
+        return "is finished and has no test metrics"
+    return ""
 
 
 def title(store: Store, suite: str) -> str:
