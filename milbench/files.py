@@ -81,15 +81,19 @@ def parse_json(data: bytes, path: Path, mend: str) -> Any:
         raise MilbenchError(f"{path}: not JSON ({error}); {mend}") from error
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, what: str) -> dict[str, Any]:
     """A TOML file.
+
+    Args:
+        path: the file.
+        what: it is, for messages: "suite file".
 
     Raises:
         MilbenchError: it is not there, cannot be read, or is not TOML.
     """
     data = read_bytes(path)
     if data is None:
-        raise MilbenchError(f"{path} does not exist")
+        raise MilbenchError(f"{what} {path} does not exist")
     try:
         content = tomllib.loads(data.decode())
         deep = _deeper_than(content, DEEPEST)

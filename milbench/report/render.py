@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from milbench.files import csv_cell
 from milbench.report.tables import DELTA, PAPER, Entry, Row, Table
 
 
@@ -53,13 +54,14 @@ def markdown(table: Table) -> str:
 
 
 def tidy_csv(table: Table) -> str:
-    """The unrounded numbers, one line each; an undefined number is an empty field."""
+    """The unrounded numbers, one line each; an undefined number is an empty field, and no text is a formula."""
     out = io.StringIO()
     if table.tidy:
         writer = csv.DictWriter(out, table.tidy[0].keys(), lineterminator="\n")
         writer.writeheader()
         for row in table.tidy:
-            writer.writerow({k: "" if v is None or (isinstance(v, float) and math.isnan(v)) else v for k, v in row.items()})
+            empty = {k for k, v in row.items() if v is None or (isinstance(v, float) and math.isnan(v))}
+            writer.writerow({k: "" if k in empty else csv_cell(v) for k, v in row.items()})
     return out.getvalue()
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from milbench import datasets, plugins, recipes
 from milbench.datasets.splits import PUBLISHED, count
 from milbench.errors import MilbenchError, NotHere, from_validation, unknown
-from milbench.files import write_atomically
+from milbench.files import csv_cell, write_atomically
 from milbench.suites.model import Search, Suite
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.spec import TrialSpec
@@ -260,7 +260,7 @@ def save_splits(jobs: Iterable[Job], store: Store) -> list[Path]:
         writer.writerow(["fold", "part", "id", "case"])
         for number, fold in enumerate(dataset.folds(s.split)):
             for part, ids in zip(("train", "val", "test"), fold, strict=True):
-                writer.writerows([number, part, id, dataset.sample(id).case_id] for id in ids)
+                writer.writerows([number, part, csv_cell(id), csv_cell(dataset.sample(id).case_id)] for id in ids)
         write_atomically(path, out.getvalue())
     return list(paths)
 

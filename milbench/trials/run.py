@@ -101,6 +101,7 @@ def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, 
     dataset = datasets.load(spec.dataset, spec.encoder, spec.magnification, spec.patch_size, dtype=spec.feature_dtype)
     if (dataset.fingerprint, dataset.split_fingerprint(spec.split)) != (spec.fingerprint, spec.split_fingerprint):
         raise MilbenchError(f"dataset {spec.dataset} changed since this trial was planned; run the suite again")
+    plugins.unchanged(spec.aggregator, spec.params, spec.implementation)
     fold = dataset.folds(spec.split)[spec.fold]
     task = tasks.for_fold(dataset, fold.train)
     _seed(spec, "weights")
