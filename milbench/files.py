@@ -40,7 +40,7 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def unusable(path: Path, error: OSError) -> MilbenchError:
+def unusable(path: str | Path, error: OSError) -> MilbenchError:
     """The error for a file or folder that the system does not let us use."""
     return MilbenchError(f"cannot use {path}: {(error.strerror or str(error)).lower()}")
 

@@ -259,8 +259,15 @@ def entries() -> list[Entry]:
 
 
 def split_list(text: str) -> list[str]:
-    """Split `mean,transmil[landmarks=32,heads=4]` at the commas outside brackets."""
-    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
+    """Split `mean,transmil[landmarks=32,heads=4]` at the commas outside brackets and, in labels, outside parentheses."""
+    parts, depth = [""], 0
+    for character in text:
+        depth = max(0, depth + (character in "[(") - (character in "])"))
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
 
 
 def resolve(text: str) -> Variant:

@@ -19,6 +19,7 @@ from milbench.cli.data import data
 from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS
 from milbench.cli.profile import profile
 from milbench.cli.report import report
+from milbench.cli.results import results
 
 if TYPE_CHECKING:
     from milbench.plugins import Variant
@@ -33,11 +34,17 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         from milbench.errors import MilbenchError
+        from milbench.files import unusable
 
         try:
             return super().invoke(ctx)
         except MilbenchError as error:
             click.echo(f"milbench: {error}", err=True)
+            ctx.exit(2)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            click.echo(f"milbench: {unusable(error.filename, error)}", err=True)
             ctx.exit(2)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -61,7 +68,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
+    if not all(part.isdecimal() and len(part) < 10 for part in parts):
         raise MilbenchError(f"--{option} {text!r}: write whole numbers from 0 up, with commas between them, such as 0,1,2")
     return [int(part) for part in parts]
 
@@ -70,7 +77,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
 @click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file.")
 @click.option("--small", "size", flag_value="small", help="The suite's small form, where it has one: a first look.")
 @click.option("--full", "size", flag_value="full", help="The suite's full form, where it has one: everything at full size.")
-@click.option("--aggregators", metavar="NAMES", help="Instead of the suite's: mean,transmil[landmarks=32],...")
+@click.option("--aggregators", metavar="NAMES", help="Only these rows of the suite, by name or label; others are added: mean,transmil[landmarks=32],...")
 @click.option("--seeds", metavar="0,1,2", help="Instead of the suite's.")
 @click.option("--folds", metavar="0,1", help="Only these folds.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's maximum.")
@@ -124,7 +131,7 @@ def run(
     from milbench.errors import MilbenchError
     from milbench.ops import backends
     from milbench.suites import expand, load, pack, save_splits, sized, with_known
-    from milbench.suites.expand import Load
+    from milbench.suites.expand import Load, narrowed
     from milbench.suites.model import whole, with_includes
     from milbench.trials import plan as plans
     from milbench.trials.store import Store
@@ -136,6 +143,8 @@ def run(
     suite = sized(suite, size)
     asked = load(suite)
     names = plugins.split_list(aggregators) if aggregators is not None else None
+    if names == []:
+        raise MilbenchError(f"--aggregators {aggregators!r}: names no aggregator; write names with commas between them, or leave it out")
     give: Load = cache(datasets.load)
     if rehearse:
         from milbench.cli import rehearsal
@@ -144,7 +153,7 @@ def run(
     expanded = [
         expand(
             leaf,
-            aggregators=names,
+            aggregators=rows,
             seeds=wanted_seeds,
             folds=wanted_folds,
             epochs=epochs,
@@ -154,7 +163,7 @@ def run(
             threads=threads,
             load=give,
         )
-        for leaf in with_includes(asked)
+        for leaf, rows in narrowed(with_includes(asked), names, recipe=recipe, epochs=epochs)
     ]
     for other in whole(asked):
         if other.made_by:
@@ -477,5 +486,5 @@ def new_aggregator(name: str, folder: Path) -> None:
 
 
 # In the order of `milbench --help`.
-for _command in (run, status, report, ls, data, check, analyze, profile, new):
+for _command in (run, status, report, results, ls, data, check, analyze, profile, new):
     main.add_command(_command)
