@@ -52,7 +52,7 @@ def read(store: Store, result: Mapping[str, Any]) -> Columns:
         columns = parsed(path)
     except (LookupError, ValueError, OverflowError, csv.Error) as error:
         raise MilbenchError(f"{path} cannot be read ({error!s:.80}); {again}") from error
-    if wrong := _disagreement(columns, result):
+    if wrong := disagreement(columns, result):
         raise MilbenchError(f"{path} and trial.json disagree: {wrong}; {again}")
     return columns
 
@@ -89,6 +89,17 @@ def parsed(path: Path, *, apostrophes: bool = True) -> Columns:
     return {**found, "target": target, "score": score}
 
 
+def escaped(source: Path, target: Path) -> None:
+    """Copy a file of schema 1, whose ids stand as they are: `target` has them as :func:`write` does."""
+    with source.open(newline="") as file:
+        names, *rows = csv.reader(file)
+    ids = [names.index(name) for name in ("slide", "case")]
+    with target.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([csv_cell(cell) if at in ids else cell for at, cell in enumerate(row)] for row in rows)
+
+
 def metrics(columns: Columns) -> dict[str, Any]:
     """Every stored metric, computed again. Scores were float32, and are so again: equal predictions give equal numbers."""
     if "risk" in columns:
@@ -96,7 +107,7 @@ def metrics(columns: Columns) -> dict[str, Any]:
     return stats.of_subtyping(columns["target"], columns["score"].astype(np.float32))
 
 
-def _disagreement(columns: Columns, result: Mapping[str, Any]) -> str:
+def disagreement(columns: Columns, result: Mapping[str, Any]) -> str:
     """What the predictions say otherwise than trial.json; empty where they agree."""
     fold = result["spec"]["fold"]
     if (columns["fold"] != fold).any():
