@@ -1,4 +1,4 @@
-"""The files that an outside plug-in consists of, as they were when it was imported: its identity, and whether it still is the same.
+"""The files of an outside plug-in as they were when it was imported: its identity, and whether it still is the same.
 
 Code that runs is what was imported, so bytes are hashed right after the import and compared with the files later.
 """
@@ -34,7 +34,7 @@ class Source:
 
     @property
     def digest(self) -> str:
-        """16 hex digits, the same wherever the files are: of one file those of its bytes, else of all by their place beside it."""
+        """16 hex digits, wherever the files are: of one file the hash of its bytes, else of all with their places beside it."""
         if list(self.files) == [self.main]:
             return self.files[self.main][:16]
         parts = sorted((self._place(path), said) for path, said in self.files.items())

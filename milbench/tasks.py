@@ -48,7 +48,7 @@ class Subtyping:
 
     def metrics(self, samples: Sequence[Sample], scores: NDArray[np.float32]) -> dict[str, Any]:
         """Every stored metric. scores: (n, C)."""
-        return stats.of_subtyping([s.label for s in samples], scores)
+        return stats.of_subtyping(np.array([s.label for s in samples]), scores)
 
 
 class SurvivalTarget(NamedTuple):
@@ -133,7 +133,8 @@ class Survival:
 
     def metrics(self, samples: Sequence[Sample], scores: NDArray[np.float32]) -> dict[str, Any]:
         """Every stored metric. scores: (n,)."""
-        time, event = [s.time for s in samples], [bool(s.event) for s in samples]
+        time = np.array([s.time for s in samples], dtype=np.float64)
+        event = np.array([bool(s.event) for s in samples])
         return {**stats.of_survival(time, event, scores), "bin_edges": self.edges.tolist()}
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from milbench import MilbenchError, plugins, sources, suites
+from milbench import plugins, sources, suites
 from milbench.trials.run import run_trial
 from milbench.trials.store import Store
 

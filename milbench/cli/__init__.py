@@ -39,16 +39,21 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except MilbenchError as error:
-            click.echo(f"milbench: {error}", err=True)
-            ctx.exit(2)
+            _refuse(ctx, error)
         except OSError as error:
             if error.filename is None:
                 raise
-            click.echo(f"milbench: {unusable(error.filename, error)}", err=True)
-            ctx.exit(2)
+            _refuse(ctx, unusable(error.filename, error))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of use, not of the alphabet
+
+
+def _refuse(ctx: click.Context, error: Exception) -> None:
+    """The error in one line, of a length that can be read whatever was quoted in it."""
+    text = "; ".join(str(error).splitlines())
+    click.echo(f"milbench: {text if len(text) <= 1200 else f'{text[:700]} ... {text[-400:]}'}", err=True)
+    ctx.exit(2)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -77,7 +82,11 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
 @click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file.")
 @click.option("--small", "size", flag_value="small", help="The suite's small form, where it has one: a first look.")
 @click.option("--full", "size", flag_value="full", help="The suite's full form, where it has one: everything at full size.")
-@click.option("--aggregators", metavar="NAMES", help="Only these rows of the suite, by name or label; others are added: mean,transmil[landmarks=32],...")
+@click.option(
+    "--aggregators",
+    metavar="NAMES",
+    help="Only these rows of the suite, by name or label; others are added: mean,transmil[landmarks=32],...",
+)
 @click.option("--seeds", metavar="0,1,2", help="Instead of the suite's.")
 @click.option("--folds", metavar="0,1", help="Only these folds.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's maximum.")
@@ -142,7 +151,9 @@ def run(
     asked = load(suite)
     names = plugins.split_list(aggregators) if aggregators is not None else None
     if names == []:
-        raise MilbenchError(f"--aggregators {aggregators!r}: names no aggregator; write names with commas between them, or leave it out")
+        raise MilbenchError(
+            f"--aggregators {aggregators!r}: names no aggregator; write names with commas between them, or leave it out"
+        )
     settings = Settings.from_environment(data=data_folder, results=results, pack=False if no_pack else None)
     give: Load = cache(partial(datasets.load, settings=settings))
     if rehearse:

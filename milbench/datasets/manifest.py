@@ -16,7 +16,7 @@ from milbench.config import Settings
 from milbench.datasets.base import TaskName
 from milbench.datasets.formats import Format, Layout
 from milbench.datasets.published import COHORTS
-from milbench.errors import MilbenchError, from_validation
+from milbench.errors import from_validation
 from milbench.files import read_toml, write_atomically
 from milbench.names import Name, checked
 

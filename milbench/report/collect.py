@@ -137,7 +137,9 @@ def runs(store: Store, plan: Plan) -> list[Run]:
     for cell in plan.cells:
         result = None if cell.missing else store.raw(cell.trial_id)
         if result and (wrong := _elsewhere(cell, result)):
-            raise MilbenchError(f"{plans.path_of(store, plan.suite)}: trial {cell.trial_id} {wrong}; remove it and run the suite again")
+            raise MilbenchError(
+                f"{plans.path_of(store, plan.suite)}: trial {cell.trial_id} {wrong}; remove it and run the suite again"
+            )
         out.append(Run(cell, "absent" if cell.missing else result["status"] if result else "pending", result or {}, store))
     return plans.select_draws(out, SELECTED_ON[plan.definition["task"]])
 
@@ -151,10 +153,10 @@ def _elsewhere(cell: Cell, result: dict[str, Any]) -> str:
     for name in _PLACE:
         if spec[name] != getattr(cell, name):
             return f"is of {name} {spec[name]}, not {getattr(cell, name)}"
-    method, _, inside = cell.aggregator.partition("[")
-    if spec["aggregator"] != method:
-        return f"is of aggregator {spec['aggregator']}, not {method}"
-    for item in inside.removesuffix("]").split(","):
+    inside = cell.aggregator.removeprefix(spec["aggregator"])
+    if inside == cell.aggregator or not (inside == "" or inside.startswith("[")):
+        return f"is of aggregator {spec['aggregator']}, not {cell.aggregator}"
+    for item in inside[1:-1].split(","):
         key, _, value = item.partition("=")
         held = spec["recipe"].get(key.removeprefix("recipe.")) if key.startswith("recipe.") else spec["params"].get(key)
         if isinstance(held, int | float | bool) and value != json.dumps(held):

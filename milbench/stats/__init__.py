@@ -25,7 +25,8 @@ from milbench.stats.paired import Comparison, holm, paired_bootstrap, superiorit
 from milbench.stats.summary import Welch, power, welch_error, welch_from_summary
 
 __all__ = [
-    "Comparison", "Outcome", "Pair", "PairedFold", "Ranking", "Welch", "accuracy", "anova", "auc", "balanced_accuracy", "brier",
-    "c_index", "confusion", "delong", "holm", "macro_auc", "macro_f1", "mcnemar", "nadeau_bengio", "of_subtyping", "of_survival",
-    "paired_bootstrap", "per_class_auc", "permutation", "power", "ranking", "superiority", "welch_error", "welch_from_summary", "wilcoxon",
+    "Comparison", "Outcome", "Pair", "PairedFold", "Ranking", "Welch", "accuracy", "anova", "auc", "balanced_accuracy",
+    "brier", "c_index", "confusion", "delong", "holm", "macro_auc", "macro_f1", "mcnemar", "nadeau_bengio", "of_subtyping",
+    "of_survival", "paired_bootstrap", "per_class_auc", "permutation", "power", "ranking", "superiority", "welch_error",
+    "welch_from_summary", "wilcoxon",
 ]  # fmt: skip

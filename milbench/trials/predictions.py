@@ -25,8 +25,10 @@ Columns = dict[str, NDArray[Any]]
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of equal keys; floats with nine digits, which give back every float32."""
+    returns = any("\r" in value for row in rows for value in row.values() if isinstance(value, str))  # which csv forgets to quote
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n", quoting=quoting)
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.9g}" if isinstance(v, np.float32 | np.ndarray) else csv_cell(v) for k, v in row.items()})
@@ -40,11 +42,11 @@ def read(store: Store, result: Mapping[str, Any]) -> Columns:
         result: trial.json, as :meth:`Store.raw` gives it.
 
     Returns:
-        slide, case and fold (n,), instances (n,) where the trial recorded the sizes of bags, and target (n,) with score (n, C), or
-        time, event and risk (n,).
+        slide, case and fold (n,), instances (n,) where the trial recorded the sizes of bags, and target (n,) with score (n, C),
+        or time, event and risk (n,).
 
     Raises:
-        MilbenchError: the file is missing, cannot be read, is not the one that the trial wrote, or gives other metrics than stored.
+        MilbenchError: the file is missing, cannot be read, is not the one that the trial wrote, or gives other metrics.
     """
     path = store.verified(result, PREDICTIONS)
     again = f"remove the folder {path.parent} and run the suite again"

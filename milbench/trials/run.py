@@ -169,7 +169,9 @@ def _plain_value(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _predicted(task: tasks.Subtyping | tasks.Survival, fold: int, bags: Bags, scores: NDArray[np.float32]) -> list[dict[str, Any]]:
+def _predicted(
+    task: tasks.Subtyping | tasks.Survival, fold: int, bags: Bags, scores: NDArray[np.float32]
+) -> list[dict[str, Any]]:
     """The rows of predictions.csv."""
     return [
         {"slide": s.id, "case": s.case_id, "fold": fold, "instances": bags.instances[s.id], **task.columns(s, score)}

@@ -121,15 +121,19 @@ class Store:
         found = parse_json(data, path, again)
         version = found.get("schema") if isinstance(found, dict) else None
         if version != SCHEMA:
-            raise MilbenchError(f"{path}: result schema {version!r:.20}, this milbench reads {SCHEMA}; {self.other_schema(version)}")
+            raise MilbenchError(
+                f"{path}: result schema {version!r:.20}, this milbench reads {SCHEMA}; {self.other_schema(version)}"
+            )
         if lacking := sorted(_KEYS - found.keys()):
             raise MilbenchError(f"{path}: {lacking[0]} is missing; {again}")
         try:
-            Result.model_validate_json(data, strict=True)
+            spec = Result.model_validate_json(data, strict=True).spec
         except ValidationError as error:
             raise MilbenchError(f"{from_validation(error, path)}; {again}") from error
-        if not found["trial_id"] == trial_id == _hashed(found["spec"]):
-            raise MilbenchError(f"{path}: says to be trial {found['trial_id']:.20}, its spec is {_hashed(found['spec'])}'s; {again}")
+        if not found["trial_id"] == trial_id == _hashed(found["spec"]) == spec.trial_id:  # written out, with every default
+            raise MilbenchError(
+                f"{path}: says to be trial {found['trial_id']:.20}, its spec is {_hashed(found['spec'])}'s; {again}"
+            )
         return found
 
     def other_schema(self, version: object) -> str:
