@@ -309,15 +309,15 @@ def _show_grids(grids: list[Plan], state: Mapping[str, str]) -> None:
 @AS_JSON
 def status(suite: str | None, results: Path, as_json: bool) -> None:
     """How far every suite is, and what went wrong."""
-    from milbench.report.collect import leaves
     from milbench.trials import plan as plans
+    from milbench.trials.definition import leaves
     from milbench.trials.store import Store
 
     store = Store(results)
     rows, troubles, grids = [], [], []
     for name in plans.chosen(store, suite):
-        grids += leaves(store, name)
-        cells = {cell.place: cell for leaf in leaves(store, name) for cell in leaf.cells}.values()
+        grids += (of_suite := leaves(store, name))
+        cells = {cell.place: cell for leaf in of_suite for cell in leaf.cells}.values()
         here = {cell.trial_id: cell for cell in cells if not cell.missing}
         found = {trial_id: store.raw(trial_id) for trial_id in here}
         state = {trial_id: result["status"] if result else "pending" for trial_id, result in found.items()}

@@ -7,11 +7,13 @@ from functools import cached_property
 from typing import Any
 
 from milbench.errors import MilbenchError
-from milbench.trials import definition as definitions
 from milbench.trials import plan as plans
 from milbench.trials import predictions
+from milbench.trials.definition import leaves, not_run
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.store import Store
+
+__all__ = ["Run", "joined", "leaves", "not_run", "runs", "title"]
 
 
 @dataclass(frozen=True)
@@ -51,46 +53,6 @@ class Run:
             MilbenchError: the file is missing, cannot be read, or disagrees with trial.json.
         """
         return predictions.read(self.store, self.result)
-
-
-def leaves(store: Store, suite: str) -> list[Plan]:
-    """The plans with cells behind `suite`, each once: those of the suites it includes, then its own.
-
-    Raises:
-        MilbenchError: the suite was not run into this store, or its plan cannot be drawn.
-    """
-    return [plan for plan in _whole(store, suite) if plan.cells]
-
-
-def not_run(store: Store, suite: str) -> list[str]:
-    """The included suites of which this store has nothing."""
-    asked = [name for plan in _whole(store, suite) for name in _included(plan)]
-    return [name for name in dict.fromkeys(asked) if not plans.path_of(store, name).exists()]
-
-
-def _whole(store: Store, suite: str) -> list[Plan]:
-    """The plan of the suite after those of the suites it includes, each once; a suite is never above itself."""
-    found: dict[str, Plan] = {}
-
-    def visit(name: str, above: tuple[str, ...]) -> None:
-        if name in above:
-            raise MilbenchError(f"{plans.path_of(store, name)}: the suite includes itself: {' -> '.join([*above, name])}")
-        if name in found:
-            return
-        plan = plans.read(store, name)
-        definition = definitions.checked(plan.definition, str(plans.path_of(store, name)), drawn=bool(plan.cells))
-        plan = plan.model_copy(update={"definition": definition})
-        for below in _included(plan):
-            if plans.path_of(store, below).exists():
-                visit(below, (*above, name))
-        found[name] = plan
-
-    visit(suite, ())
-    return list(found.values())
-
-
-def _included(plan: Plan) -> list[str]:
-    return [name.removesuffix(".toml") for name in plan.definition["includes"]]
 
 
 def joined(leaves: Sequence[Plan]) -> list[Plan]:

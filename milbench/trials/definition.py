@@ -1,4 +1,4 @@
-"""What a report needs of a suite's definition, as plans have it: they may have been written elsewhere."""
+"""The plans behind a suite, and what a report needs of their definitions: they may have been written elsewhere."""
 
 from typing import Any, Literal
 
@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from milbench.errors import MilbenchError, from_validation
 from milbench.names import Name
+from milbench.trials import plan as plans
+from milbench.trials.plan import Plan
+from milbench.trials.store import Store
 
 TABLE = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # goes into LaTeX as it stands
 
@@ -91,3 +94,43 @@ def checked(definition: dict[str, Any], where: str, *, drawn: bool) -> dict[str,
         return form.model_validate(definition).model_dump(mode="json")
     except ValidationError as error:
         raise MilbenchError(f"{from_validation(error, f'{where}: definition')}; remove it and run the suite again") from error
+
+
+def leaves(store: Store, suite: str) -> list[Plan]:
+    """The plans with cells behind `suite`, each once: those of the suites it includes, then its own.
+
+    Raises:
+        MilbenchError: the suite was not run into this store, or its plan cannot be drawn.
+    """
+    return [plan for plan in _whole(store, suite) if plan.cells]
+
+
+def not_run(store: Store, suite: str) -> list[str]:
+    """The included suites of which this store has nothing."""
+    asked = [name for plan in _whole(store, suite) for name in _included(plan)]
+    return [name for name in dict.fromkeys(asked) if not plans.path_of(store, name).exists()]
+
+
+def _whole(store: Store, suite: str) -> list[Plan]:
+    """The plan of the suite after those of the suites it includes, each once; a suite is never above itself."""
+    found: dict[str, Plan] = {}
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            raise MilbenchError(f"{plans.path_of(store, name)}: the suite includes itself: {' -> '.join([*above, name])}")
+        if name in found:
+            return
+        plan = plans.read(store, name)
+        definition = checked(plan.definition, str(plans.path_of(store, name)), drawn=bool(plan.cells))
+        plan = plan.model_copy(update={"definition": definition})
+        for below in _included(plan):
+            if plans.path_of(store, below).exists():
+                visit(below, (*above, name))
+        found[name] = plan
+
+    visit(suite, ())
+    return list(found.values())
+
+
+def _included(plan: Plan) -> list[str]:
+    return [name.removesuffix(".toml") for name in plan.definition["includes"]]

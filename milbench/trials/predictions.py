@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from milbench import stats
 from milbench.errors import MilbenchError
 from milbench.files import csv_cell, csv_text
 from milbench.trials.store import PREDICTIONS, Store
@@ -104,6 +103,8 @@ def escaped(source: Path, target: Path) -> None:
 
 def metrics(columns: Columns) -> dict[str, Any]:
     """Every stored metric, computed again. Scores were float32, and are so again: equal predictions give equal numbers."""
+    from milbench import stats  # takes a second, which `milbench status` does not have
+
     if "risk" in columns:
         return stats.of_survival(columns["time"], columns["event"], columns["risk"].astype(np.float32))
     return stats.of_subtyping(columns["target"], columns["score"].astype(np.float32))

@@ -28,6 +28,7 @@ REHEARSAL = "REHEARSAL.json"  # the file that marks a store as a rehearsal's
 # What a metric can be, by name; of any other it is only known that it is finite.
 _LARGEST = dict.fromkeys(("macro_auc", "macro_f1", "balanced_accuracy", "accuracy", "per_class_auc", "c_index"), 1.0)
 _SMALLEST = dict.fromkeys((*_LARGEST, "brier", "confusion", "events"), 0.0)
+_LISTS = ("per_class_auc", "confusion", "bin_edges")
 
 
 class Result(BaseModel):
@@ -54,6 +55,8 @@ class Result(BaseModel):
     def _possible(self) -> "Result":
         for part, values in self.metrics.items():
             for name, value in values.items():
+                if isinstance(value, list) and name not in _LISTS:
+                    raise ValueError(f"metrics.{part}.{name} is one number, not {value!r:.40}")
                 low, high = _SMALLEST.get(name, -1e300), _LARGEST.get(name, 1e300)
                 if wrong := [v for v in _flat(value) if v is not None and not (_is_number(v) and low <= v <= high)]:
                     raise ValueError(f"metrics.{part}.{name} cannot be {wrong[0]!r:.40}")
