@@ -8,7 +8,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import json
 import pkgutil
 import re
 import sys
@@ -23,12 +22,13 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from milbench import sources
+from milbench import process, sources
 from milbench.aggregator import Aggregator
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.files import sha256
 from milbench.names import LONGEST
 from milbench.sources import Source
+from milbench.spelling import literal, spelled
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,6 @@ def unchanged(name: str, params: Mapping[str, Any], planned: str) -> None:
         )
 
 
-def spelled(name: str, changes: Mapping[str, Any], opening: str = "[", separator: str = ",", closing: str = "]") -> str:
-    """`name[parameter=value,...]`, or the name alone where nothing is changed."""
-    parts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sorted(changes.items())]
-    return name + (opening + separator.join(parts) + closing if parts else "")
-
-
 T = TypeVar("T", bound=type[Aggregator])
 _entries: dict[str, Entry] = {}
 _loaded_files: set[Path] = set()
@@ -216,7 +210,8 @@ def _import(what: str, load: Callable[[], Any], source: Callable[[list[ModuleTyp
     before, modules, writes = dict(_entries), set(sys.modules), sys.dont_write_bytecode
     sys.dont_write_bytecode = True  # a cache knows seconds and sizes only, so it may outlive an edit
     try:
-        load()
+        with process.kept():
+            load()
         came = [module for name, module in list(sys.modules.items()) if name not in modules]
         for name, entry in _entries.items():
             if name not in before:
@@ -251,6 +246,11 @@ def _run_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+
+
+def files() -> list[Path]:
+    """The plug-in files that were loaded, as another process must load them."""
+    return sorted(_loaded_files)
 
 
 def entries() -> list[Entry]:
@@ -303,11 +303,3 @@ def resolve(text: str) -> Variant:
     except ValidationError as error:
         raise from_validation(error, text) from error
     return Variant(entry, params, {key: value for key, value in params.items() if value != standard[key]})
-
-
-def literal(text: str) -> Any:
-    """The value of a parameter as it is written: a number, true, false, none, or a word."""
-    try:
-        return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
-    except ValueError:
-        return None if text.lower() == "none" else text

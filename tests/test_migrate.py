@@ -14,7 +14,7 @@ from milbench.trials import plan as plans
 from milbench.trials import predictions
 from milbench.trials.audit import audit
 from milbench.trials.migrate import KEPT, migrate, upgraded
-from milbench.trials.spec import TrialSpec, id_of
+from milbench.trials.spec import id_of
 from milbench.trials.store import Store
 
 METHODS = {"abmil": 1.0, "mean": 2.0}
@@ -90,8 +90,7 @@ def test_trials_and_plans_come_over(old):
         assert cell.context == result.spec.context({"name": "paper"}), "so that a run of today adds to these cells"
         assert result.provenance["migrated"] == "migrated from schema 1"
         assert done.carried[result.provenance["former_trial_id"]] == cell.trial_id
-        if "backends" in TrialSpec.model_fields:
-            assert result.spec.backends == {"full_attention": "torch"}
+        assert result.spec.backends == {}, "these classes name no operation"
     table = build(store, "made-up").sections[0].table
     assert len(table.rows) == 2
     assert table.partial == ""
@@ -155,7 +154,13 @@ def test_why_a_spec_cannot_be_upgraded(load, changes, says):
 def test_a_fingerprint_of_all_bytes_takes_the_place_of_the_former_one():
     new = upgraded(old_spec(spec().model_dump(mode="json")), {}, former)
     assert new.fingerprint == "sha256:all-bytes"
-    assert new == spec(fingerprint="sha256:all-bytes", **({"backends": {}} if "backends" in TrialSpec.model_fields else {}))
+    assert new == spec(fingerprint="sha256:all-bytes")
+
+
+def test_backends_are_those_that_computed_the_old_trial():
+    old = old_spec(spec(aggregator="full-attention", implementation="full-attention@1", params={}).model_dump(mode="json"))
+    assert upgraded(old, {"backends": {"full_attention": "flash-attn"}}, give).backends == {"full_attention": "flash-attn"}
+    assert set(upgraded(old, {}, give).backends) == {"full_attention"}
 
 
 def test_a_plug_in_with_helpers_is_known_by_its_file(tmp_path):

@@ -1,12 +1,13 @@
 """From the store to plain rows: which trial stands where, and what it gave."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from milbench import stats
 from milbench.errors import MilbenchError
+from milbench.spelling import parsed, spelled
 from milbench.trials import plan as plans
 from milbench.trials import predictions
 from milbench.trials.definition import leaves, not_run
@@ -33,7 +34,7 @@ class Run:
     store: Store = field(repr=False)
 
     def metric(self, name: str) -> float:
-        """A test metric; NaN where the data did not define it.
+        """A test metric to 12 digits, so that equal values are equal wherever they were computed; NaN where it is undefined.
 
         Raises:
             MilbenchError: this task has no such metric.
@@ -41,7 +42,7 @@ class Run:
         test = self.result["metrics"]["test"]
         if name not in test:
             raise MilbenchError(f"trial {self.cell.trial_id} has no metric {name!r}; it has {', '.join(sorted(test))}")
-        return float("nan") if test[name] is None else float(test[name])
+        return float("nan") if test[name] is None else stats.rounded(test[name], step=stats.TINY)
 
     @cached_property
     def predictions(self) -> predictions.Columns:
@@ -53,6 +54,20 @@ class Run:
             MilbenchError: the file is missing, cannot be read, or disagrees with trial.json.
         """
         return predictions.read(self.store, self.result)
+
+
+def usual(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Of each method the parameters, and the recipe as `recipe.name`, that its name stands for: a trial holds all of them.
+
+    What a row changes is told by another of its rows, or not at all.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run.result:
+            spec, (name, changes) = run.result["spec"], parsed(run.cell.aggregator)
+            values = spec["params"] | {f"recipe.{key}": value for key, value in spec["recipe"].items()}
+            found.setdefault(name, {}).update({key: value for key, value in values.items() if key not in changes})
+    return found
 
 
 def joined(leaves: Sequence[Plan]) -> list[Plan]:
@@ -118,11 +133,10 @@ def _elsewhere(cell: Cell, result: dict[str, Any]) -> str:
     inside = cell.aggregator.removeprefix(spec["aggregator"])
     if inside == cell.aggregator or not (inside == "" or inside.startswith("[")):
         return f"is of aggregator {spec['aggregator']}, not {cell.aggregator}"
-    for item in inside[1:-1].split(","):
-        key, _, value = item.partition("=")
-        held = spec["recipe"].get(key.removeprefix("recipe.")) if key.startswith("recipe.") else spec["params"].get(key)
-        if isinstance(held, int | float | bool) and value != json.dumps(held):
-            return f"has {key}={json.dumps(held)}, not {value}"
+    held = spec["params"] | {f"recipe.{key}": value for key, value in spec["recipe"].items()}
+    for key, value in parsed(f"x{inside}")[1].items():
+        if key in held and parsed(spelled("x", {key: held[key]}))[1][key] != value:
+            return f"has {key}={held[key]}, not {value}"
     if result["status"] == "ok" and "test" not in result["metrics"]:
         return "is finished and has no test metrics"
     return ""

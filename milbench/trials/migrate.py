@@ -19,6 +19,7 @@ from milbench import plugins
 from milbench.datasets import Dataset
 from milbench.errors import MilbenchError, from_validation
 from milbench.files import parse_json, read_bytes, unusable, write_atomically
+from milbench.ops import backends
 from milbench.trials import plan as plans
 from milbench.trials import predictions
 from milbench.trials.plan import Cell, Plan
@@ -54,10 +55,9 @@ def upgraded(old: Mapping[str, Any], provenance: Mapping[str, Any], load: Load) 
         load: gives the datasets, as :func:`milbench.datasets.load` does.
     """
     new = {**old, "result_schema": SCHEMA}
-    if "backends" in TrialSpec.model_fields:
-        new["backends"] = dict(provenance.get("backends") or {})
     try:
         new["implementation"] = _implementation(old)
+        new["backends"] = _backends(old, provenance)
         new["fingerprint"] = _fingerprint(old, load)
         return TrialSpec.model_validate(new)
     except ValidationError as error:
@@ -80,6 +80,13 @@ def _implementation(old: Mapping[str, Any]) -> str:
     if entry.source is None or digest.removeprefix("sha256:") not in {said[:16] for said in entry.source.files.values()}:
         raise MilbenchError(f"the plug-in of {name} is not the one that the trial ran ({then}); run it again")
     return entry.implementation + plus + weights
+
+
+def _backends(old: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Of the operations that the aggregator's class names, what computed them; of those never called what would here."""
+    called = provenance.get("backends") or {}
+    ops = sorted(plugins.resolve(str(old["aggregator"])).entry.cls.ops)
+    return {op: called.get(op) or backends.chosen([op], str(old["device"]))[op] for op in ops}
 
 
 def _fingerprint(old: Mapping[str, Any], load: Load) -> str:

@@ -26,8 +26,8 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of equal keys; floats with nine digits, which give back every float32."""
     returns = any("\r" in value for row in rows for value in row.values() if isinstance(value, str))  # which csv forgets to quote
     with path.open("w", newline="") as file:
-        quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n", quoting=quoting)
+        quoting = {"quoting": csv.QUOTE_ALL} if returns else {}
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n", **quoting)
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.9g}" if isinstance(v, np.float32 | np.ndarray) else csv_cell(v) for k, v in row.items()})
