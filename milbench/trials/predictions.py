@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,8 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of equal keys; floats with nine digits, which give back every float32."""
     returns = any("\r" in value for row in rows for value in row.values() if isinstance(value, str))  # which csv forgets to quote
     with path.open("w", newline="") as file:
-        quoting = {"quoting": csv.QUOTE_ALL} if returns else {}
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n", **quoting)
+        quoting: Literal[0, 1] = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n", quoting=quoting)
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.9g}" if isinstance(v, np.float32 | np.ndarray) else csv_cell(v) for k, v in row.items()})
