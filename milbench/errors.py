@@ -37,9 +37,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> MilbenchError:
 
 
 def from_validation(error: ValidationError, where: str | Path) -> MilbenchError:
-    """Say which key of which file was wrong, and what it may be, in one line per mistake."""
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "the whole"
-        lines.append(f"{where}: {key}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r:.80})")
-    return MilbenchError("\n".join(lines))
+    """Say which keys of which file were wrong, and what they may be, in one line; of many mistakes the first three."""
+    wrong = error.errors(include_url=False, include_context=False)
+    says = []
+    for item in wrong[:3]:
+        key = " ".join(".".join(f"{part!s:.60}" for part in item["loc"]).split()) or "the whole"
+        what = item["msg"].removeprefix("Value error, ")
+        got = "" if item["type"] == "missing" else f" (got {item['input']!r:.80})"
+        says.append(f"{key}: {what[:1].lower()}{what[1:]}{got}")
+    more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return MilbenchError(f"{where}: {'; '.join(says)}{more}")

@@ -1,17 +1,34 @@
-"""Small files, written whole or not at all."""
+"""Small files: written whole or not at all, and read as what others may have written."""
 
+import hashlib
 import os
+import re
+import tomllib
 import uuid
 from pathlib import Path
+from typing import Any
+
+import pydantic_core
+
+from milbench.errors import MilbenchError
+
+DEEPEST = 30  # tables within tables of a TOML file
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small text file in one step; a crash leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.write_text(text)
-    flush(temporary)
-    temporary.replace(path)
+    """Replace a small text file in one step; a crash leaves the old one or the new one.
+
+    Raises:
+        MilbenchError: the folder cannot be made or written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        temporary.write_text(text)
+        flush(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise unusable(path, error) from error
 
 
 def flush(path: Path) -> None:
@@ -21,3 +38,106 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def unusable(path: str | Path, error: OSError) -> MilbenchError:
+    """The error for a file or folder that the system does not let us use."""
+    return MilbenchError(f"cannot use {path}: {(error.strerror or str(error)).lower()}")
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """What is in the file, or None when there is none.
+
+    Raises:
+        MilbenchError: it is no file, or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unusable(path, error) from error
+
+
+def sha256(path: Path) -> str:
+    """Hash of what is in the file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_json(data: bytes, path: Path, mend: str) -> Any:
+    """JSON as objects. NaN, half characters and nesting beyond 200 levels are refused.
+
+    Args:
+        data: what is in the file.
+        path, mend: for the message: the file, and what to do.
+
+    Raises:
+        MilbenchError: not JSON.
+    """
+    try:
+        return pydantic_core.from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise MilbenchError(f"{path}: not JSON ({error}); {mend}") from error
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """A TOML file.
+
+    Args:
+        path: the file.
+        what: it is, for messages: "suite file".
+
+    Raises:
+        MilbenchError: it is not there, cannot be read, or is not TOML.
+    """
+    data = read_bytes(path)
+    if data is None:
+        raise MilbenchError(f"{what} {path} does not exist")
+    return parse_toml(data, path)
+
+
+def parse_toml(data: bytes, path: Path) -> dict[str, Any]:
+    """What a TOML file says.
+
+    Args:
+        data: what is in the file.
+        path: the file, for messages.
+
+    Raises:
+        MilbenchError: not TOML, or nested too deep.
+    """
+    try:
+        content = tomllib.loads(data.decode())
+        deep = _deeper_than(content, DEEPEST)
+    except ValueError as error:  # of syntax, of characters, of numbers with thousands of digits
+        raise MilbenchError(f"{path}: not TOML: {error}") from error
+    except RecursionError:
+        deep = True
+    if deep:
+        raise MilbenchError(f"{path}: tables or lists are nested more than {DEEPEST} deep")
+    return content
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_deeper_than(one, levels - 1) for one in inside)
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
+_ACTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes what begins so for a formula
+
+
+def csv_cell(value: Any) -> Any:
+    """A value as a CSV file for people has it: text that a spreadsheet would run gets an apostrophe before it.
+
+    So does text that begins with an apostrophe, which makes :func:`csv_text` its exact inverse. Numbers stay what they are.
+    """
+    if isinstance(value, str) and value.startswith((*_ACTS, "'")) and not _NUMBER.fullmatch(value):
+        return "'" + value
+    return value
+
+
+def csv_text(cell: str) -> str:
+    """The text behind a cell that :func:`csv_cell` made."""
+    return cell[1:] if cell.startswith("'") else cell

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,8 @@ from milbench.datasets.base import TaskName
 from milbench.datasets.formats import Format, Layout
 from milbench.datasets.published import COHORTS
 from milbench.errors import MilbenchError, from_validation
-from milbench.files import write_atomically
+from milbench.files import parse_toml, read_bytes, write_atomically
+from milbench.names import Name, checked
 
 
 class _Form(BaseModel):
@@ -39,7 +39,7 @@ class Features(_Form):
         step: level-0 pixels between neighbouring patches, where no file says them or files are wrong.
     """
 
-    encoder: str = Field(min_length=1)
+    encoder: Name
     magnification: int | None = Field(None, ge=1)
     patch_size: int | None = Field(None, ge=1)
     folder: str
@@ -114,14 +114,14 @@ class Manifest(_Form):
     `home` is the data folder that it belongs to: relative paths start there.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: Name = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     label: str
     task: TaskName = "subtyping"
     unit: Literal["slide", "case"] = "slide"
     published: str | None = None
     exclude: list[str] = []
     labels: Labels | None = None
-    splits: dict[str, str] = {}
+    splits: dict[Name, str] = {}
     features: list[Features] = []
     _home: Path = PrivateAttr(Settings.data)
     _origin: "Origin | None" = PrivateAttr(None)
@@ -185,7 +185,7 @@ class Manifest(_Form):
 
 def path_of(name: str, home: Path) -> Path:
     """The file of the dataset `name` in the data folder `home`, whether or not it is there."""
-    return home / f"{name}.toml"
+    return home / f"{checked(name, 'dataset')}.toml"
 
 
 def names(home: Path) -> list[str]:
@@ -208,9 +208,7 @@ def load(name: str, home: Path | None = None) -> Manifest | None:
     if text is None:
         return None
     try:
-        return Manifest.model_validate({"name": name, **tomllib.loads(text)}).at(home, Origin(text))
-    except tomllib.TOMLDecodeError as error:
-        raise MilbenchError(f"{path}: not TOML: {error}") from error
+        return Manifest.model_validate({"name": name, **parse_toml(text.encode(), path)}).at(home, Origin(text))
     except ValidationError as error:
         raise from_validation(error, path) from error
 
@@ -222,8 +220,9 @@ def written(name: str, home: Path) -> str | None:
         MilbenchError: it is no text.
     """
     path = path_of(name, home)
+    data = read_bytes(path)
     try:
-        return path.read_text() if path.is_file() else None
+        return None if data is None else data.decode()
     except UnicodeDecodeError as error:
         raise MilbenchError(f"{path}: not TOML: {error}") from error
 
