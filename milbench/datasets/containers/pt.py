@@ -1,0 +1,96 @@
+"""PyTorch's files: one plain tensor, whose values are all in the file. Nothing that could run code is unpickled."""
+
+import mmap
+import pickle
+import zipfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, fits, reading, regular, some
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORM = "a torch file"
+PLAIN = "store a plain tensor: torch.save(torch.from_numpy(features), path)"
+
+
+def opened(path: Path, stack: ExitStack) -> Stored:
+    """Features of a file.
+
+    Raises:
+        BadFile: it is none, or cannot be read.
+    """
+    regular(path)
+    with reading(path, FORM):
+        found = _load(path, zipped=zipfile.is_zipfile(path))
+        tensor = _plain(path, found)
+        if tensor.is_floating_point() and tensor.dtype not in _of_numpy():  # bfloat16 and eight bits, which NumPy has not
+            tensor = tensor.float()
+        return Stored(Array(path, FORM, tensor.resolve_neg().resolve_conj().numpy()), None, {})
+
+
+def _load(path: Path, zipped: bool) -> Any:
+    import torch
+
+    with path.open("rb") as file:
+        _refuse_bombs(path, file, zipped)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        if "unsupported" in str(error).lower():
+            raise BadFile(
+                path, "pickle", "holds Python objects instead of a tensor (TRIDENT's .pt files hold a NumPy array); "
+                "reading them can run code, so it was not read", f"let TRIDENT write h5 files, or {PLAIN}",
+            ) from None  # fmt: skip
+        raise BadFile(path, "unreadable", "cannot be read as a torch file", AGAIN) from error
+
+
+def _refuse_bombs(path: Path, file: Any, zipped: bool) -> None:
+    """What torch would unpack or allocate before anybody can ask for a size: packed entries, and `bytearray(10**12)`."""
+    if zipped:
+        with zipfile.ZipFile(file) as archive:
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
+                    raise BadFile(path, "size", f"packs its part {entry.filename}, as torch never does", PLAIN)
+            pickled = [archive.read(entry) for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+            found = any(b"bytearray" in text for text in pickled)
+    else:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            found = mapped.find(b"bytearray") >= 0
+    if found:
+        raise BadFile(path, "pickle", "holds Python objects instead of a tensor", PLAIN)
+
+
+def _plain(path: Path, found: Any) -> "Tensor":
+    """The tensor, if it is one whose values are all stored.
+
+    Raises:
+        BadFile: it is something else, says what.
+    """
+    import torch
+
+    if not isinstance(found, torch.Tensor):
+        keys = f" with {some(map(str, found), 5)}" if isinstance(found, dict) else ""
+        raise BadFile(
+            path, "no-features", f"holds a {type(found).__name__}{keys} instead of a tensor", "store the (n, d) tensor alone"
+        )
+    odd = {
+        "nested": found.is_nested,
+        "quantised": found.is_quantized,
+        "sparse": found.layout != torch.strided,
+        f"on the device {found.device}, without values": found.device.type != "cpu",
+    }
+    if kinds := [kind for kind, it_is in odd.items() if it_is]:
+        raise BadFile(path, "tensor", f"holds a tensor that is {kinds[0]}", f"{PLAIN}, of a dense tensor")
+    storage = found.untyped_storage().nbytes()
+    fits(path, "tensor", found.shape, storage, path.stat().st_size, compressed=False)
+    fits(path, "tensor", found.shape, found.numel() * found.element_size(), storage, compressed=False)
+    return found.detach()
+
+
+def _of_numpy() -> tuple[Any, ...]:
+    import torch
+
+    return torch.float16, torch.float32, torch.float64
