@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -32,8 +33,14 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> MilbenchError:
     """
     known = sorted(known)
     near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {few(known, 60) or 'none'}"
     return MilbenchError(f"unknown {kind} {name!r}; {hint}")
+
+
+def few(names: Iterable[str], most: int = 8) -> str:
+    """The first of many names, for a message."""
+    first = [name if len(name) <= 60 else f"{name[:57]}..." for name in islice(names, most + 1)]
+    return ", ".join(first[:most]) + (", ..." if len(first) > most else "")
 
 
 def from_validation(error: ValidationError, where: str | Path) -> MilbenchError:

@@ -8,9 +8,11 @@ import stat
 import uuid
 import zlib
 from pathlib import Path
+from typing import Any
 
 LARGEST = 256 << 20  # bytes of a table; a million rows have 100 MB
 LONGEST = 1 << 20  # bytes of a line of it
+_PACKED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -69,9 +71,8 @@ def table_text(path: Path) -> str:
         OSError, ValueError: it is none; says why in one line.
     """
     regular(path)
-    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix, open)
     try:
-        with opener(path, "rb") as file:
+        with _PACKED.get(path.suffix, open)(path, "rb") as file:
             raw: bytes = file.read(LARGEST + 1)
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"it breaks off or is no {path.suffix} file: {error}") from error

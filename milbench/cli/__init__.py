@@ -33,11 +33,12 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         from milbench.errors import MilbenchError
+        from milbench.files import printable
 
         try:
             return super().invoke(ctx)
         except MilbenchError as error:
-            click.echo(f"milbench: {error}", err=True)
+            click.echo("\n".join(map(printable, f"milbench: {error}".split("\n"))), err=True)
             ctx.exit(2)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

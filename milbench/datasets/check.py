@@ -6,6 +6,7 @@ until a file changes, so a second look at hundreds of slides costs milliseconds.
 
 import dataclasses
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 
 from milbench.datasets import roster as rosters
 from milbench.datasets import tables
+from milbench.datasets.containers import regular
 from milbench.datasets.findings import Finding, many
 from milbench.datasets.formats import BadFile, Facts, Layout, inspect
 from milbench.datasets.formats import read as read_file
@@ -132,7 +134,7 @@ def examine(
 def _features(manifest: Manifest, roster: Roster, features: Features, deep: bool, progress: Progress) -> FeatureSet:
     found = FeatureSet(features, _Memory(manifest.name, features))
     place = layout(features)
-    missing = [path for path in (place.folder, place.patches) if path is not None and not path.is_dir()]
+    missing = [path for path in (place.folder, place.patches) if path is not None and not os.path.isdir(path)]
     if missing:
         found.add("error", "folder", f"folder {missing[0]} does not exist", "mend the path in the manifest, or add it again")
         return found
@@ -242,7 +244,7 @@ class _Memory:
 
     def facts(self, path: Path, patches: Path | None, *, thorough: bool) -> Facts:
         """See :func:`milbench.datasets.formats.inspect`."""
-        stat = [(s.st_size, s.st_mtime_ns) for file in (path, patches) if file is not None for s in [file.stat()]]
+        stat = [(s.st_size, s.st_mtime_ns) for file in (path, patches) if file is not None for s in [regular(file)]]
         key, state = str(path), [str(patches), *(number for pair in stat for number in pair)]
         if not thorough and (old := self._old.get(key)) and old["state"] == state:
             facts = Facts(**old["facts"])

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from milbench.datasets.containers import Array, BadFile, Stored, attributes, h5, npz, pt
 from milbench.errors import MilbenchError
 
-__all__ = ["BadFile", "Facts", "Format", "Layout", "inspect", "layout", "read"]
+__all__ = ["STEPS", "BadFile", "Facts", "Format", "Layout", "inspect", "layout", "read"]
 
 Format = Literal["h5", "pt", "npz"]
 
 SAMPLED = 8  # rows of features that identify a file without reading it
+STEPS = (attributes.NUMBERS["step"], attributes.LARGEST)  # level-0 pixels between patches that make sense
 WIDEST = 2**31  # level-0 pixels from the origin, in any direction: farther out is no slide, and sums of positions stay exact
 LOOK = 2000  # positions looked at where a file stores nearly every one in a chunk of its own, as TRIDENT does
 
@@ -180,7 +181,9 @@ def _within_a_slide(path: Path, xy: NDArray[Any]) -> None:
     with np.errstate(invalid="ignore"):
         good = (np.abs(xy.astype(np.float64)) <= WIDEST).all()  # false for NaN
     if not good:
-        what = "has positions that are NaN or infinite" if not np.isfinite(xy).all() else f"has positions beyond {WIDEST:,} pixels"
+        what = (
+            "has positions that are NaN or infinite" if not np.isfinite(xy).all() else f"has positions beyond {WIDEST:,} pixels"
+        )
         raise BadFile(path, "coords", what, "extract the slide again")
 
 
@@ -217,7 +220,7 @@ def _step(path: Path, says: Mapping[str, Any]) -> float | None:
         step = size * float(says.get("downsample", 1)) * float(says.get("custom_downsample", 1))
     else:
         return None
-    if not attributes.NUMBERS["step"] <= step <= attributes.LARGEST:
+    if not STEPS[0] <= step <= STEPS[1]:
         known = ", ".join(f"{name} = {says[name]:g}" for name in attributes.NUMBERS if name in says)
         raise BadFile(path, "attribute", f"says that patches lie {step:g} px apart ({known})", "mend these attributes")
     return step

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from milbench.datasets.base import TaskName
-from milbench.datasets.formats import Format, Layout
+from milbench.datasets.formats import STEPS, Format, Layout
 from milbench.datasets.published import COHORTS
 from milbench.errors import MilbenchError, from_validation
 from milbench.files import write_atomically
@@ -41,7 +41,7 @@ class Features(_Form):
     folder: str
     format: Format
     patches: str | None = None
-    step: float | None = Field(None, gt=0)
+    step: float | None = Field(None, ge=STEPS[0], le=STEPS[1])
 
     @property
     def key(self) -> tuple[str, int | None, int | None]:
@@ -192,9 +192,22 @@ def stored(path: Path) -> str:
 
     So a project can be moved or mounted elsewhere as a whole, and what lies outside is found from wherever it is.
     """
-    path, home = path.resolve(), folder().resolve()
+    path, home = _absolute(path), _absolute(folder())
     inside = path.is_relative_to(home.parent) and home.parent != Path(home.anchor)
     return Path(os.path.relpath(path, home)).as_posix() if inside else path.as_posix()
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        path = path.resolve()
+        str(path).encode()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself
+        raise MilbenchError(
+            f"{path} cannot be reached; it is a link that leads in a circle, or a folder that is closed"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise MilbenchError(f"{path}: names of folders and tables must be UTF-8 to be kept in a manifest; rename it") from error
+    return path
 
 
 def resolved(path: str) -> Path:

@@ -6,10 +6,9 @@ library raises over broken bytes is a BadFile.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ class BadFile(MilbenchError):  # noqa: N818 - named for what it says
         self.path, self.kind, self.what, self.do = path, kind, what, do
 
 
-@dataclass(frozen=True)
+@dataclass
 class Array:
     """An array that is read when it is indexed.
 
@@ -55,21 +54,17 @@ class Array:
     form: str
     source: Any
     chunks: tuple[int, ...] | None = None
+    shape: tuple[int, ...] = field(init=False)  # as stored: features may have a leading axis of length one
+    dtype: np.dtype[Any] = field(init=False)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As stored, so features may have a leading axis of length one."""
-        return tuple(self.source.shape)
+    def __post_init__(self) -> None:
+        with reading(self.path, self.form):
+            self.shape, self.dtype = tuple(self.source.shape), self.source.dtype
 
     @property
     def ndim(self) -> int:
         """Number of axes."""
         return len(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """As stored."""
-        return self.source.dtype
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         with reading(self.path, self.form):
@@ -148,9 +143,3 @@ def nbytes(path: Path, name: str, shape: Sequence[int], itemsize: int) -> int:
     if any(not isinstance(n, int) or n < 0 for n in shape):
         raise BadFile(path, "size", f"declares `{name}` of shape {tuple(shape)}, which is none", AGAIN)
     return math.prod(shape) * itemsize
-
-
-def some(names: Iterable[str], most: int = 8) -> str:
-    """The first of many names, for a message."""
-    first = [name if len(name) <= 40 else f"{name[:37]}..." for name in islice(names, most + 1)]
-    return ", ".join(first[:most]) + (", ..." if len(first) > most else "")

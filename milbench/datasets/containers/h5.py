@@ -7,7 +7,8 @@ from typing import Any
 
 import h5py
 
-from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, reading, regular, some
+from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, reading, regular
+from milbench.errors import few
 
 FORM = "HDF5"
 ONE_FILE = "put the arrays into the file itself (h5repack, or h5py: copy them)"
@@ -24,7 +25,7 @@ def opened(path: Path, stack: ExitStack) -> Stored:
     features, coords = _array(path, file, "features"), _array(path, file, "coords")
     if features is None:
         with reading(path, FORM):
-            names = some(file)
+            names = few(file)
         do = "this is a patches file: give the folder of features" if names == "coords" else (
             "rename the array that holds one row per patch"
         )  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, reading, regular, some
+from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, reading, regular
+from milbench.errors import few
 
 FORM = "npz"
 _SAYING = ("step", "patch_size_level0")
@@ -27,7 +28,7 @@ def opened(path: Path, stack: ExitStack) -> Stored:
         archive = stack.enter_context(zipfile.ZipFile(path))
         names = {name.removesuffix(".npy") for name in archive.namelist()}
         if "features" not in names:
-            what = f"has no array `features`, only {some(sorted(names)) or 'nothing'}"
+            what = f"has no array `features`, only {few(sorted(names)) or 'nothing'}"
             raise BadFile(path, "no-features", what, "store one row per patch as `features`")
         arrays = {name: _array(path, archive, name) for name in ("features", "coords", *_SAYING) if name in names}
     told = {name: attributes.plain(path, name, arrays[name]) for name in _SAYING if name in arrays}

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, fits, reading, regular, some
+from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, fits, reading, regular
+from milbench.errors import few
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +73,7 @@ def _plain(path: Path, found: Any) -> "Tensor":
     import torch
 
     if not isinstance(found, torch.Tensor):
-        keys = f" with {some(map(str, found), 5)}" if isinstance(found, dict) else ""
+        keys = f" with {few(map(str, found), 5)}" if isinstance(found, dict) else ""
         raise BadFile(
             path, "no-features", f"holds a {type(found).__name__}{keys} instead of a tensor", "store the (n, d) tensor alone"
         )
