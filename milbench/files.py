@@ -74,8 +74,10 @@ def table_text(path: Path) -> str:
     try:
         with _PACKED.get(path.suffix, open)(path, "rb") as file:
             raw: bytes = file.read(LARGEST + 1)
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"it breaks off or is no {path.suffix} file: {error}") from error
+    except PermissionError as error:
+        raise OSError("may not be read (permission denied)") from error
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"it cannot be read to its end: {error}") from error
     if len(raw) > LARGEST:
         raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
     if b"\0" in raw:

@@ -18,7 +18,7 @@ from milbench.errors import MilbenchError, few, unknown
 from milbench.files import LONGEST, printable, table_text
 
 SEPARATORS = (",", "\t", ";")
-WIDEST = 20_000  # columns; more are no table of slides
+WIDEST = 10_000  # columns; more are no table of slides
 
 # What columns are called, the likeliest first; compared in lower case, with _ for every other character.
 COLUMNS = {
@@ -86,9 +86,9 @@ def read(path: Path) -> pd.DataFrame:
             frame = pd.read_csv(StringIO(text), sep=separator, index_col=False, dtype=str, keep_default_na=False)
             if len(frame.columns) > 1:
                 break
-    except FileNotFoundError as error:
+    except OSError as error:
         raise MilbenchError(f"table {path} {error}") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, OSError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
         raise MilbenchError(f"{path}: not a table of comma- or tab-separated text ({error})".replace("\n", " ")) from error
     if frame.empty:
         raise MilbenchError(f"{path}: the table has no rows")
