@@ -622,7 +622,7 @@ def test_odd_tables_end_in_one_line(tmp_path, monkeypatch, table):
     for option in ("--labels", "--splits"):
         told = milbench("data", "add", "mine", option, "t.csv")
         assert all(len(line) < 9000 for line in told.output.splitlines())
-    assert len(milbench("data", "add", "mine", "--labels", "t.csv", "--exclude", ",".join("abc" * 200)).output) < 9000
+    assert len(milbench("data", "add", "mine", "--labels", "t.csv", "--exclude", ",".join("abc" * 200)).output) < 20_000
 
 
 # Chance
@@ -665,7 +665,7 @@ def damaged(raw, draw):
 
 def flip(folder, rounds, seed):
     draw, whole = np.random.default_rng(seed), list(whole_files(folder))
-    used = 0
+    used, told = 0, set()
     for _ in range(rounds):
         for suffix, raw in whole:
             path = folder / f"broken{suffix}"
@@ -675,8 +675,9 @@ def flip(folder, rounds, seed):
                     look(path)
                     used += 1
                 except BadFile as error:
-                    assert "\n" not in str(error)
+                    told.add(str(error))
     assert used, "some changes do no harm"
+    assert not any("\n" in line for line in told)
 
 
 def memory_stays(before, megabytes=300):

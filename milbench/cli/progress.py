@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from milbench.config import Settings
 from milbench.engines import Done, Epoch, Event, Started, run_local
 from milbench.suites import Job
 from milbench.trials.store import Status, Store, duration
@@ -69,6 +70,7 @@ def run(
     jobs: Sequence[Job],
     store: Store,
     *,
+    settings: Settings,
     workers: int,
     plugins: Sequence[Path],
     backends: Sequence[str],
@@ -92,6 +94,7 @@ def run(
             run_local(
                 jobs,
                 store,
+                settings=settings,
                 workers=workers,
                 plugins=plugins,
                 backends=backends,

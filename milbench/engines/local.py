@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from milbench.config import Settings
 from milbench.engines.events import Done, Epoch, Event, Started
 from milbench.suites import Job
 from milbench.trials.store import Status, Store
@@ -26,6 +27,7 @@ def run_local(
     jobs: Sequence[Job],
     store: Store,
     *,
+    settings: Settings | None = None,
     workers: int = 1,
     plugins: Sequence[Path] = (),
     backends: Sequence[str] = (),
@@ -41,6 +43,7 @@ def run_local(
     Args:
         jobs: what to run.
         store: where results go.
+        settings: where datasets are; what the environment says unless given.
         workers: processes at a time.
         plugins: files that register aggregators, loaded in each worker.
         backends: forced backends of operations, as `milbench run --backend` takes them.
@@ -54,10 +57,11 @@ def run_local(
     context = multiprocessing.get_context("spawn")  # fork does not go together with CUDA or with threads
     queue = deque(jobs)
     pool: list[_Worker] = []
+    settings = (settings or Settings.from_environment()).absolute()
 
     def hire() -> _Worker:
         ours, theirs = context.Pipe()
-        given = (theirs, store.root, [str(p) for p in plugins], list(backends), trial)
+        given = (theirs, store.root.absolute(), settings, [str(p.absolute()) for p in plugins], list(backends), trial)
         process = context.Process(target=_work, args=given, daemon=True)
         process.start()
         theirs.close()
@@ -119,7 +123,12 @@ def _bury(job: Job, exit_code: int | None, store: Store) -> Done:
 
 
 def _work(
-    pipe: Connection, root: Path, plugin_files: Sequence[str], forced: Sequence[str], trial: Callable[..., Status] | None
+    pipe: Connection,
+    root: Path,
+    settings: Settings,
+    plugin_files: Sequence[str],
+    forced: Sequence[str],
+    trial: Callable[..., Status] | None,
 ) -> None:
     """Body of a worker: take jobs until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
@@ -144,6 +153,6 @@ def _work(
             except OSError:
                 sys.exit(1)  # the parent is gone: stop, rather than record this as a failure of the trial
 
-        status = (trial or run_trial)(job.spec, store, job.labels, keep_model=keep, on_epoch=on_epoch)
+        status = (trial or run_trial)(job.spec, store, job.labels, keep_model=keep, on_epoch=on_epoch, settings=settings)
         result = store.raw(trial_id) or {}
         pipe.send(Done(trial_id, status, result.get("reason")))
