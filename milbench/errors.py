@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from milbench.files import printable
+
 
 class MilbenchError(Exception):
     """Bad input from outside. The command line prints it in one line and exits with code 2."""
@@ -39,6 +41,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> MilbenchError:
 
 def few(names: Iterable[str], most: int = 8) -> str:
     """The first of many names, for a message."""
+    names = map(printable, names)
     first = [name if len(name) <= 60 else f"{name[:57]}..." for name in islice(names, most + 1)]
     return ", ".join(first[:most]) + (", ..." if len(first) > most else "")
 

@@ -237,6 +237,7 @@ def test_packed_files_are_read_as_ever(tmp_path, how):
         ("patch_size", np.array([b"224", b"224"]), 224),
         ("patch_size", np.uint16(256), 256),
         ("patch_size", np.float16(256), 256.0),
+        ("patch_size", np.longdouble(256), 256.0),
         ("downsample", (4.000123, 4.0), 4.000123),
         ("overlap", 0, 0),
         ("patch_level", np.int8(0), 0),
@@ -421,6 +422,29 @@ def test_packed_torch_files_are_not_unpacked(tmp_path):
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry))
     refused(tmp_path / "b.pt", "packs its part .*data.pkl, as torch never does")
+
+
+def test_torch_files_that_reach_beyond_their_tensor_are_refused(tmp_path):
+    torch.save(torch.from_numpy(X), tmp_path / "a.pt")
+    raw = (tmp_path / "a.pt").read_bytes()
+    values, shape = b"K\x4e", b"K\x0dK\x06"  # 78 values, (13, 6), as pickle writes them
+    (tmp_path / "a.pt").write_bytes(raw.replace(values, b"K\xff", 1).replace(shape, b"K\x28K\x06", 1))
+    refused(tmp_path / "a.pt", r"declares `tensor` of shape \(40, 6\), 1,020 bytes, but holds only 312 bytes")
+    torch.save(torch.from_numpy(X), tmp_path / "b.pt", _use_new_zipfile_serialization=False)
+    raw = (tmp_path / "b.pt").read_bytes()
+    assert shape in raw
+    (tmp_path / "b.pt").write_bytes(raw.replace(shape, b"J" + struct.pack("<i", 10**9) + b"K\x06", 1))
+    refused(tmp_path / "b.pt", "cannot be read as a torch file")
+
+
+def test_torch_files_without_checksums_are_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(torch.from_numpy(X), tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    np.testing.assert_array_equal(read(tmp_path / "a.pt")[0], X)
 
 
 def test_values_beyond_float32_are_found_without_warnings(tmp_path):

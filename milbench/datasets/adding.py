@@ -13,7 +13,6 @@ from milbench.datasets import classic, formats, tables
 from milbench.datasets.manifest import Labels, Manifest, load, spelled, stored
 from milbench.datasets.published import BRACS_ORDER, BRACS_TYPES, COHORTS
 from milbench.errors import MilbenchError, few, from_validation, unknown
-from milbench.files import printable
 
 
 def joined(
@@ -158,7 +157,7 @@ def _labels(
         if strange := sorted(known - labels):
             raise unknown(f"label of {file}", strange[0], labels)
         if left := sorted(labels - known):
-            raise MilbenchError(f"{file}: --classes has no class for {few(map(printable, left))}; write class=label+label,...")
+            raise MilbenchError(f"{file}: --classes has no class for {few(left)}; write class=label+label,...")
     return Labels(file=stored(file, home), columns=found, classes=own).model_dump()
 
 

@@ -240,7 +240,7 @@ class _Memory:
             content = json.loads(self._path.read_text())
         except (OSError, ValueError):  # not there, or half of it: then files are looked at again
             return {}
-        return content["files"] if content.get("version") == REMEMBERED else {}
+        return content["files"] if isinstance(content, dict) and content.get("version") == REMEMBERED else {}
 
     def facts(self, path: Path, patches: Path | None, *, thorough: bool) -> Facts:
         """See :func:`milbench.datasets.formats.inspect`."""

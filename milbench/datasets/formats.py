@@ -127,7 +127,10 @@ def layout(folder: Path, patches: Path | None = None) -> Layout:
 @contextmanager
 def _opened(path: Path, patches: Path | None) -> Iterator[Stored]:
     with ExitStack() as stack:
-        raw = {".h5": h5, ".pt": pt, ".npz": npz}[path.suffix].opened(path, stack)
+        room = {".h5": h5, ".pt": pt, ".npz": npz}.get(path.suffix)
+        if room is None:
+            raise BadFile(path, "no-format", "is no .h5, .pt or .npz file", "give a file of features")
+        raw = room.opened(path, stack)
         _check_features(path, raw.features)
         if patches is not None and (raw.coords is None or _step(path, raw.says) is None):
             coords, says = h5.patches(patches, stack)

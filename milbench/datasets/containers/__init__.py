@@ -6,6 +6,8 @@ library raises over broken bytes is a BadFile.
 
 import math
 import os
+import struct
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -143,3 +145,10 @@ def nbytes(path: Path, name: str, shape: Sequence[int], itemsize: int) -> int:
     if any(not isinstance(n, int) or n < 0 for n in shape):
         raise BadFile(path, "size", f"declares `{name}` of shape {tuple(shape)}, which is none", AGAIN)
     return math.prod(shape) * itemsize
+
+
+def place(path: Path, entry: zipfile.ZipInfo) -> int:
+    """Where the bytes of an entry of a zip file begin: past its name and extra field."""
+    with path.open("rb") as file:
+        file.seek(entry.header_offset + 26)
+        return entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))

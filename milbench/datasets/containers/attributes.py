@@ -18,7 +18,7 @@ NUMBERS = {
     "custom_downsample": 1e-3, "overlap": 0.0, "patch_level": 0.0,
 }  # fmt: skip
 LARGEST = 1e9
-NAMES = ("encoder", *NUMBERS)
+NAMES = frozenset(("encoder", *NUMBERS))
 
 
 def plain(path: Path, name: str, value: Any) -> str | float | None:
@@ -36,6 +36,8 @@ def plain(path: Path, name: str, value: Any) -> str | float | None:
         BadFile: it is not clear what is meant, or it cannot be meant: a size of zero, NaN.
     """
     values = np.atleast_1d(np.asarray(value))
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64)  # of long doubles, too
     if values.size > MOST:
         raise bad(path, name, f"has {values.size:,} values")
     items = [_item(path, name, item) for item in values.ravel().tolist()] if values.dtype.kind in "iufSUO" else [value]

@@ -110,9 +110,9 @@ def _check_size(path: Path, name: str, array: h5py.Dataset, layout: Any) -> None
                 "write it again without, or with gzip",
             )  # fmt: skip
     held = min(array.id.get_storage_size(), path.stat().st_size)
-    if array.chunks:
-        pieces = math.prod(-(-n // piece) for n, piece in zip(shape, array.chunks, strict=True))
-        one = nbytes(path, name, array.chunks, width)
+    if chunks := array.chunks:
+        pieces = math.prod(-(-n // piece) for n, piece in zip(shape, chunks, strict=True))
+        one = nbytes(path, name, chunks, width)
         written = _filtered_chunks(path, name, array, one) if filters else array.id.get_storage_size() // one
         if written < pieces:
             what = f"declares {shape[0]:,} rows of `{name}` but holds only {written:,} of {pieces:,} pieces"
@@ -132,20 +132,17 @@ def _filtered_chunks(path: Path, name: str, array: h5py.Dataset, size: int) -> i
 
 def _said(path: Path, holder: Any) -> dict[str, str | float]:
     """The attributes that matter; others are not looked at."""
-    found = {}
-    for name in attributes.NAMES:
-        with reading(path, FORM):
-            if name not in holder.attrs:
-                continue
+    found: dict[str, str | float] = {}
+    with reading(path, FORM):
+        for name in attributes.NAMES.intersection(holder.attrs):
             kept = holder.attrs.get_id(name)
             if kept.shape is None:  # h5py.Empty: it says nothing
                 continue
-            count = math.prod(kept.shape)
-            if count > attributes.MOST or kept.get_storage_size() > attributes.MOST * 4 * attributes.LONGEST:
-                raise attributes.bad(path, name, f"has {count:,} values of {kept.get_storage_size():,} bytes")
+            count, size = math.prod(kept.shape), kept.get_storage_size()
+            if count > attributes.MOST or size > attributes.MOST * 4 * attributes.LONGEST:
+                raise attributes.bad(path, name, f"has {count:,} values of {size:,} bytes")
             if h5py.check_enum_dtype(kept.dtype) is not None:
                 raise attributes.bad(path, name, "is one of a list of names")
-            value = holder.attrs[name]
-        if (meant := attributes.plain(path, name, value)) is not None:
-            found[name] = meant
+            if (meant := attributes.plain(path, name, holder.attrs[name])) is not None:
+                found[name] = meant
     return found

@@ -1,6 +1,5 @@
 """NumPy's npz files: mapped where they are stored uncompressed, so that a shape costs no reading."""
 
-import struct
 import zipfile
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, reading, regular
+from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, place, reading, regular
 from milbench.errors import few
 
 FORM = "npz"
@@ -68,17 +67,10 @@ def _array(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         if not stored or size == 0:
             values = np.frombuffer(file.read(), dtype) if size else np.zeros(0, dtype)
             return values.reshape(shape, order="F" if fortran else "C")
-    return np.memmap(path, dtype, "r", _place(path, entry) + start, shape, "F" if fortran else "C")
+    return np.memmap(path, dtype, "r", place(path, entry) + start, shape, "F" if fortran else "C")
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(file)
-
-
-def _place(path: Path, entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of an entry begin: past its name and extra field."""
-    with path.open("rb") as file:
-        file.seek(entry.header_offset + 26)
-        return entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, fits, reading, regular
+from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, fits, place, reading, regular
 from milbench.errors import few
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ def opened(path: Path, stack: ExitStack) -> Stored:
     """
     regular(path)
     with reading(path, FORM):
-        found = _load(path, zipped=zipfile.is_zipfile(path))
-        tensor = _plain(path, found)
+        zipped = zipfile.is_zipfile(path)
+        held = _bytes_of_tensors(path, zipped)
+        tensor = _plain(path, _load(path, zipped), held)
         if tensor.is_floating_point() and tensor.dtype not in _of_numpy():  # bfloat16 and eight bits, which NumPy has not
             tensor = tensor.float()
         return Stored(Array(path, FORM, tensor.resolve_neg().resolve_conj().numpy()), None, {})
@@ -35,8 +36,6 @@ def opened(path: Path, stack: ExitStack) -> Stored:
 def _load(path: Path, zipped: bool) -> Any:
     import torch
 
-    with path.open("rb") as file:
-        _refuse_bombs(path, file, zipped)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except (pickle.UnpicklingError, RuntimeError) as error:
@@ -48,24 +47,36 @@ def _load(path: Path, zipped: bool) -> Any:
         raise BadFile(path, "unreadable", "cannot be read as a torch file", AGAIN) from error
 
 
-def _refuse_bombs(path: Path, file: Any, zipped: bool) -> None:
-    """What torch would unpack or allocate before anybody can ask for a size: packed entries, and `bytearray(10**12)`."""
+def _bytes_of_tensors(path: Path, zipped: bool) -> int:
+    """How many bytes the largest tensor of a file can have.
+
+    Refuses what torch would unpack or allocate before anybody can ask for a size: packed parts, and `bytearray(10**12)`.
+    """
     if zipped:
-        with zipfile.ZipFile(file) as archive:
-            for entry in archive.infolist():
-                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
-                    raise BadFile(path, "size", f"packs its part {entry.filename}, as torch never does", PLAIN)
-            pickled = [archive.read(entry) for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
-            found = any(b"bytearray" in text for text in pickled)
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            for part in parts:
+                if part.compress_type != zipfile.ZIP_STORED or part.file_size > path.stat().st_size:
+                    raise BadFile(path, "size", f"packs its part {part.filename}, as torch never does", PLAIN)
+            suspect = any(b"bytearray" in _stored(path, part) for part in parts if part.filename.endswith("data.pkl"))
+            held = max((part.file_size for part in parts if "/data/" in part.filename), default=0)
     else:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            found = mapped.find(b"bytearray") >= 0
-    if found:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            suspect, held = mapped.find(b"bytearray") >= 0, len(mapped)
+    if suspect:
         raise BadFile(path, "pickle", "holds Python objects instead of a tensor", PLAIN)
+    return held
 
 
-def _plain(path: Path, found: Any) -> "Tensor":
-    """The tensor, if it is one whose values are all stored.
+def _stored(path: Path, part: zipfile.ZipInfo) -> bytes:
+    """A part as it is: torch can write wrong checksums (`set_crc32_options`), over which zipfile would stumble."""
+    with path.open("rb") as file:
+        file.seek(place(path, part))
+        return file.read(part.file_size)
+
+
+def _plain(path: Path, found: Any, held: int) -> "Tensor":
+    """The tensor, if it is one whose values are all stored, in at most `held` bytes.
 
     Raises:
         BadFile: it is something else, says what.
@@ -86,7 +97,7 @@ def _plain(path: Path, found: Any) -> "Tensor":
     if kinds := [kind for kind, it_is in odd.items() if it_is]:
         raise BadFile(path, "tensor", f"holds a tensor that is {kinds[0]}", f"{PLAIN}, of a dense tensor")
     storage = found.untyped_storage().nbytes()
-    fits(path, "tensor", found.shape, storage, path.stat().st_size, compressed=False)
+    fits(path, "tensor", found.shape, storage, held, compressed=False)
     fits(path, "tensor", found.shape, found.numel() * found.element_size(), storage, compressed=False)
     return found.detach()
 
