@@ -1,6 +1,5 @@
 """Attributes of feature files: what TRIDENT and CLAM say of their patches, in every spelling that leaves no doubt."""
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def plain(path: Path, name: str, value: Any) -> str | float | None:
         return first
     if any(isinstance(item, bool) or not isinstance(item, int | float) for item in items):
         raise bad(path, name, _shown(items))
-    if not all(math.isfinite(item) and NUMBERS[name] <= item <= LARGEST for item in items):
+    if not all(NUMBERS[name] <= item <= LARGEST for item in items):  # NaN is not, either
         raise bad(path, name, _shown(items))
     if any(abs(item - first) > 0.01 * abs(first) for item in items):  # OpenSlide's downsamples differ a little in x and y
         raise bad(path, name, _shown(items))
