@@ -292,9 +292,19 @@ def test_attributes_of_every_hdf5_type(tmp_path):
             file["coords"].attrs.create(name, value, **how)
         return tmp_path / "a.h5"
 
-    for value in (lambda file: file["features"].ref, lambda file: file["features"].regionref[:2]):
-        refused(attribute("patch_size", value), "attribute `patch_size`")
-    refused(attribute("patch_size", 1, dtype=h5py.enum_dtype({"small": 1})), "attribute `patch_size` that is one of a list")
+    sequence = np.empty(1, object)
+    sequence[0] = np.arange(3)
+    for value, how in (
+        (lambda file: file["features"].ref, {}),
+        (lambda file: file["features"].regionref[:2], {}),
+        (1, {"dtype": h5py.enum_dtype({"small": 1})}),
+        (True, {}),
+        (sequence, {"dtype": h5py.vlen_dtype(np.int64)}),
+        (np.zeros((), [("a", "i4")]), {}),
+        (np.void(b"256"), {}),
+        (1 + 2j, {}),
+    ):
+        refused(attribute("patch_size", value, **how), "attribute `patch_size` that is neither number nor text")
     refused(attribute("patch_size", np.zeros(8000)), "attribute `patch_size` that has 8,000 values")
     refused(attribute("encoder", b"x" * 30000), "attribute `encoder` that (has 1 values of|is a text of) 30,000")
     assert inspect(attribute("patch_size", h5py.Empty("i4"))).step is None
