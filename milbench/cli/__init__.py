@@ -51,7 +51,9 @@ class _Commands(click.Group):
 
 def _refuse(ctx: click.Context, error: Exception) -> None:
     """The error in one line, of a length that can be read whatever was quoted in it."""
-    text = "; ".join(str(error).splitlines())
+    from milbench.errors import printable
+
+    text = "; ".join(map(printable, str(error).splitlines()))
     click.echo(f"milbench: {text if len(text) <= 1200 else f'{text[:700]} ... {text[-400:]}'}", err=True)
     ctx.exit(2)
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from milbench.datasets.containers import regular
 from milbench.datasets.formats import BadFile, Facts, contents, inspect
 from milbench.files import write_atomically
 
@@ -31,7 +32,7 @@ def state_of(path: Path, patches: Path | None) -> State:
 
     The last cannot be set by a program that copies the first, which is why both are here.
     """
-    stats = [file.stat() for file in (path, patches) if file is not None]
+    stats = [regular(file) for file in (path, patches) if file is not None]
     return [patches and patches.name, *(number for s in stats for number in (s.st_size, s.st_mtime_ns, s.st_ctime_ns))]
 
 
