@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from milbench.datasets.base import Fold
-from milbench.errors import MilbenchError, few, unknown
+from milbench.errors import MilbenchError, few, printable, unknown
 from milbench.files import LONGEST, table_text
 
 SEPARATORS = (",", "\t", ";")
