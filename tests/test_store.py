@@ -62,7 +62,7 @@ def test_a_crash_while_writing_leaves_nothing(tmp_path):
         path.write_text("half a fi")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(Unwritable, match="disk full"):
         store.write(finished(spec()), {"predictions.csv": crash})
     assert list(store.trials.iterdir()) == []
 

@@ -39,7 +39,7 @@ def run(
     """Rehearse the distinct models of `jobs` in `results/rehearsal` and print the needs of the real run.
 
     Returns:
-        Exit code: 0, 1 when something failed, 130 when interrupted.
+        Exit code: 0, or 1 when something failed.
     """
     store = Store(results / "rehearsal")
     chosen = rehearse.distinct(jobs, scale)
@@ -52,7 +52,7 @@ def run(
     waiting = [job for job in todo if store.status(job.spec.trial_id) in again]
     if earlier := len(todo) - len(waiting):
         click.echo(f"{earlier} of {len(todo)} models were measured earlier; remove {store.root} to measure them again.")
-    code = progress.run(
+    progress.run(
         waiting,
         store,
         workers=min(workers, len(waiting)),
@@ -62,8 +62,6 @@ def run(
         already=earlier,
         trial=partial(run_trial, body=partial(rehearse.measured, scale=scale)),
     )
-    if code:
-        return code
     found = rehearse.needs(jobs, chosen, store, scale)
     path = store.root / f"needs-{suite}.json"
     text = {"REHEARSAL": "stand-in bags: nothing in this file is a result", "workers": workers, **dataclasses.asdict(found)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milbench.files import write_atomically
+from milbench.files import replacing, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -95,14 +95,15 @@ class Figure:
         """Write NAME.pdf, .png, .csv and .json (name, title, caption) to `folder`; the same numbers give the same bytes."""
         from matplotlib import pyplot as plt
 
-        folder.mkdir(parents=True, exist_ok=True)
         saved = Saved(self.name, self.title, self.caption, folder)
         with look():
             drawing = self.draw()
-            drawing.savefig(saved.pdf, metadata={"CreationDate": None, "Producer": None, "Creator": "milbench"})
-            drawing.savefig(saved.png, metadata={"Software": "milbench"})
+            with replacing(saved.pdf) as path:
+                drawing.savefig(path, metadata={"CreationDate": None, "Producer": None, "Creator": "milbench"})
+            with replacing(saved.png) as path:
+                drawing.savefig(path, metadata={"Software": "milbench"})
+                _shrink(path)
             plt.close(drawing)
-        _shrink(saved.png)
         out = io.StringIO()
         writer = csv.DictWriter(out, list(dict.fromkeys(key for row in self.rows for key in row)), lineterminator="\n")
         writer.writeheader()
