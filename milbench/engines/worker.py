@@ -128,7 +128,7 @@ def record(job: Job, store: Store, status: Status, reason: str, trace: str | Non
 
 
 def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _say(pipe: Connection, **message: Any) -> None:

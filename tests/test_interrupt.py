@@ -1,0 +1,274 @@
+"""Ctrl-C, SIGTERM and SIGHUP at any moment: the exit code of a shell, no process and no half file left, and the next run goes on."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from helpers import made_up_suite
+
+from milbench import interrupt
+from milbench.files import replacing, write_atomically
+from milbench.trials.store import Store
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+
+SUITE = """
+title = "Two trials of which one never ends"
+[grid]
+dataset = ["musk1"]
+encoder = ["hand-crafted"]
+split = ["kfold5"]
+fold = [0]
+seed = [0]
+aggregator = ["mean", "endless"]
+[recipe]
+name = "paper"
+max_epochs = 1
+[table]
+name = "two"
+metrics = ["macro_auc"]
+reference = "mean"
+"""
+
+# A call into C that never gives Python a chance, in a worker that would not listen to SIGTERM either.
+ENDLESS = """
+import signal
+from pathlib import Path
+from torch import nn
+from milbench import Aggregator, Prediction, register
+
+@register("endless", label="Endless")
+class Endless(Aggregator):
+    def __init__(self, in_dim: int, n_out: int) -> None:
+        super().__init__(in_dim, n_out)
+        self.head = nn.Linear(in_dim, n_out)
+
+    def forward(self, bag):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        Path("endless-began").touch()
+        sum(range(10**12))
+"""
+
+RUN = ["run", "--suite", "two.toml", "--plugin", "endless.py", "--workers", "2"]
+
+
+class Command:
+    """A command in a folder of its own, with a mark by which all its processes are found."""
+
+    def __init__(self, folder, *words):
+        self.mark = uuid.uuid4().hex
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "milbench", *words],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "MARK": self.mark},
+            preexec_fn=self._heed,
+        )
+        # From here on it is our code that runs, and not yet Python that starts.
+        self.wait(lambda: self.signals_caught() & 1 << signal.SIGHUP - 1)
+
+    @staticmethod
+    def _heed():
+        # What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
+        for number in interrupt.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+    def signals_caught(self):
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(text.split("SigCgt:")[1].split()[0], 16)
+
+    def wait(self, happened, seconds=120):
+        until = time.monotonic() + seconds
+        while not happened():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.001)
+
+    def alive(self):
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (path / "environ").read_bytes():
+                    found.append(int(path.name))
+            except OSError:
+                continue
+        return found
+
+    def nobody_left(self, seconds):
+        until = time.monotonic() + seconds
+        while self.alive() and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not self.alive()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "two.toml").write_text(SUITE)
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    return tmp_path
+
+
+def hidden(folder):
+    return [path for path in folder.rglob(".*") if path.suffix != ".lock"]
+
+
+def stop_after(folder, seconds, number):
+    """The run ends as it should when the signal comes so many seconds after its first line."""
+    command = Command(folder, *RUN)
+    time.sleep(seconds)
+    command.process.send_signal(number)
+    out, err = command.process.communicate(timeout=60)
+    assert command.process.returncode == 128 + number, (seconds, out, err)
+    assert out.rstrip().endswith("the same command continues."), (seconds, out)
+    assert out.count("Stopped.") == 1
+    assert not err, (seconds, err)
+    command.nobody_left(5)
+    assert not hidden(folder)
+    store = Store(folder / "results")
+    finished = [path.name for path in store.trials.glob("*")]
+    assert all(store.read(name).status == "ok" for name in finished)
+    if "trials were finished" in out:
+        assert f"Stopped. {out.count('] ok')} of " in out
+        assert out.count("] ok") <= len(finished) <= 1
+    return out
+
+
+def moments(count, seconds):
+    drawn = random.Random(20)
+    return [(drawn.uniform(0, seconds), drawn.choice(interrupt.SIGNALS)) for _ in range(count)]
+
+
+def test_a_run_stops_at_any_moment(folder):
+    for seconds, number in moments(4, 4):
+        stop_after(folder, seconds, number)
+
+
+@pytest.mark.slow
+def test_a_run_stops_at_fifty_moments(folder):
+    """Imports, planning, hiring, training, and long after; then the next run finds what was finished."""
+    told = [stop_after(folder, seconds, number) for seconds, number in moments(50, 12)]
+    assert any("0 of " in out for out in told)
+    assert Store(folder / "results").trials.exists(), "some of them came as far as a result"
+    done = subprocess.run(
+        [sys.executable, "-m", "milbench", *RUN, "--aggregators", "mean"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert "1 trials, 1 ok." in done.stdout
+
+
+def test_a_killed_run_takes_its_workers_along(folder):
+    """Even one that is in the midst of a call into C."""
+    command = Command(folder, *RUN, "--aggregators", "endless")
+    command.wait((folder / "endless-began").exists)
+    assert len(command.alive()) >= 2
+    command.process.kill()
+    command.nobody_left(5)
+    assert command.process.communicate()[1] == "", "nor do they say anything"
+
+
+@pytest.mark.slow
+def test_the_second_request_ends_it_at_once(folder):
+    command = Command(folder, *RUN, "--aggregators", "endless")
+    command.wait((folder / "endless-began").exists)
+    command.process.send_signal(signal.SIGSTOP)  # so that both are there when it looks
+    command.process.send_signal(signal.SIGINT)
+    command.process.send_signal(signal.SIGTERM)
+    command.process.send_signal(signal.SIGCONT)
+    _, err = command.process.communicate(timeout=60)
+    assert command.process.returncode in (130, 143)
+    assert not err
+    command.nobody_left(5)
+
+
+@pytest.mark.slow
+def test_a_report_stops_at_any_moment(tmp_path):
+    """Files of the report are old, new or not there."""
+    made_up_suite(tmp_path / "results", {"abmil": 0.5, "max": 1.0, "mean": 1.5}, folds=5, seeds=2)
+    whole = subprocess.run([sys.executable, "-m", "milbench", "report", "--reports", "whole"], cwd=tmp_path, check=True, capture_output=True)  # fmt: skip
+    assert whole.returncode == 0
+    expected = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    ended = set()
+    for seconds, number in moments(25, 6):
+        command = Command(tmp_path, "report")
+        time.sleep(seconds)
+        command.process.send_signal(number)
+        out, err = command.process.communicate(timeout=60)
+        assert command.process.returncode in (0, 128 + number), (out, err)
+        assert "Traceback" not in err
+        ended.add(command.process.returncode)
+        found = {path.relative_to(tmp_path / "reports"): path.read_bytes() for path in (tmp_path / "reports").rglob("*") if path.is_file()}
+        assert found.items() <= expected.items()
+    assert len(ended) > 1
+
+
+def test_a_signal_is_noted_and_takes_effect_at_the_end():
+    order = []
+    with pytest.raises(KeyboardInterrupt), interrupt.noted() as asked:
+        assert not asked()
+        signal.raise_signal(signal.SIGINT)
+        assert asked()
+        order.append("went on")
+    assert order == ["went on"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_what_a_library_makes_of_a_signal_changes_nothing(number, code, capsys):
+    """Pydantic wraps what is raised while it serialises, and others swallow it."""
+    before = signal.getsignal(number)
+
+    def wraps():
+        try:
+            signal.raise_signal(number)
+        except interrupt.Stopped as error:
+            raise ValueError("Error calling function `_serialise`") from error
+
+    def swallows():
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            pass
+
+    for library in (wraps, swallows):
+        with pytest.raises(SystemExit) as ended, interrupt.obeyed():
+            library()
+        assert ended.value.code == code
+        assert capsys.readouterr().out.strip() == "Stopped. What was finished is kept; the same command continues."
+        assert signal.getsignal(number) is before
+
+
+def test_a_swallowed_signal_is_seen_before_trials_begin():
+    with pytest.raises(interrupt.Stopped), interrupt.obeyed():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except interrupt.Stopped:
+            pass
+        with interrupt.noted():
+            pytest.fail("no trial may begin")
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupt.obeyed(), interrupt.noted() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_file_is_old_or_new(tmp_path):
+    path = tmp_path / "a.txt"
+    write_atomically(path, "old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("ha")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
