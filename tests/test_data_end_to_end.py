@@ -42,7 +42,7 @@ reference = "mean"
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MILBENCH_DATA", "")  # and forget what --data says afterwards
+    monkeypatch.delenv("MILBENCH_DATA", raising=False)
 
 
 def milbench(*words):
@@ -98,7 +98,6 @@ def test_made_up_slides(tmp_path, monkeypatch):
     assert "Nothing to run: 3 trials" in milbench("run", "--suite", "s.toml", *data)
     (pack,) = (tmp_path / "mine" / ".packed").glob("*.pack")
     assert pack.name.startswith("made-up-enc.float32.")
-    monkeypatch.setenv("MILBENCH_NO_PACK", "")  # and forget what --no-pack says afterwards
     pack.unlink()
     milbench("run", "--suite", "s.toml", "--workers", 1, *data, "--no-pack", "--results", "direct")
     assert not pack.exists()

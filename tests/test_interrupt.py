@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and SIGHUP at any moment: the exit code of a shell, no process and no half file left, and the next run goes on."""
 
+import contextlib
 import os
 import random
 import signal
@@ -193,7 +194,9 @@ def test_a_report_stops_at_any_moment(tmp_path):
     made_up_suite(tmp_path / "results", {"abmil": 0.5, "max": 1.0, "mean": 1.5}, folds=5, seeds=2)
     whole = subprocess.run([sys.executable, "-m", "milbench", "report", "--reports", "whole"], cwd=tmp_path, check=True, capture_output=True)  # fmt: skip
     assert whole.returncode == 0
-    expected = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    expected = {
+        path.relative_to(tmp_path / "whole"): path.read_bytes() for path in (tmp_path / "whole").rglob("*") if path.is_file()
+    }
     ended = set()
     for seconds, number in moments(25, 6):
         command = Command(tmp_path, "report")
@@ -203,18 +206,27 @@ def test_a_report_stops_at_any_moment(tmp_path):
         assert command.process.returncode in (0, 128 + number), (out, err)
         assert "Traceback" not in err
         ended.add(command.process.returncode)
-        found = {path.relative_to(tmp_path / "reports"): path.read_bytes() for path in (tmp_path / "reports").rglob("*") if path.is_file()}
+        found = {
+            path.relative_to(tmp_path / "reports"): path.read_bytes()
+            for path in (tmp_path / "reports").rglob("*")
+            if path.is_file()
+        }
         assert found.items() <= expected.items()
     assert len(ended) > 1
 
 
 def test_a_signal_is_noted_and_takes_effect_at_the_end():
     order = []
-    with pytest.raises(KeyboardInterrupt), interrupt.noted() as asked:
-        assert not asked()
-        signal.raise_signal(signal.SIGINT)
-        assert asked()
-        order.append("went on")
+
+    def work():
+        with interrupt.noted() as asked:
+            assert not asked()
+            signal.raise_signal(signal.SIGINT)
+            assert asked()
+            order.append("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert order == ["went on"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -231,10 +243,8 @@ def test_what_a_library_makes_of_a_signal_changes_nothing(number, code, capsys):
             raise ValueError("Error calling function `_serialise`") from error
 
     def swallows():
-        try:
+        with contextlib.suppress(BaseException):
             signal.raise_signal(number)
-        except BaseException:
-            pass
 
     for library in (wraps, swallows):
         with pytest.raises(SystemExit) as ended, interrupt.obeyed():
@@ -245,13 +255,15 @@ def test_what_a_library_makes_of_a_signal_changes_nothing(number, code, capsys):
 
 
 def test_a_swallowed_signal_is_seen_before_trials_begin():
-    with pytest.raises(interrupt.Stopped), interrupt.obeyed():
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        except interrupt.Stopped:
-            pass
-        with interrupt.noted():
-            pytest.fail("no trial may begin")
+    def command():
+        with interrupt.obeyed():
+            with contextlib.suppress(interrupt.Stopped):
+                signal.raise_signal(signal.SIGTERM)
+            with interrupt.noted():
+                pytest.fail("no trial may begin")
+
+    with pytest.raises(interrupt.Stopped):
+        command()
 
 
 def test_an_ignored_signal_stays_ignored():
@@ -267,8 +279,13 @@ def test_an_ignored_signal_stays_ignored():
 def test_a_file_is_old_or_new(tmp_path):
     path = tmp_path / "a.txt"
     write_atomically(path, "old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("ha")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with replacing(path) as temporary:
+            temporary.write_text("ha")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -15,7 +15,7 @@ import torch
 
 from milbench import MilbenchError
 from milbench.bags import Bag
-from milbench.datasets.packed import MAGIC, folder_beside, packed
+from milbench.datasets.packed import MAGIC, packed
 
 SIZES = {"a": 1, "b": 37, "c": 257, "d": 8}
 Usage = namedtuple("Usage", "total used free")
@@ -69,27 +69,24 @@ def test_bags_are_those_of_the_files(tmp_path, dtype):
     assert torch.equal(get("c").grid(), source("c").grid())
 
 
-def test_float16_on_request_rounds_the_same_with_and_without_a_pack(tmp_path, monkeypatch):
+def test_float16_on_request_rounds_the_same_with_and_without_a_pack(tmp_path):
     get = pack(tmp_path, dtype="float16")
-    monkeypatch.setenv("MILBENCH_NO_PACK", "1")
-    without = pack(tmp_path / "none", dtype="float16")
+    without = pack(None, dtype="float16")
     for id in SIZES:
         assert not torch.equal(get(id).features, read(id).features)
         assert torch.equal(get(id).features, read(id).features.half().float())
         assert same(without(id), get(id))
-    assert not (tmp_path / "none").exists()
-    assert same(pack(tmp_path / "none")("a"), read("a"))
+    assert same(pack(None)("a"), read("a"))
 
 
-def test_features_too_large_for_float16_are_refused_with_their_slide(tmp_path, monkeypatch):
+def test_features_too_large_for_float16_are_refused_with_their_slide(tmp_path):
     large = lambda id: read(id).with_features(read(id).features * 1e6 if id == "d" else read(id).features)  # noqa: E731
     says = r"slide d \(features/d\.h5\): values up to .*e\+06 do not fit into float16, .*; take float32 for this dataset"
     with pytest.raises(MilbenchError, match=says):
         pack(tmp_path, large, "float16")("a")
     assert files(tmp_path) == []
-    monkeypatch.setenv("MILBENCH_NO_PACK", "1")
     with pytest.raises(MilbenchError, match=says):
-        pack(tmp_path, large, "float16")("d")
+        pack(None, large, "float16")("d")
 
 
 def test_the_files_are_read_once_and_only_when_a_bag_is_asked_for(tmp_path):
@@ -286,13 +283,6 @@ def test_two_processes_at_once_write_it_once(tmp_path):
         process.join()
     assert [out.get() for _ in processes] == [True] * 2
     assert log.read_text().split() == list(SIZES)
-
-
-def test_where_packs_lie(tmp_path, monkeypatch):
-    monkeypatch.delenv("MILBENCH_CACHE", raising=False)
-    assert folder_beside(tmp_path) == tmp_path / ".packed"
-    monkeypatch.setenv("MILBENCH_CACHE", str(tmp_path / "scratch"))
-    assert folder_beside(tmp_path) == tmp_path / "scratch"
 
 
 def test_a_writer_that_is_terminated_leaves_no_file(tmp_path):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 
+import folders
 import pytest
 import torch
 from click.testing import CliRunner
@@ -10,6 +11,9 @@ from click.testing import CliRunner
 from milbench import MilbenchError, datasets
 from milbench.analysis import measure, profile_data
 from milbench.cli import main
+from milbench.config import Settings
+from milbench.datasets.adding import joined
+from milbench.datasets.manifest import save
 
 
 def test_generated_files_give_the_same_bags_from_both(tmp_path):
@@ -78,7 +82,9 @@ def test_what_cannot_be_measured(words, says):
     assert says in done.output
 
 
-def test_without_a_pack_there_is_nothing_to_compare(monkeypatch):
-    monkeypatch.setenv("MILBENCH_NO_PACK", "1")
+def test_without_a_pack_there_is_nothing_to_compare(tmp_path):
+    root = folders.cohort(tmp_path / "in")
+    save(joined("mine", features=root / "features", encoder="enc", labels=root / "labels.csv", home=tmp_path / "data"))
+    settings = Settings(data=tmp_path / "data", pack=False)
     with pytest.raises(MilbenchError, match="MILBENCH_NO_PACK is set"):
-        profile_data.synthetic(1, epochs=1, patches=10)
+        profile_data.dataset("mine", "enc", None, None, epochs=1, settings=settings)

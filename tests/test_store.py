@@ -14,6 +14,7 @@ import pytest
 from helpers import finished, predictions_file, spec
 
 from milbench import MilbenchError
+from milbench.errors import Unwritable
 from milbench.recipes import Recipe
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import Store

@@ -16,6 +16,7 @@ import torch
 from milbench import datasets, plugins, tasks
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
+from milbench.config import Settings
 from milbench.datasets import Dataset, Fold, formats
 from milbench.errors import MilbenchError, unknown
 from milbench.plugins import Variant
@@ -75,8 +76,13 @@ class Trained:
     dataset: Dataset
 
     @classmethod
-    def find(cls, store: Store, trial_id: str) -> Trained:
+    def find(cls, store: Store, trial_id: str, settings: Settings | None = None) -> Trained:
         """The trial `trial_id`, or the only one whose id begins so.
+
+        Args:
+            store: where the results are.
+            trial_id: of the trial, or how it begins.
+            settings: where datasets are; what the environment says unless given.
 
         Raises:
             MilbenchError: no or several such trials, no weights, another implementation, or its data are not here.
@@ -99,7 +105,8 @@ class Trained:
             raise MilbenchError(
                 f"trial {result.trial_id} was trained by {spec.implementation}, here is {variant.implementation}; run it again"
             )
-        dataset = datasets.load(spec.dataset, spec.encoder, spec.magnification, spec.patch_size, dtype=spec.feature_dtype)
+        where = (spec.dataset, spec.encoder, spec.magnification, spec.patch_size)
+        dataset = datasets.load(*where, dtype=spec.feature_dtype, settings=settings)
         return cls(spec.model_copy(update={"device": "cpu"}), variant, weights, dataset)
 
     @cached_property

@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -124,17 +124,15 @@ def run(
     recipe: str | None, device: str, workers: int | None, threads: int, keep_models: str, retry_failed: bool, dry_run: bool,
     results: Path,
     forced: tuple[str, ...], plugin_files: tuple[str, ...], no_pack: bool, rehearse: bool, rehearse_scale: float,
-    dtype: Literal["float32", "float16"] | None,
+    dtype: Literal["float32", "float16"] | None, data_folder: Path | None,
 ) -> None:  # fmt: skip
     """Run every trial of a suite that has no result yet.
 
     Interrupt it whenever you like: the next run continues. Finished trials are never run again, whichever suite asked for them.
     """
     wanted_seeds, wanted_folds = _numbers(seeds, "seeds"), _numbers(folds, "folds")
-    if no_pack:
-        os.environ["MILBENCH_NO_PACK"] = "1"  # reaches the workers
-
     from milbench import datasets, plugins
+    from milbench.config import Settings
     from milbench.errors import MilbenchError
     from milbench.ops import backends
     from milbench.suites import expand, load, pack, save_splits, sized, with_known
@@ -150,11 +148,12 @@ def run(
     suite = sized(suite, size)
     asked = load(suite)
     names = plugins.split_list(aggregators) if aggregators is not None else None
-    give: Load = cache(datasets.load)
+    settings = Settings.from_environment(data=data_folder, results=results, pack=False if no_pack else None)
+    give: Load = cache(partial(datasets.load, settings=settings))
     if rehearse:
         from milbench.cli import rehearsal
 
-        give = rehearsal.load(rehearse_scale)
+        give = rehearsal.load(rehearse_scale, settings)
     expanded = [
         expand(
             leaf,
@@ -167,6 +166,7 @@ def run(
             device=device,
             threads=threads,
             load=give,
+            settings=settings,
         )
         for leaf in with_includes(asked)
     ]
@@ -193,16 +193,16 @@ def run(
     if rehearse:
         raise SystemExit(
             rehearsal.run(
-                jobs, results, suite=asked.name, scale=rehearse_scale, workers=workers, plugins=files, backends=forced,
+                jobs, settings, suite=asked.name, scale=rehearse_scale, workers=workers, plugins=files, backends=forced,
                 retry_failed=retry_failed, dry_run=dry_run,
             )
         )  # fmt: skip
     again = {"pending", "failed", "oom"} if retry_failed else {"pending"}
     todo = [job for job in jobs if store.status(job.spec.trial_id) in again]
-    pack(todo, click.echo)
+    pack(todo, click.echo, give)
     for plan in [*grids, *_composed(whole(asked))]:
         plans.merge(store, with_known(plan))
-    save_splits(jobs, store)
+    save_splits(jobs, store, give)
 
     from milbench.cli import progress
 
@@ -211,6 +211,7 @@ def run(
     progress.run(
         todo,
         store,
+        settings=settings,
         workers=min(workers, len(todo)),
         plugins=files,
         backends=forced,
@@ -408,13 +409,14 @@ def ls_suites(as_json: bool) -> None:
 @ls.command("datasets")
 @DATA
 @AS_JSON
-def ls_datasets(as_json: bool) -> None:
+def ls_datasets(data_folder: Path | None, as_json: bool) -> None:
     """Every dataset known by name, and whether its files are here."""
     from dataclasses import asdict
 
+    from milbench.config import Settings
     from milbench.datasets import infos
 
-    rows = [asdict(info) for info in infos()]
+    rows = [asdict(info) for info in infos(Settings.from_environment(data=data_folder))]
     show.rows(rows, as_json, ["name", "label", "task", "encoders", "available", "why_not"])
 
 

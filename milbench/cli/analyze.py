@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from milbench.cli.options import PLUGIN, RESULTS
+from milbench.cli.options import DATA, PLUGIN, RESULTS
+from milbench.config import Settings
 
 if TYPE_CHECKING:
     from milbench.bags import Bag
@@ -49,11 +50,12 @@ def analyze() -> None:
 @click.option("--name", help="Of the figures' files. [default: the methods and the slide]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @RESULTS
+@DATA
 @PLUGIN
 def rank(
     trials: tuple[str, ...], aggregators: tuple[str, ...], slides: tuple[str, ...], features: tuple[Path, ...],
     step: float | None, dataset: str | None, encoder: str | None, exact_to: int, directions: int, name: str | None,
-    threads: int | None, results: Path, plugin_files: tuple[str, ...],
+    threads: int | None, results: Path, data_folder: Path | None, plugin_files: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Rank, spectrum and sparsity of what mixes tokens, layer by layer, with fresh and with trained weights.
 
@@ -73,8 +75,9 @@ def rank(
     if features and (slides or dataset):
         raise MilbenchError("slides come from --features or from a dataset, not from both")
     torch.set_num_threads(threads or os.cpu_count() or 1)
+    settings = Settings.from_environment(data=data_folder)
     plugins.discover(plugin_files)
-    found = [subjects.Trained.find(Store(results), trial) for trial in dict.fromkeys(trials)]
+    found = [subjects.Trained.find(Store(results), trial, settings) for trial in dict.fromkeys(trials)]
     files = [subjects.read_features(path, step) for path in features]
 
     work: list[tuple[rank_figures.Subject, list[Bag]]] = []
@@ -83,7 +86,7 @@ def rank(
         subject = rank_figures.Subject(one.variant.name, label, one.spec.trial_id, models)
         work.append((subject, [one.prepared(bag) for bag in files] or [one.bag(id) for id in slides or one.fold.test[:1]]))
     if aggregators:
-        bags = files or _slides_of(dataset, encoder, slides)
+        bags = files or _slides_of(dataset, encoder, slides, settings)
         for text in aggregators:
             variant = plugins.resolve(text)
             model = subjects.fresh(text, bags[0].features.shape[1])
@@ -103,7 +106,7 @@ def rank(
         click.echo(f"  {saved.png}, .pdf, .csv: {figure.title}")
 
 
-def _slides_of(dataset: str | None, encoder: str | None, slides: tuple[str, ...]) -> list[Bag]:
+def _slides_of(dataset: str | None, encoder: str | None, slides: tuple[str, ...], settings: Settings) -> list[Bag]:
     """Slides of a dataset for models with fresh weights."""
     from milbench import datasets
     from milbench.analysis import subjects
@@ -111,10 +114,10 @@ def _slides_of(dataset: str | None, encoder: str | None, slides: tuple[str, ...]
 
     if not dataset or not slides:
         raise MilbenchError("--aggregator needs --features FILE, or --dataset NAME and --slide ID")
-    known = next((info.encoders for info in datasets.infos() if info.name == dataset), ())
+    known = next((info.encoders for info in datasets.infos(settings) if info.name == dataset), ())
     if encoder is None and len(known) != 1:
         raise MilbenchError(f"dataset {dataset}: say whose features with --encoder, known: {', '.join(known) or 'none'}")
-    loaded = datasets.load(dataset, encoder or known[0])
+    loaded = datasets.load(dataset, encoder or known[0], settings=settings)
     return [subjects.of_dataset(loaded, id) for id in slides]
 
 
@@ -126,10 +129,11 @@ def _slides_of(dataset: str | None, encoder: str | None, slides: tuple[str, ...]
 @click.option("--thumbnail", type=click.Path(path_type=Path), metavar="IMAGE", help="Of the whole slide, laid underneath.")
 @click.option("--slide-size", type=(float, float), metavar="W H", help="Of the slide in level-0 pixels, if the file is silent.")
 @RESULTS
+@DATA
 @PLUGIN
 def heatmap(
     trials: tuple[str, ...], slide: str | None, features: Path | None, step: float | None, thumbnail: Path | None,
-    slide_size: tuple[float, float] | None, results: Path, plugin_files: tuple[str, ...],
+    slide_size: tuple[float, float] | None, results: Path, data_folder: Path | None, plugin_files: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Attention, or gradient x input, of one slide on its tissue, several models side by side.
 
@@ -151,9 +155,10 @@ def heatmap(
         if size is None:
             raise MilbenchError("--thumbnail needs --slide-size W H: how many level-0 pixels it shows")
         under = (maps.image_of(thumbnail), size)
+    settings = Settings.from_environment(data=data_folder)
     plugins.discover(plugin_files)
     panels: list[maps.Heatmap] = []
-    found = [subjects.Trained.find(Store(results), trial) for trial in dict.fromkeys(trials)]
+    found = [subjects.Trained.find(Store(results), trial, settings) for trial in dict.fromkeys(trials)]
     for trained, label in zip(found, subjects.labels(found), strict=True):
         bag = trained.prepared(subjects.read_features(features, step)) if features else trained.bag(str(slide))
         panels += maps.heatmaps(trained.model(), trained.task, bag, label=label, trial=trained.spec.trial_id)
@@ -192,12 +197,16 @@ def _save(figure: Figure, results: Path) -> None:
 @analyze.command("sizes")
 @_dataset
 @RESULTS
-def analyze_sizes(dataset: str, encoder: str, magnification: int | None, patch_size: int | None, results: Path) -> None:
+@DATA
+def analyze_sizes(
+    dataset: str, encoder: str, magnification: int | None, patch_size: int | None, results: Path, data_folder: Path | None
+) -> None:
     """How many instances bags have, and what plain self-attention over as many would take."""
     from milbench import datasets
     from milbench.analysis import slides
 
-    _save(slides.sizes(datasets.load(dataset, encoder, magnification, patch_size)), results)
+    settings = Settings.from_environment(data=data_folder)
+    _save(slides.sizes(datasets.load(dataset, encoder, magnification, patch_size, settings=settings)), results)
 
 
 @analyze.command("positions")
@@ -205,14 +214,24 @@ def analyze_sizes(dataset: str, encoder: str, magnification: int | None, patch_s
 @click.option("--split", required=True, help="Of the dataset, such as official or extrapolation.")
 @click.option("--fold", type=click.IntRange(min=0), default=0, show_default=True)
 @RESULTS
+@DATA
 def analyze_positions(
-    dataset: str, encoder: str, magnification: int | None, patch_size: int | None, split: str, fold: int, results: Path
+    dataset: str,
+    encoder: str,
+    magnification: int | None,
+    patch_size: int | None,
+    split: str,
+    fold: int,
+    results: Path,
+    data_folder: Path | None,
 ) -> None:
     """Which positions training slides cover, and which test slides: where a model has to extrapolate."""
     from milbench import datasets
     from milbench.analysis import slides
 
-    _save(slides.positions(datasets.load(dataset, encoder, magnification, patch_size), split, fold), results)
+    settings = Settings.from_environment(data=data_folder)
+    found = datasets.load(dataset, encoder, magnification, patch_size, settings=settings)
+    _save(slides.positions(found, split, fold), results)
 
 
 @analyze.command("masks")

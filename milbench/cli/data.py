@@ -52,7 +52,7 @@ def add(
     name: str, features: Path | None, encoder: str | None, magnification: int | None, patch_size: int | None,
     patches: Path | None, step: float | None, labels: Path | None, columns: str | None, classes: str | None,
     split_tables: tuple[str, ...], task: str | None, unit: str | None, label: str | None, published: str | None,
-    exclude: str | None, replace: bool, no_check: bool,
+    exclude: str | None, replace: bool, no_check: bool, data_folder: Path | None,
 ) -> None:  # fmt: skip
     """Add features, labels or splits to the dataset NAME, all at once or one after the other.
 
@@ -63,6 +63,7 @@ def add(
     milbench data add bracs --encoder uni --magnification 20 --patch-size 224 --features FEATURES \\
         --labels bracs.csv --splits bracs.csv
     """
+    from milbench.config import Settings
     from milbench.datasets.adding import joined
     from milbench.datasets.check import examine
     from milbench.datasets.manifest import save
@@ -71,6 +72,7 @@ def add(
         name, task=task, unit=unit, label=label, published=published, labels=labels, columns=_columns(columns),
         classes=_classes(classes), splits=_splits(split_tables), encoder=encoder, magnification=magnification,
         patch_size=patch_size, features=features, patches=patches, step=step, exclude=_ids(exclude), replace=replace,
+        home=Settings.from_environment(data=data_folder).data,
     )  # fmt: skip
     added = [one for one in manifest.features if one.key == (encoder, magnification, patch_size)]
     everywhere = labels is not None or exclude is not None or replace  # then every set of features has other slides to hold
@@ -93,22 +95,22 @@ def add(
 @click.option("--deep", is_flag=True, help="Read every feature and every position; otherwise headers, positions and a few rows.")
 @DATA
 @AS_JSON
-def check(name: str, deep: bool, as_json: bool) -> None:
+def check(name: str, deep: bool, data_folder: Path | None, as_json: bool) -> None:
     """Look at every file of the dataset NAME; exit code 1 when there are errors.
 
     Errors stop a run before its first epoch. Warnings are printed under its tables.
     """
+    from milbench.config import Settings
     from milbench.datasets.check import examine
-    from milbench.datasets.manifest import folder, load, names
+    from milbench.datasets.manifest import load, names
     from milbench.errors import MilbenchError, unknown
 
-    manifest = load(name)
+    home = Settings.from_environment(data=data_folder).data
+    manifest = load(name, home)
     if manifest is None:
-        if not names():
-            raise MilbenchError(
-                f"there are no datasets in {folder()} yet; add one with: milbench data add {name} (--help tells how)"
-            )
-        raise unknown(f"dataset in {folder()}", name, names())
+        if not names(home):
+            raise MilbenchError(f"there are no datasets in {home} yet; add one with: milbench data add {name} (--help tells how)")
+        raise unknown(f"dataset in {home}", name, names(home))
     with _Progress() as progress:
         found = examine(manifest, deep=deep, progress=progress)
     found.remember()

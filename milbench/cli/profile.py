@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from milbench.cli import show
-from milbench.cli.options import AS_JSON, PLUGIN, RESULTS
+from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS
 
 if TYPE_CHECKING:
     from milbench.analysis.profile_aggregators import Row
@@ -83,10 +83,11 @@ def profile_ops(small: bool, noisy: bool, threads: int | None, as_json: bool) ->
 @click.option("--synthetic", type=click.IntRange(min=1), metavar="N", help="Measure on N generated h5 files instead.")
 @click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, help="Median over so many.")
 @click.option("--noisy", is_flag=True, help="Print the ratio although something else is running.")
+@DATA
 @AS_JSON
 def profile_data(
     dataset: str | None, encoder: str | None, magnification: int | None, patch_size: int | None, synthetic: int | None,
-    epochs: int, noisy: bool, as_json: bool,
+    epochs: int, noisy: bool, data_folder: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Reading a dataset again: from the packed store, and by opening each of its files.
 
@@ -95,6 +96,7 @@ def profile_data(
     import torch
 
     from milbench.analysis import measure, profile_data
+    from milbench.config import Settings
     from milbench.errors import MilbenchError
 
     if (synthetic is None) == (dataset is None) or (dataset is None) != (encoder is None):
@@ -104,7 +106,8 @@ def profile_data(
     if synthetic is not None:
         told = profile_data.synthetic(synthetic, epochs=epochs)
     else:
-        told = profile_data.dataset(str(dataset), str(encoder), magnification, patch_size, epochs=epochs)
+        settings = Settings.from_environment(data=data_folder)
+        told = profile_data.dataset(str(dataset), str(encoder), magnification, patch_size, epochs=epochs, settings=settings)
     noise = noise or measure.others()
     if noise and not noisy:
         told = [dataclasses.replace(row, ratio=None) for row in told]

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from milbench import interrupt
+from milbench.config import Settings
 from milbench.engines import Done, Epoch, Event, Started, run_local
 from milbench.suites import Job
 from milbench.trials.store import Status, Store, duration
@@ -76,6 +77,7 @@ def run(
     jobs: Sequence[Job],
     store: Store,
     *,
+    settings: Settings,
     workers: int,
     plugins: Sequence[Path],
     backends: Sequence[str],
@@ -101,6 +103,7 @@ def run(
         run_local(
             jobs,
             store,
+            settings=settings,
             workers=workers,
             plugins=plugins,
             backends=backends,

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from milbench.cli import progress, show
+from milbench.config import Settings
 from milbench.files import write_atomically
 from milbench.suites import Job, rehearse
 from milbench.suites.expand import Load
@@ -19,14 +20,14 @@ from milbench.trials.spec import TrialSpec
 from milbench.trials.store import Store
 
 
-def load(scale: float) -> Load:
+def load(scale: float, settings: Settings) -> Load:
     """What gives stand-in datasets in place of the real ones."""
-    return partial(rehearse.stand_in, scale)
+    return partial(rehearse.stand_in, scale, settings=settings)
 
 
 def run(
     jobs: Sequence[Job],
-    results: Path,
+    settings: Settings,
     *,
     suite: str,
     scale: float,
@@ -36,13 +37,14 @@ def run(
     retry_failed: bool,
     dry_run: bool,
 ) -> int:
-    """Rehearse the distinct models of `jobs` in `results/rehearsal` and print the needs of the real run.
+    """Rehearse the distinct models of `jobs` in the results folder's `rehearsal` and print the needs of the real run.
 
     Returns:
         Exit code: 0, or 1 when something failed.
     """
-    store = Store(results / "rehearsal")
-    chosen = rehearse.distinct(jobs, scale)
+    settings = dataclasses.replace(settings, results=settings.results / "rehearsal")
+    store = Store(settings.results)
+    chosen = rehearse.distinct(jobs, scale, settings)
     todo = list({job.spec.trial_id: job for job in chosen.values()}.values())
     if dry_run:
         click.echo(f"{len(jobs)} trials, {len(todo)} distinct models to rehearse. Nothing was run.")
@@ -55,14 +57,15 @@ def run(
     progress.run(
         waiting,
         store,
+        settings=settings,
         workers=min(workers, len(waiting)),
         plugins=plugins,
         backends=backends,
         keep_model=lambda job: False,
         already=earlier,
-        trial=partial(run_trial, body=partial(rehearse.measured, scale=scale)),
+        trial=partial(run_trial, body=partial(rehearse.measured, scale=scale, settings=settings.absolute())),
     )
-    found = rehearse.needs(jobs, chosen, store, scale)
+    found = rehearse.needs(jobs, chosen, store, scale, settings)
     path = store.root / f"needs-{suite}.json"
     text = {"REHEARSAL": "stand-in bags: nothing in this file is a result", "workers": workers, **dataclasses.asdict(found)}
     write_atomically(path, json.dumps({**text, "hours": found.hours}, indent=1, allow_nan=False) + "\n")

@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from milbench.config import Settings
 from milbench.datasets import classic, formats, tables
-from milbench.datasets.manifest import Labels, Manifest, load, resolved, spelled, stored
+from milbench.datasets.manifest import Labels, Manifest, load, spelled, stored
 from milbench.datasets.published import BRACS_ORDER, BRACS_TYPES, COHORTS
 from milbench.errors import MilbenchError, from_validation, unknown
 
@@ -32,6 +33,7 @@ def joined(
     step: float | None = None,
     exclude: Sequence[str] = (),
     replace: bool = False,
+    home: Path | None = None,
 ) -> Manifest:
     """The manifest of `name` with these additions. Nothing is written.
 
@@ -45,6 +47,7 @@ def joined(
         encoder, magnification, patch_size, features, patches, step: one set of features.
         exclude: slides or cases to leave out, added to those that are left out already.
         replace: take what is given instead of what the manifest has.
+        home: the data folder; that of the environment unless given.
 
     Raises:
         MilbenchError: a folder or table that cannot be used, or a contradiction to what the manifest has.
@@ -53,7 +56,8 @@ def joined(
         raise MilbenchError(f"{name} is a built-in dataset; choose another name")
     if published is not None and published not in COHORTS:
         raise unknown("published cohort", published, COHORTS)
-    old = load(name)
+    home = home or Settings.from_environment().data
+    old = load(name, home)
     cohort = COHORTS.get(published or name)
     values: dict[str, Any] = old.model_dump() if old else {
         "name": name, "label": cohort.label if cohort else name, "published": name if name in COHORTS else None,
@@ -72,10 +76,10 @@ def joined(
             settle(values, key, f"another {key}", value, fixed=old is not None)
     if labels is not None or columns or classes:
         before = values.get("labels")
-        file = labels or (resolved(before["file"]) if before else None)
+        file = labels or (old.resolved(before["file"]) if old and before else None)
         if file is None:
             raise MilbenchError("--columns and --classes belong to --labels")
-        settle(values, "labels", "other labels", _labels(values, file, columns or {}, classes), fixed=before is not None)
+        settle(values, "labels", "other labels", _labels(values, file, columns or {}, classes, home), fixed=before is not None)
     if unit is not None:
         settle(values, "unit", "another unit", unit, fixed=old is not None and old.labels is not None)
     elif values["task"] == "survival" or _lists_cases(values):
@@ -84,7 +88,7 @@ def joined(
         found, _ = tables.folds(path)
         split = split or _usual_split(values, len(found))
         some = values.setdefault("splits", {})
-        settle(some, split, f"another split {split}", stored(path), fixed=split in some)
+        settle(some, split, f"another split {split}", stored(path, home), fixed=split in some)
     if features is not None:
         if encoder is None:
             raise MilbenchError("--features needs --encoder, the name by which suites ask for these features")
@@ -93,9 +97,9 @@ def joined(
             "encoder": encoder,
             "magnification": magnification,
             "patch_size": patch_size,
-            "folder": stored(place.folder),
+            "folder": stored(place.folder, home),
             "format": place.format,
-            "patches": stored(place.patches) if place.patches else None,
+            "patches": stored(place.patches, home) if place.patches else None,
             "step": step,
         }
         asked_for = (encoder, magnification, patch_size)
@@ -109,7 +113,7 @@ def joined(
     kept = [] if replace or not old else old.exclude
     values["exclude"] = sorted({*kept, *map(tables.clean, exclude)}) if exclude else values.get("exclude", [])
     try:
-        return Manifest.model_validate(values)
+        return Manifest.model_validate(values).at(home)
     except ValidationError as error:
         raise from_validation(error, f"dataset {name}") from error
 
@@ -132,14 +136,14 @@ def _lists_cases(values: Mapping[str, Any]) -> bool:
 
 
 def _labels(
-    values: Mapping[str, Any], file: Path, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None
+    values: Mapping[str, Any], file: Path, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None, home: Path
 ) -> dict[str, Any]:
     found = tables.columns(file, values["task"], columns)
     rows = tables.rows(file, found)
     if values["task"] == "survival":
         if classes:
             raise MilbenchError("--classes is for subtyping; survival has none")
-        return Labels(file=stored(file), columns=found).model_dump()
+        return Labels(file=stored(file, home), columns=found).model_dump()
     labels = {row.label for row in rows if row.label is not None}
     if classes is None:
         own = default_classes(labels, values.get("published"))
@@ -153,7 +157,7 @@ def _labels(
             raise unknown(f"label of {file}", strange[0], labels)
         if left := sorted(labels - known):
             raise MilbenchError(f"{file}: --classes has no class for {', '.join(left[:5])}; write class=label+label,...")
-    return Labels(file=stored(file), columns=found, classes=own).model_dump()
+    return Labels(file=stored(file, home), columns=found, classes=own).model_dump()
 
 
 def default_classes(labels: set[str], published: str | None) -> dict[str, list[str]]:

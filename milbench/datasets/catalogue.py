@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from milbench.config import Settings
 from milbench.datasets import classic, manifest, own, spatial
 from milbench.datasets.base import Dataset
 from milbench.datasets.manifest import spelled
@@ -25,8 +26,13 @@ class DatasetInfo:
     why_not: str = ""
 
 
-def infos() -> list[DatasetInfo]:
-    """Every dataset known by name, whether or not its files are here."""
+def infos(settings: Settings | None = None) -> list[DatasetInfo]:
+    """Every dataset known by name, whether or not its files are here.
+
+    Args:
+        settings: where datasets are; what the environment says unless given.
+    """
+    home = (settings or Settings.from_environment()).data
     missing, no_digits = classic.missing(), spatial.missing()
     found = [
         DatasetInfo(name, table.label, "subtyping", (classic.ENCODER,), missing is None, missing or "")
@@ -35,8 +41,8 @@ def infos() -> list[DatasetInfo]:
         DatasetInfo(name, spatial.label(name), "subtyping", spatial.ENCODERS, no_digits is None, no_digits or "")
         for name in spatial.NAMES
     ]
-    for name in sorted({*COHORTS, *manifest.names()}):
-        own_one = manifest.load(name)
+    for name in sorted({*COHORTS, *manifest.names(home)}):
+        own_one = manifest.load(name, home)
         if own_one is None:
             cohort = COHORTS[name]
             found.append(
@@ -55,8 +61,14 @@ def load(
     magnification: int | None = None,
     patch_size: int | None = None,
     dtype: Literal["float32", "float16"] = "float32",
+    settings: Settings | None = None,
 ) -> Dataset:
     """The dataset `name` with features of `encoder`.
+
+    Args:
+        name, encoder, magnification, patch_size: which features.
+        dtype: what features are stored as before they become float32.
+        settings: where datasets are, and whether they are packed; what the environment says unless given.
 
     Raises:
         NotHere: a known dataset, or these features of it, that the user has not added.
@@ -69,10 +81,11 @@ def load(
             raise unknown(f"encoder of dataset {name}", encoder, [classic.ENCODER])
         found = classic.load(name) if name in classic.TABLES else spatial.load(name, encoder)
         return replace(found, read=lambda id: rounded(found.read(id))) if dtype == "float16" else found
-    here = manifest.load(name)
+    settings = settings or Settings.from_environment()
+    here = manifest.load(name, settings.data)
     if here is None:
         if name not in COHORTS:
-            raise unknown("dataset", name, {*classic.TABLES, *spatial.NAMES, *COHORTS, *manifest.names()})
+            raise unknown("dataset", name, {*classic.TABLES, *spatial.NAMES, *COHORTS, *manifest.names(settings.data)})
         raise NotHere(f"dataset {name} is not here; add it with: {_command(name, encoder, magnification, patch_size)}")
     features = here.find(encoder, magnification, patch_size)
     if features is None:
@@ -81,7 +94,7 @@ def load(
             f"dataset {name} has no features of {spelled(encoder, magnification, patch_size)} (it has {have}); "
             f"add them with: {_command(name, encoder, magnification, patch_size, more=True)}"
         )
-    return own.dataset(here, features, dtype)
+    return own.dataset(here, features, settings, dtype)
 
 
 def _command(name: str, encoder: str | None, magnification: int | None, patch_size: int | None, *, more: bool = False) -> str:

@@ -20,7 +20,7 @@ from milbench.datasets import tables
 from milbench.datasets.findings import Finding, many
 from milbench.datasets.formats import BadFile, Facts, Layout, inspect
 from milbench.datasets.formats import read as read_file
-from milbench.datasets.manifest import Features, Manifest, folder, layout
+from milbench.datasets.manifest import Features, Manifest
 from milbench.datasets.published import ENCODERS
 from milbench.datasets.roster import Roster
 from milbench.files import write_atomically
@@ -130,8 +130,8 @@ def examine(
 
 
 def _features(manifest: Manifest, roster: Roster, features: Features, deep: bool, progress: Progress) -> FeatureSet:
-    found = FeatureSet(features, _Memory(manifest.name, features))
-    place = layout(features)
+    found = FeatureSet(features, _Memory(manifest, features))
+    place = manifest.layout(features)
     missing = [path for path in (place.folder, place.patches) if path is not None and not path.is_dir()]
     if missing:
         found.add("error", "folder", f"folder {missing[0]} does not exist", "mend the path in the manifest, or add it again")
@@ -228,9 +228,9 @@ def _tell_missing(
 class _Memory:
     """What was seen of feature files, by their size and time of change."""
 
-    def __init__(self, name: str, features: Features) -> None:
+    def __init__(self, manifest: Manifest, features: Features) -> None:
         key = re.sub(r"[^A-Za-z0-9]+", "-", features.name)
-        self._path = folder() / ".seen" / f"{name}-{key}.json"
+        self._path = manifest.home / ".seen" / f"{manifest.name}-{key}.json"
         self._old, self._new = self._load(), dict[str, Any]()
 
     def _load(self) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from milbench.config import Settings
 from milbench.datasets.base import TaskName
 from milbench.datasets.formats import Format, Layout
 from milbench.datasets.published import COHORTS
@@ -93,6 +94,8 @@ class Manifest(_Form):
         labels: the label table; None until it is added.
         splits: name -> split table or folder of them.
         features: sets of features.
+
+    `home` is the data folder that it belongs to: relative paths start there.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -104,6 +107,17 @@ class Manifest(_Form):
     labels: Labels | None = None
     splits: dict[str, str] = {}
     features: list[Features] = []
+    _home: Path = PrivateAttr(Settings.data)
+
+    @property
+    def home(self) -> Path:
+        """The data folder that it belongs to."""
+        return self._home
+
+    def at(self, home: Path) -> "Manifest":
+        """The same manifest in the data folder `home`."""
+        self._home = home
+        return self
 
     @model_validator(mode="after")
     def _agree(self) -> "Manifest":
@@ -122,33 +136,42 @@ class Manifest(_Form):
         """The set of features of that encoder, magnification and patch size."""
         return next((one for one in self.features if one.key == (encoder, magnification, patch_size)), None)
 
+    def resolved(self, path: str) -> Path:
+        """The file or folder that one of its paths means."""
+        return Path(os.path.normpath(self.home / path))
 
-def folder() -> Path:
-    """Where manifests are: the environment's MILBENCH_DATA, or `data` in the working directory."""
-    return Path(os.environ.get("MILBENCH_DATA") or "data")
-
-
-def path_of(name: str) -> Path:
-    """The file of the dataset `name`, whether or not it is there."""
-    return folder() / f"{name}.toml"
-
-
-def names() -> list[str]:
-    """Datasets that have a manifest here."""
-    return sorted(path.stem for path in folder().glob("*.toml"))
+    def layout(self, features: Features) -> Layout:
+        """Where the files of a set of features are."""
+        patches = self.resolved(features.patches) if features.patches else None
+        return Layout(self.resolved(features.folder), features.format, patches)
 
 
-def load(name: str) -> Manifest | None:
+def path_of(name: str, home: Path) -> Path:
+    """The file of the dataset `name` in the data folder `home`, whether or not it is there."""
+    return home / f"{name}.toml"
+
+
+def names(home: Path) -> list[str]:
+    """Datasets that have a manifest in the data folder `home`."""
+    return sorted(path.stem for path in home.glob("*.toml"))
+
+
+def load(name: str, home: Path | None = None) -> Manifest | None:
     """The manifest of the dataset `name`, or None.
+
+    Args:
+        name: of the dataset.
+        home: the data folder; that of the environment unless given.
 
     Raises:
         MilbenchError: the file is wrong; says key and what is allowed.
     """
-    path = path_of(name)
+    home = home or Settings.from_environment().data
+    path = path_of(name, home)
     if not path.is_file():
         return None
     try:
-        return Manifest.model_validate({"name": name, **tomllib.loads(path.read_text())})
+        return Manifest.model_validate({"name": name, **tomllib.loads(path.read_text())}).at(home)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MilbenchError(f"{path}: not TOML: {error}") from error
     except ValidationError as error:
@@ -156,8 +179,8 @@ def load(name: str) -> Manifest | None:
 
 
 def save(manifest: Manifest) -> Path | None:
-    """Write a manifest to the data folder; returns its file, or None when it says just this already."""
-    path, text = path_of(manifest.name), "".join(f"{line}\n" for line in _lines(manifest))
+    """Write a manifest to its data folder; returns its file, or None when it says just this already."""
+    path, text = path_of(manifest.name, manifest.home), "".join(f"{line}\n" for line in _lines(manifest))
     if path.is_file() and path.read_text() == text:
         return None
     write_atomically(path, text)
@@ -187,21 +210,11 @@ def _pairs(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{key if re.fullmatch('[A-Za-z0-9_-]+', key) else text(key)} = {text(value)}"
 
 
-def stored(path: Path) -> str:
-    """A path as a manifest has it: relative to the manifest within the folder that holds the data folder, absolute elsewhere.
+def stored(path: Path, home: Path) -> str:
+    """A path as a manifest in the data folder `home` has it: relative to that within the folder that holds it, else absolute.
 
     So a project can be moved or mounted elsewhere as a whole, and what lies outside is found from wherever it is.
     """
-    path, home = path.resolve(), folder().resolve()
+    path, home = path.resolve(), home.resolve()
     inside = path.is_relative_to(home.parent) and home.parent != Path(home.anchor)
     return Path(os.path.relpath(path, home)).as_posix() if inside else path.as_posix()
-
-
-def resolved(path: str) -> Path:
-    """The file or folder that a manifest means."""
-    return Path(os.path.normpath(folder() / path))
-
-
-def layout(features: Features) -> Layout:
-    """Where the files of a set of features are."""
-    return Layout(resolved(features.folder), features.format, resolved(features.patches) if features.patches else None)

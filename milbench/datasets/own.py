@@ -11,17 +11,25 @@ import torch
 from numpy.typing import NDArray
 
 from milbench.bags import Bag
+from milbench.config import Settings
 from milbench.datasets import formats, splits
 from milbench.datasets.base import Dataset, Fold, Sample
 from milbench.datasets.check import Examined, FeatureSet, examine
 from milbench.datasets.findings import many
-from milbench.datasets.manifest import Features, Manifest, folder
-from milbench.datasets.packed import folder_beside, packed
+from milbench.datasets.manifest import Features, Manifest
+from milbench.datasets.packed import packed
 from milbench.errors import MilbenchError, NotHere
 
 
-def dataset(manifest: Manifest, features: Features, dtype: Literal["float32", "float16"] = "float32") -> Dataset:
+def dataset(
+    manifest: Manifest, features: Features, settings: Settings, dtype: Literal["float32", "float16"] = "float32"
+) -> Dataset:
     """The dataset with one set of features, checked before it is given away.
+
+    Args:
+        manifest, features: which.
+        settings: whether and where features are packed.
+        dtype: of stored features.
 
     Raises:
         NotHere: the labels were not added yet.
@@ -47,7 +55,7 @@ def dataset(manifest: Manifest, features: Features, dtype: Literal["float32", "f
         dtype="float16" if dtype == "float16" else files.dtype,
         fingerprint=fingerprint,
         name=f"{manifest.name} {features.name}",
-        folder=folder_beside(folder()),
+        folder=settings.packs if settings.pack else None,
     )
     given: dict[str, Callable[[], Sequence[Fold]]] = {name: partial(list, folds) for name, folds in found.roster.splits.items()}
     twins = {

@@ -32,12 +32,6 @@ _ADVICE = "set MILBENCH_CACHE to a folder with more room, or read the files dire
 _log = logging.getLogger("milbench.datasets")
 
 
-def folder_beside(data: Path) -> Path:
-    """Where packs of the features in the folder `data` lie: in its `.packed`, or wherever MILBENCH_CACHE says."""
-    elsewhere = os.environ.get("MILBENCH_CACHE")
-    return Path(elsewhere) if elsewhere else data / ".packed"
-
-
 def packed(
     read: Callable[[str], Bag],
     sizes: Mapping[str, int],
@@ -46,11 +40,11 @@ def packed(
     dtype: str,
     fingerprint: str,
     name: str,
-    folder: Path,
+    folder: Path | None,
 ) -> Callable[[str], Bag]:
     """A function that gives the same bags as `read`, from one memory-mapped file that all processes share.
 
-    The file is written when the first bag is asked for, or by :meth:`Pack.build`. With MILBENCH_NO_PACK set every bag is read
+    The file is written when the first bag is asked for, or by :meth:`Pack.build`. Without a folder every bag is read
     directly; its features are rounded all the same where `dtype` asks for it, so a pack changes no number.
 
     Args:
@@ -61,14 +55,14 @@ def packed(
             for others float16 is a choice that belongs into the trial's identity.
         fingerprint: of all that `read` gives; another fingerprint means another file, and the old one goes.
         name: of dataset, encoder, magnification and patch size, for the name of the file.
-        folder: where the file lies; made when needed. See :func:`folder_beside`.
+        folder: where the file lies; made when needed. None packs nothing.
 
     Raises:
         MilbenchError: another dtype.
     """
     if dtype not in ("float16", "float32"):
         raise MilbenchError(f"{name}: features are packed as float16 or float32, not {dtype}")
-    if os.environ.get("MILBENCH_NO_PACK"):
+    if folder is None:
         return read if dtype == "float32" else lambda id: rounded(read(id))
     return Pack(
         read, {id: int(n) for id, n in sizes.items()}, in_dim, dtype, fingerprint, re.sub(r"[^\w.+-]+", "-", name), folder

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from milbench.datasets import tables
 from milbench.datasets.base import Fold, Sample
 from milbench.datasets.findings import Finding, many
-from milbench.datasets.manifest import Labels, Manifest, resolved
+from milbench.datasets.manifest import Labels, Manifest
 from milbench.datasets.published import COHORTS
 from milbench.errors import MilbenchError
 
@@ -52,9 +52,9 @@ def read(manifest: Manifest) -> Roster:
     roster = Roster()
     if manifest.labels is None:
         return roster
-    where = f"table {resolved(manifest.labels.file).name}"
+    where = f"table {manifest.resolved(manifest.labels.file).name}"
     try:
-        rows = tables.rows(resolved(manifest.labels.file), manifest.labels.columns)
+        rows = tables.rows(manifest.resolved(manifest.labels.file), manifest.labels.columns)
     except MilbenchError as error:
         roster.add("error", "labels", "labels", str(error))
         return roster
@@ -131,7 +131,7 @@ def _look(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row], where:
 def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Sequence[tables.Row]) -> None:
     where = f"split {name}"
     try:
-        raw, form = tables.folds(resolved(path))
+        raw, form = tables.folds(manifest.resolved(path))
     except MilbenchError as error:
         roster.add("error", "split", where, str(error))
         return

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milbench import interrupt
+from milbench.config import Settings
 from milbench.engines.events import Done, Epoch, Event, Started
 from milbench.engines.worker import UNHEARD, Setup, record, work
 from milbench.errors import MilbenchError, Unwritable
@@ -39,6 +40,7 @@ def run_local(
     jobs: Sequence[Job],
     store: Store,
     *,
+    settings: Settings | None = None,
     workers: int = 1,
     plugins: Sequence[Path] = (),
     backends: Sequence[str] = (),
@@ -55,6 +57,7 @@ def run_local(
     Args:
         jobs: what to run.
         store: where results go.
+        settings: where datasets are; what the environment says unless given.
         workers: processes at a time.
         plugins: files that register aggregators, loaded in each worker.
         backends: forced backends of operations, as `milbench run --backend` takes them.
@@ -68,8 +71,10 @@ def run_local(
         KeyboardInterrupt: or what else the signal does that asked to stop (SIGINT, SIGTERM, SIGHUP). Workers are killed, finished
             trials are kept, unfinished ones leave nothing behind. A second signal ends this process at once.
     """
-    store = Store(store.root.resolve())  # plug-ins may change the current folder of their worker
-    setup = Setup(store.root, store.writer, [str(Path(file).resolve()) for file in plugins], list(backends), trial)
+    store = Store(store.root.absolute())  # the current folder of a worker may be another, and a plug-in may change it
+    where = (settings or Settings.from_environment()).absolute()
+    files = [str(Path(file).absolute()) for file in plugins]
+    setup = Setup(store.root, store.writer, where, files, list(backends), trial)
     store.sweep()
     with interrupt.noted() as asked:
         _Supervisor(jobs, store, setup, workers, keep_model, on_event).run(asked)

@@ -26,6 +26,7 @@ from milbench import interrupt
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from milbench.config import Settings
     from milbench.suites import Job
     from milbench.trials.store import Status, Store
 
@@ -37,6 +38,7 @@ class Setup(NamedTuple):
 
     root: Path
     writer: str
+    settings: Settings
     plugins: list[str]
     backends: list[str]
     trial: Callable[..., Status] | None
@@ -92,7 +94,7 @@ def _prepare(setup: Setup) -> tuple[Store, Callable[..., Status]]:
 
     plugins.discover(setup.plugins)
     backends.force(setup.backends)
-    return Store(setup.root, setup.writer), setup.trial or run_trial
+    return Store(setup.root, setup.writer), partial(setup.trial or run_trial, settings=setup.settings)
 
 
 def _one(job: Job, store: Store, trial: Callable[..., Status], say: Callable[..., None]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from milbench import datasets, plugins, recipes
+from milbench.config import Settings
 from milbench.datasets.splits import PUBLISHED, count
 from milbench.errors import MilbenchError, NotHere, from_validation, unknown
 from milbench.files import write_atomically
@@ -110,6 +111,7 @@ def expand(
     device: str = "cpu",
     threads: int = 1,
     load: Load = datasets.load,
+    settings: Settings | None = None,
 ) -> tuple[Plan, list[Job]]:
     """Every trial of a suite with a grid, and the plan that lists them.
 
@@ -123,6 +125,7 @@ def expand(
         dtype: of stored features, instead of the suite's.
         device, threads: what each trial computes on.
         load: gives the datasets, as :func:`milbench.datasets.load` does.
+        settings: where datasets are; what the environment says unless given.
 
     Raises:
         MilbenchError: an unknown aggregator, parameter, dataset, encoder, split, fold or recipe value, with near misses.
@@ -161,7 +164,7 @@ def expand(
             if split not in dataset.splits and split in PUBLISHED:
                 raise NotHere(f"dataset {name} has no split {split}; add it with: milbench data add {name} --splits ...")
         except NotHere as absent:
-            label = _label(name)
+            label = _label(name, settings)
             cells += [
                 Cell(
                     trial_id="", context="", aggregator=r.name, label=r.label, dataset_label=label, fold=fold, seed=seed,
@@ -213,17 +216,18 @@ def expand(
     return Plan(suite=suite.name, definition=definition, notes=list(dict.fromkeys(notes)), cells=cells), jobs
 
 
-def pack(jobs: Iterable[Job], tell: Callable[[str], None]) -> None:
+def pack(jobs: Iterable[Job], tell: Callable[[str], None], load: Load = datasets.load) -> None:
     """Write the packed store of every dataset behind `jobs` that lacks it, so that no trial fails or waits for it.
 
     Args:
         jobs: what is about to run.
         tell: is told of each that is written.
+        load: gives the datasets, as :func:`milbench.datasets.load` does.
 
     Raises:
         MilbenchError: the disk is too small, or a bag cannot be read.
     """
-    for dataset in _datasets(job.spec for job in jobs):
+    for dataset in _datasets((job.spec for job in jobs), load):
         if isinstance(dataset.read, datasets.Pack):
             dataset.read.build(tell)
 
@@ -239,7 +243,7 @@ def with_known(plan: Plan) -> Plan:
     return plan.model_copy(update={"definition": {**plan.definition, "known": known}})
 
 
-def save_splits(jobs: Iterable[Job], store: Store) -> list[Path]:
+def save_splits(jobs: Iterable[Job], store: Store, load: Load = datasets.load) -> list[Path]:
     """Write who is trained on and tested, once for each split behind `jobs`: `splits/<dataset>-<split>-<fingerprint>.csv`.
 
     Columns fold, part, id, case. A file that is there is left alone: its name says what is in it.
@@ -254,7 +258,7 @@ def save_splits(jobs: Iterable[Job], store: Store) -> list[Path]:
     for path, s in paths.items():
         if path.exists():
             continue
-        (dataset,) = _datasets([s])
+        (dataset,) = _datasets([s], load)
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["fold", "part", "id", "case"])
@@ -265,15 +269,15 @@ def save_splits(jobs: Iterable[Job], store: Store) -> list[Path]:
     return list(paths)
 
 
-def _datasets(specs: Iterable[TrialSpec]) -> Iterator[datasets.Dataset]:
+def _datasets(specs: Iterable[TrialSpec], load: Load) -> Iterator[datasets.Dataset]:
     """The datasets of these trials, each once."""
-    for where in dict.fromkeys((s.dataset, s.encoder, s.magnification, s.patch_size, s.feature_dtype) for s in specs):
-        yield datasets.load(*where)
+    for *where, dtype in dict.fromkeys((s.dataset, s.encoder, s.magnification, s.patch_size, s.feature_dtype) for s in specs):
+        yield load(*where, dtype=dtype)
 
 
-def _label(dataset: str) -> str:
+def _label(dataset: str, settings: Settings | None) -> str:
     """How tables print the dataset, whose files are not here."""
-    return next((info.label for info in datasets.infos() if info.name == dataset), dataset)
+    return next((info.label for info in datasets.infos(settings) if info.name == dataset), dataset)
 
 
 def _recipe(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from milbench import datasets, plugins, tasks
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
+from milbench.config import Settings
 from milbench.datasets import ENCODERS, Dataset, Fold, Sample, splits
 from milbench.datasets.published import COHORTS, Cohort
 from milbench.errors import MilbenchError, NotHere
@@ -49,7 +50,13 @@ def _uniform(*axes: object) -> float:
 
 @cache
 def stand_in(
-    scale: float, name: str, encoder: str, magnification: int | None = None, patch_size: int | None = None, dtype: Any = "float32"
+    scale: float,
+    name: str,
+    encoder: str,
+    magnification: int | None = None,
+    patch_size: int | None = None,
+    dtype: Any = "float32",
+    settings: Settings | None = None,
 ) -> Dataset:
     """The dataset with generated bags `scale` times smaller than its own; `sizes` are the real ones, or made up.
 
@@ -58,7 +65,7 @@ def stand_in(
         NotHere: a dataset that is not here and of which nothing is published.
     """
     try:
-        real = datasets.load(name, encoder, magnification, patch_size, dtype=dtype)
+        real = datasets.load(name, encoder, magnification, patch_size, dtype=dtype, settings=settings)
     except NotHere:
         if name not in COHORTS:
             raise
@@ -147,18 +154,21 @@ def _splits(cohort: Cohort, samples: Sequence[Sample], sizes: Mapping[str, int])
     }
 
 
-def measured(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, *, scale: float) -> tuple[Result, Files]:
+def measured(
+    spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, *, scale: float, settings: Settings | None = None
+) -> tuple[Result, Files]:
     """The body of a rehearsed trial: a few steps and predictions at two sizes, with their time and memory in the result's cost.
 
     Args:
         spec: from :func:`milbench.suites.expand` with stand-in datasets.
         keep_model, on_epoch: of no use here.
         scale: real bags are this much larger.
+        settings: where datasets are; what the environment says unless given.
     """
     torch.set_num_threads(spec.threads)
     torch.use_deterministic_algorithms(True, warn_only=spec.device != "cpu")
     where = (spec.dataset, spec.encoder, spec.magnification, spec.patch_size)
-    dataset = stand_in(scale, *where, dtype=spec.feature_dtype)
+    dataset = stand_in(scale, *where, dtype=spec.feature_dtype, settings=settings)
     fold = dataset.folds(spec.split)[spec.fold]
     task = tasks.for_fold(dataset, fold.train)
     torch.manual_seed(derive_seed(*spec.axes, "weights"))
@@ -167,7 +177,7 @@ def measured(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, *, scale: flo
     found: dict[str, list[list[float]]] = {"train": [], "predict": [], "peak": []}
     prepare_seconds = 0.0
     for smaller in (COARSE * scale, scale):
-        data = stand_in(smaller, *where, dtype=spec.feature_dtype)
+        data = stand_in(smaller, *where, dtype=spec.feature_dtype, settings=settings)
         train = Bags(data, _typical(data, fold.train, STEPS), device=spec.device)
         held_out = list(Bags(data, _typical(data, fold.val or fold.test, PREDICTIONS), device=spec.device))
         bags = list(train)
@@ -234,13 +244,13 @@ def _give_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def distinct(jobs: Sequence[Job], scale: float) -> dict[str, Job]:
+def distinct(jobs: Sequence[Job], scale: float, settings: Settings | None = None) -> dict[str, Job]:
     """Trial id -> the job that is rehearsed for it: one for each aggregator with its parameters, width, task and size of bag."""
     first: dict[str, Job] = {}
     chosen = {}
     for job in jobs:
         s = job.spec
-        data = _dataset(job, scale)
+        data = _dataset(job, scale, settings)
         # The rate of dropout costs nothing, whether there is one does.
         params = {**s.params, **({"dropout": bool(s.params["dropout"])} if "dropout" in s.params else {})}
         key = [s.aggregator, params, s.recipe.optimiser, data.in_dim, data.task, len(data.classes), s.threads, s.device]
@@ -249,9 +259,9 @@ def distinct(jobs: Sequence[Job], scale: float) -> dict[str, Job]:
     return chosen
 
 
-def _dataset(job: Job, scale: float) -> Dataset:
+def _dataset(job: Job, scale: float, settings: Settings | None) -> Dataset:
     s = job.spec
-    return stand_in(scale, s.dataset, s.encoder, s.magnification, s.patch_size, dtype=s.feature_dtype)
+    return stand_in(scale, s.dataset, s.encoder, s.magnification, s.patch_size, dtype=s.feature_dtype, settings=settings)
 
 
 def _mean_size(dataset: Dataset) -> float:
@@ -346,7 +356,7 @@ class Needs:
         return sum(row.hours[0] for row in self.rows), sum(row.hours[1] for row in self.rows)
 
 
-def needs(jobs: Sequence[Job], chosen: Mapping[str, Job], store: Store, scale: float) -> Needs:
+def needs(jobs: Sequence[Job], chosen: Mapping[str, Job], store: Store, scale: float, settings: Settings | None = None) -> Needs:
     """Put the measured steps together to all trials of the grid, at the real sizes of their bags.
 
     Args:
@@ -354,6 +364,7 @@ def needs(jobs: Sequence[Job], chosen: Mapping[str, Job], store: Store, scale: f
         chosen: of :func:`distinct`.
         store: the rehearsal's.
         scale: of the rehearsal.
+        settings: where datasets are; what the environment says unless given.
     """
     rows: dict[str, Need] = {}
     results = {job.spec.trial_id: store.raw(job.spec.trial_id) or {} for job in chosen.values()}
@@ -361,7 +372,7 @@ def needs(jobs: Sequence[Job], chosen: Mapping[str, Job], store: Store, scale: f
     states = {"skipped": 0, "not measured": 0}
     result_bytes, features = 0.0, {}
     for job in jobs:
-        s, data = job.spec, _dataset(job, scale)
+        s, data = job.spec, _dataset(job, scale, settings)
         sizes = data.sizes() if data.sizes else {}
         features[job.cell.column[:4]] = sum(sizes.values()) * data.in_dim * (2 if s.feature_dtype == "float16" else 4)
         result = results[chosen[s.trial_id].spec.trial_id]

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 import milbench
 from milbench import datasets, plugins, tasks
 from milbench.aggregator import Aggregator
+from milbench.config import Settings
 from milbench.datasets import Dataset
 from milbench.errors import MilbenchError, SkipTrial
 from milbench.ops import backends
@@ -41,6 +42,7 @@ def run_trial(
     keep_model: bool = False,
     on_epoch: OnEpoch = lambda epoch, row: None,
     body: Callable[[TrialSpec, bool, OnEpoch], tuple[Result, Files]] | None = None,
+    settings: Settings | None = None,
 ) -> Status:
     """Run `spec` and write its result to `store`; an error becomes a result too.
 
@@ -51,6 +53,7 @@ def run_trial(
         keep_model: also write the weights of the chosen epoch.
         on_epoch: progress.
         body: does the work instead of training and testing, as a rehearsal does.
+        settings: where datasets are; what the environment says unless given.
 
     Returns:
         The status that was recorded.
@@ -62,7 +65,7 @@ def run_trial(
     messages = _Messages()
     logging.getLogger("milbench").addHandler(messages)
     try:
-        result, files = (body or _run)(spec, keep_model, on_epoch)
+        result, files = (body or partial(_run, settings=settings))(spec, keep_model, on_epoch)
     except SkipTrial as skip:
         result = Result(trial_id=spec.trial_id, spec=spec, status="skipped", reason=str(skip))
     except Exception as error:
@@ -94,11 +97,12 @@ def failure(spec: TrialSpec, status: Status, reason: str, trace: str | None = No
     return Result(trial_id=spec.trial_id, spec=spec, status=status, reason=reason, traceback=trace)
 
 
-def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch) -> tuple[Result, Files]:
+def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, settings: Settings | None) -> tuple[Result, Files]:
     backends.prepare(spec.device)
     torch.set_num_threads(spec.threads)
     torch.use_deterministic_algorithms(True, warn_only=spec.device != "cpu")
-    dataset = datasets.load(spec.dataset, spec.encoder, spec.magnification, spec.patch_size, dtype=spec.feature_dtype)
+    where = (spec.dataset, spec.encoder, spec.magnification, spec.patch_size)
+    dataset = datasets.load(*where, dtype=spec.feature_dtype, settings=settings)
     if (dataset.fingerprint, dataset.split_fingerprint(spec.split)) != (spec.fingerprint, spec.split_fingerprint):
         raise MilbenchError(f"dataset {spec.dataset} changed since this trial was planned; run the suite again")
     fold = dataset.folds(spec.split)[spec.fold]
