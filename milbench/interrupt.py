@@ -1,36 +1,31 @@
-"""Being asked to stop, by Ctrl-C, SIGTERM or SIGHUP: at once where nothing is at stake, at the next safe place elsewhere.
+"""Being asked to stop, by Ctrl-C, SIGTERM or SIGHUP: on the spot where nothing is at stake, at the next safe place elsewhere.
 
-The exit code is the one a shell expects: 130, 143 or 129. A second request ends everything on the spot. Signals that were
-ignored when the process began (nohup, `&` in a script) stay ignored. Imports nothing heavy: a command begins with it.
+No exception is raised in the midst of whatever runs: libraries wrap those, swallow them, or abort (torch does while it is
+imported). The exit code is the one a shell expects: 130, 143 or 129. Signals that were ignored when the process began (nohup,
+`&` in a script) stay ignored. Imports nothing heavy: a command begins with it.
 """
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-_WORDS = "Stopped. What was finished is kept; the same command continues."
-_Handler = Callable[[int, FrameType | None], None]
-
-
-class Stopped(SystemExit):
-    """A signal asked this process to stop; `code` is 128 + its number. No `except Exception` takes it for a fault of its own."""
-
-    code: int
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 class _State:
-    """Signals belong to the process, and so does what is known of them."""
+    """Signals belong to the process, and so does what it owes before it may end."""
 
-    asked: int | None = None  # the signal that was obeyed
-    obeying = False
-    words: Callable[[], str] = staticmethod(lambda: _WORDS)
+    unfinished: set[Path] = set()
+    words: Callable[[], str] = staticmethod(lambda: "Stopped. What was finished is kept; the same command continues.")
 
 
 def say_at_the_end(words: Callable[[], str]) -> None:
@@ -39,57 +34,40 @@ def say_at_the_end(words: Callable[[], str]) -> None:
 
 
 @contextmanager
-def obeyed(*, last: bool = False) -> Iterator[None]:
-    """Within, a signal raises :class:`Stopped`; at the end the closing words are printed and the exit code is the signal's.
-
-    An exception may get lost or changed on its way (a validator wraps it, an import hides it), so whatever the interrupted code
-    ends with, it ends as stopped.
-
-    Args:
-        last: the process ends afterwards; a signal that comes then has nothing left to wait for.
-
-    Raises:
-        Stopped: there was a signal.
-    """
-    if _State.obeying:
-        yield
-        return
-    _State.obeying, _State.asked, _State.words = True, None, staticmethod(lambda: _WORDS)
-    hook, sys.unraisablehook = sys.unraisablehook, _silent_once_asked
+def unfinished(path: Path) -> Iterator[None]:
+    """Within, `path` is half a file, to be removed by whoever ends the process."""
+    _State.unfinished.add(path)
     try:
-        with _handled_by(_raise):
-            try:
-                yield
-            except BaseException:
-                if _State.asked is None:
-                    raise
-            if _State.asked is not None:
-                _say()
-                raise Stopped(128 + _State.asked)
+        yield
     finally:
-        _State.obeying, sys.unraisablehook = False, hook
-        if last:
-            for number in _heeded():
-                signal.signal(number, _end)
+        _State.unfinished.discard(path)
+
+
+def obey() -> None:
+    """From now on a signal ends the process, without half a file or a child."""
+    for number in _heeded():
+        signal.signal(number, _stop)
+
+
+@contextmanager
+def obeyed() -> Iterator[None]:
+    """:func:`obey`, and at the end as before."""
+    with _handled_by(_stop):
+        yield
 
 
 @contextmanager
 def noted() -> Iterator[Callable[[], bool]]:
-    """Within, a signal is only noted; it takes effect at the end, as it would have without this.
+    """Within, a signal is only noted; it takes effect at the end, as it would have without this. A second one ends the process.
 
     Yields:
         Whether there was one, to be asked often.
-
-    Raises:
-        Stopped: there was a signal before.
     """
-    if _State.asked is not None:
-        raise Stopped(128 + _State.asked)
     got: list[int] = []
 
-    def note(number: int, _frame: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         if got:
-            _end(number)
+            _stop(number, frame)
         got.append(number)
 
     try:
@@ -119,7 +97,7 @@ def _heeded() -> dict[int, Any]:
 
 
 @contextmanager
-def _handled_by(handler: _Handler) -> Iterator[None]:
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     before = _heeded()
     for number in before:
         signal.signal(number, handler)
@@ -130,26 +108,17 @@ def _handled_by(handler: _Handler) -> Iterator[None]:
             signal.signal(number, was)
 
 
-def _raise(number: int, _frame: FrameType | None) -> None:
-    if _State.asked is not None:
-        _end(number)
-    _State.asked = number
-    raise Stopped(128 + number)
-
-
-def _end(number: int, _frame: FrameType | None = None) -> None:
-    """Stop without another word, and take the children along."""
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """End the process now, whatever it is doing, and take its children along."""
     if (processes := sys.modules.get("multiprocessing.process")) is not None:
         for child in processes.active_children():
             child.kill()
-    os._exit(128 + number)
-
-
-def _say() -> None:
+    for path in list(_State.unfinished):
+        with contextlib.suppress(OSError):
+            path.unlink()
     with contextlib.suppress(OSError, ValueError):  # the terminal may be what went away
-        print(f"\n{_State.words()}", flush=True)  # noqa: T201 - click may not be loaded yet
-
-
-def _silent_once_asked(unraisable: "sys.UnraisableHookArgs") -> None:
-    if _State.asked is None:
-        sys.__unraisablehook__(unraisable)
+        if os.isatty(2):
+            os.write(2, _SHOW_CURSOR)  # a progress bar hides it
+        if select.select([], [1], [], 0)[1]:  # nor wait for one that was halted
+            os.write(1, f"\n{_State.words()}\n".encode())
+    os._exit(128 + number)

@@ -1,6 +1,5 @@
 """Ctrl-C, SIGTERM and SIGHUP at any moment: the exit code of a shell, no process and no half file left, and the next run goes on."""
 
-import contextlib
 import os
 import random
 import signal
@@ -232,38 +231,33 @@ def test_a_signal_is_noted_and_takes_effect_at_the_end():
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_what_a_library_makes_of_a_signal_changes_nothing(number, code, capsys):
-    """Pydantic wraps what is raised while it serialises, and others swallow it."""
+def test_a_signal_ends_the_process_where_it_stands(number, code, tmp_path, monkeypatch, capfd):
+    """Nothing is raised that a library could wrap or swallow; half files and closing words are seen to."""
+    ends = []
+    monkeypatch.setattr(interrupt.os, "_exit", ends.append)
+    monkeypatch.setattr(interrupt._State, "words", interrupt._State.words)
     before = signal.getsignal(number)
-
-    def wraps():
-        try:
-            signal.raise_signal(number)
-        except interrupt.Stopped as error:
-            raise ValueError("Error calling function `_serialise`") from error
-
-    def swallows():
-        with contextlib.suppress(BaseException):
-            signal.raise_signal(number)
-
-    for library in (wraps, swallows):
-        with pytest.raises(SystemExit) as ended, interrupt.obeyed():
-            library()
-        assert ended.value.code == code
-        assert capsys.readouterr().out.strip() == "Stopped. What was finished is kept; the same command continues."
-        assert signal.getsignal(number) is before
+    with interrupt.obeyed(), replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("ha")
+        signal.raise_signal(number)
+        assert list(tmp_path.iterdir()) == []
+        interrupt.say_at_the_end(lambda: "Stopped. 2 of 3.")
+        signal.raise_signal(number)
+        temporary.write_text("only a test comes so far")
+    assert ends == [code, code]
+    assert capfd.readouterr().out.split("\n") == ["", "Stopped. What was finished is kept; the same command continues.", "", "Stopped. 2 of 3.", ""]  # fmt: skip
+    assert signal.getsignal(number) is before
 
 
-def test_a_swallowed_signal_is_seen_before_trials_begin():
-    def command():
-        with interrupt.obeyed():
-            with contextlib.suppress(interrupt.Stopped):
-                signal.raise_signal(signal.SIGTERM)
-            with interrupt.noted():
-                pytest.fail("no trial may begin")
-
-    with pytest.raises(interrupt.Stopped):
-        command()
+def test_a_second_signal_does_not_wait_for_a_safe_place(monkeypatch):
+    ends = []
+    monkeypatch.setattr(interrupt.os, "_exit", ends.append)
+    with interrupt.obeyed(), interrupt.noted():
+        signal.raise_signal(signal.SIGINT)
+        assert ends == []
+        signal.raise_signal(signal.SIGTERM)
+        assert ends == [143]
+    assert ends == [143, 130], "and the first would have had its turn"
 
 
 def test_an_ignored_signal_stays_ignored():

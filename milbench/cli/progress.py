@@ -85,11 +85,7 @@ def run(
     already: int,
     trial: Callable[..., Status] | None = None,
 ) -> None:
-    """Run `jobs` and show how it goes: bars on a terminal, plain lines elsewhere. `trial` is the engine's.
-
-    Raises:
-        Stopped: a signal asked for it.
-    """
+    """Run `jobs` and show how it goes: bars on a terminal, plain lines elsewhere. `trial` is the engine's."""
     if not jobs:
         return
     clock, by_id = _Clock(jobs, workers), {job.spec.trial_id: job for job in jobs}
@@ -99,7 +95,7 @@ def run(
     interrupt.say_at_the_end(
         lambda: f"Stopped. {view.done} of {len(jobs)} trials were finished and are kept; the same command continues."
     )
-    with view:
+    with interrupt.noted(), view:  # so that the view can close, too
         run_local(
             jobs,
             store,
