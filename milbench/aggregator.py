@@ -60,6 +60,7 @@ class Aggregator(nn.Module):
     # Of the class's defaults; a variant that differs sets its own in __init__.
     needs_coords: bool = False  # without coordinates a trial is recorded as skipped
     order_sensitive: bool = False  # True where permuting the bag changes the prediction
+    ops: ClassVar[tuple[str, ...]] = ()  # of milbench.ops.OPERATIONS, those that any of its variants calls
     complexity: ClassVar[str] = "?"  # time in the number of instances, as a formula: "n", "n^2"
     official_names: ClassVar[Mapping[str, str]] = {}  # prefix in the official state dict -> prefix in ours
     official_recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # task -> values of the method's own recipe

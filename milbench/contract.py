@@ -3,14 +3,21 @@
 milbench check aggregator mine --plugin mine.py
 """
 
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from milbench import plugins, process
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
+from milbench.ops import OPERATIONS, backends
 from milbench.plugins import Variant
 from milbench.recipes import get as get_recipe
 from milbench.tasks import Subtyping, Survival, SurvivalTarget
@@ -206,21 +213,127 @@ def learns(variant: Variant) -> None:
     _require(right >= 9, f"only {right} of 10 training bags of a linearly separable problem are right after 20 epochs")
 
 
+def operations(variant: Variant) -> None:
+    """`ops` names every operation with a choice of backends that training or prediction calls."""
+    backends.forget()
+    numbers(variant)
+    missing = sorted(backends.used().keys() - set(variant.entry.cls.ops))
+    named = ", ".join(f'"{op}"' for op in sorted({*variant.entry.cls.ops, *missing}))
+    _require(
+        not missing, f"calls {', '.join(missing)}, so that a trial depends on the backend; add to the class: ops = ({named},)"
+    )
+    strangers = sorted(set(variant.entry.cls.ops) - OPERATIONS.keys())
+    _require(not strangers, f"ops names {', '.join(strangers)}; operations with a choice of backends are {', '.join(OPERATIONS)}")
+
+
+def numbers(variant: Variant) -> dict[str, str]:
+    """A trial in small, from its seed on: digests of the fresh weights, of the weights after training and of predictions."""
+    task, digests = Subtyping("abc"), {}
+    process.seed(0)
+    model = variant.build(IN_DIM, 3)
+    digests["the fresh weights"] = _digest(model.state_dict().items())
+    bags, targets = zip(*_steps(model, task), strict=True)
+    model.prepare(bags, torch.Generator().manual_seed(0))
+    if model.trained_by_gradient:
+        optimisers = model.optimisers(get_recipe("paper", "subtyping"))
+        model.train()
+        for bag, target in zip(bags, targets, strict=True):
+            model.training_step(bag, target, task, optimisers)
+    else:
+        model.fit(bags, targets)
+    digests["the weights after training"] = _digest(model.state_dict().items())
+    model.eval()
+    with torch.no_grad():
+        digests["the predictions"] = _digest((str(n), model(_bag(n, seed=n)).logits) for n in SIZES)
+    return digests
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, t in sorted(tensors, key=lambda item: item[0]):
+        digest.update(name.encode() + t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def repeats(variant: Variant) -> None:
+    """The same trial twice in one process gives the same weights and predictions, to the byte."""
+    mend = "draw from the global generators of torch, NumPy or Python, which every trial seeds; keep nothing from model to model"
+    _same(numbers(variant), numbers(variant), "a second run of the same seed", mend)
+
+
+def elsewhere(variant: Variant) -> None:
+    """The same trial in other processes, which hash text otherwise, gives the same weights and predictions, to the byte."""
+    here = numbers(variant)
+    if here != numbers(variant):
+        return  # not even in this process, as `repeats` says
+    for there in in_other_processes([variant]):
+        _same(here, there[variant.name], "another process", "sort what comes out of a set, and take no seed from hash()")
+
+
+def _same(one: dict[str, str], other: dict[str, str], where: str, mend: str) -> None:
+    differ = [what for what, digest in one.items() if other[what] != digest]
+    _require(not differ, f"{differ[0] if differ else ''} differ in {where}: {mend}")
+
+
+def in_other_processes(variants: Sequence[Variant], hash_seeds: Sequence[int] = (1, 2)) -> list[dict[str, dict[str, str]]]:
+    """Name -> :func:`numbers` of each variant, once for every seed of Python's hash, each in a process of its own.
+
+    Raises:
+        ContractError: such a process fails, as it does for a class that is in no file that milbench has loaded.
+    """
+    code = "import sys; from milbench import contract; contract.print_numbers(*sys.argv[1:])"
+    what = json.dumps([variant.name for variant in variants]), json.dumps([str(path) for path in plugins.files()])
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *what],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},  # noqa: TID251 - handed on
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in hash_seeds
+    ]
+    found = []
+    for child in running:
+        out, errors = child.communicate()
+        _require(child.returncode == 0, f"does not run in another process: {(errors.strip().splitlines() or ['?'])[-1]}")
+        found.append(json.loads(out.splitlines()[-1]))
+    return found
+
+
+def print_numbers(names: str, files: str) -> None:
+    """Body of such a process: print one line of JSON."""
+    plugins.discover(json.loads(files))
+    process.settle(threads=1)
+    print(json.dumps({name: numbers(plugins.resolve(name)) for name in json.loads(names)}))  # noqa: T201 - its answer
+
+
 @dataclass(frozen=True)
 class Check:
     """A named check; its docstring says what is required."""
 
-    run: Callable[[Variant], None]
+    holds: Callable[[Variant], None]
+
+    def run(self, variant: Variant) -> None:
+        """Check, on one thread, whatever a plug-in has set.
+
+        Raises:
+            ContractError: the aggregator breaks the contract.
+        """
+        process.settle(threads=1)
+        with process.kept():
+            self.holds(variant)
 
     @property
     def name(self) -> str:
         """As printed."""
-        return self.run.__name__
+        return self.holds.__name__
 
     @property
     def says(self) -> str:
         """What is required."""
-        return (self.run.__doc__ or "").strip()
+        return (self.holds.__doc__ or "").strip()
 
 
-CHECKS = tuple(map(Check, (shapes, coordinates, cases, permutation, determinism, untouched, gradients, step, learns)))
+_ALL = [shapes, coordinates, cases, permutation, determinism, untouched, gradients, step, learns, operations, repeats, elsewhere]
+CHECKS = tuple(map(Check, _ALL))

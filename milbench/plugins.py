@@ -8,11 +8,10 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import json
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -22,8 +21,10 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from milbench import process
 from milbench.aggregator import Aggregator
 from milbench.errors import MilbenchError, from_validation, unknown
+from milbench.spelling import literal, spelled
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,6 @@ class Variant:
         return self.entry.cls(in_dim, n_out, **self.params)
 
 
-def spelled(name: str, changes: Mapping[str, Any], opening: str = "[", separator: str = ",", closing: str = "]") -> str:
-    """`name[parameter=value,...]`, or the name alone where nothing is changed."""
-    parts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sorted(changes.items())]
-    return name + (opening + separator.join(parts) + closing if parts else "")
-
-
 T = TypeVar("T", bound=type[Aggregator])
 _entries: dict[str, Entry] = {}
 _loaded_files: set[Path] = set()
@@ -178,7 +173,8 @@ def discover(files: Iterable[str | Path] = ()) -> None:
 def _import(what: str, load: Callable[[], Any]) -> None:
     before = dict(_entries)
     try:
-        load()
+        with process.kept():
+            load()
     except Exception as error:
         _entries.clear()
         _entries.update(before)  # half a plug-in is no plug-in
@@ -199,6 +195,11 @@ def _run_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+
+
+def files() -> list[Path]:
+    """The plug-in files that were loaded, as another process must load them."""
+    return sorted(_loaded_files)
 
 
 def entries() -> list[Entry]:
@@ -244,11 +245,3 @@ def resolve(text: str) -> Variant:
     except ValidationError as error:
         raise from_validation(error, text) from error
     return Variant(entry, params, {key: value for key, value in params.items() if value != standard[key]})
-
-
-def literal(text: str) -> Any:
-    """The value of a parameter as it is written: a number, true, false, none, or a word."""
-    try:
-        return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
-    except ValueError:
-        return None if text.lower() == "none" else text

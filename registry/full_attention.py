@@ -27,6 +27,7 @@ class FullAttention(Aggregator):
     """
 
     complexity = "n^2"
+    ops = ("full_attention",)
     needs_coords = True
 
     def __init__(

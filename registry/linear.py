@@ -66,6 +66,8 @@ class RetNet(_MixerMIL):
     Deviations: the layout around the mixer is ours.
     """
 
+    ops = ("retention",)
+
     def __init__(
         self,
         in_dim: int,
@@ -101,6 +103,8 @@ class GLA(_MixerMIL):
     Source: Yang et al. 2024; fla-org/flash-linear-attention's layer at its defaults. Traps: causal, so the order of the patches
     matters; there is no form that looks both ways. Deviations: the layout around the mixer is ours.
     """
+
+    ops = ("gated_linear_attention",)
 
     def __init__(
         self,
@@ -141,6 +145,8 @@ class Mamba(_MixerMIL):
     mixer is ours; weight decay reaches A and D too, which the official code exempts.
     """
 
+    ops = ("selective_scan",)
+
     def __init__(
         self,
         in_dim: int,
@@ -179,6 +185,7 @@ class VMamba(_MixerMIL):
     layout around the mixer is ours, and the default scans the tissue only.
     """
 
+    ops = ("selective_scan",)
     needs_coords = True
     order_sensitive = False
 

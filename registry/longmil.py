@@ -78,6 +78,7 @@ class LongMIL(Aggregator):
     """
 
     complexity = "n radius^2 + (n/4)^2"
+    ops = ("full_attention", "gated_linear_attention", "local_attention_2d", "retention", "selective_scan")
     needs_coords = True
 
     def __init__(

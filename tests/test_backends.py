@@ -1,11 +1,16 @@
 """Backends: chosen by a real call, forced or refused, never swapped in silence; on a GPU each against the naive twin."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from milbench import MilbenchError, ops
+from milbench import Bag, MilbenchError, ops, plugins
 from milbench.ops import backends
 from milbench.ops.backends import Backend
+from milbench.recipes import get as get_recipe
+from milbench.tasks import Subtyping
 
 EXAMPLE = lambda device: (torch.ones(2, 3, device=device),)  # noqa: E731
 
@@ -35,7 +40,10 @@ def made_up(monkeypatch):
 def test_only_what_was_shown_to_work_is_chosen(made_up):
     assert backends.choose("made-up", "cpu", torch.float32).name == "works"
     assert backends.choose("made-up", "cpu", torch.float16).name == "half"
-    assert backends.used() == {"made-up": "half"}
+    assert backends.used() == {"made-up": "half + works"}
+    backends.forget()
+    assert backends.chosen(["made-up", "retention"], "cpu") == {"made-up": "works", "retention": "chunks"}
+    assert backends.used() == {}, "asking is not using"
     rows = {row["backend"]: row for row in backends.table("cpu") if row["op"] == "made-up"}
     assert rows["raises"]["why_not"] == "RuntimeError: no kernel image is available"
     assert rows["lies"]["why_not"] == "a tiny call gave values that are not finite"
@@ -53,6 +61,113 @@ def test_a_forced_backend_is_used_or_an_error(made_up):
     backends.force(["half"])
     with pytest.raises(MilbenchError, match=r"computes in torch.float16, not in torch.float32"):
         backends.choose("made-up", "cpu", torch.float32)
+
+
+def test_no_backend_that_works_is_an_error_with_every_reason(made_up, monkeypatch):
+    monkeypatch.setitem(backends._backends, "made-up", backends._backends["made-up"][:3])
+    says = r"^no backend of made-up works on cpu: raises: RuntimeError: no kernel image is available; lies: .* not finite; elsewhere: needs cuda$"
+    for ask in (lambda: backends.choose("made-up", "cpu"), lambda: backends.chosen(["made-up"], "cpu")):
+        with pytest.raises(MilbenchError, match=says):
+            ask()
+    with pytest.raises(MilbenchError, match="unknown operation 'full_atention'; did you mean full_attention"):
+        backends.chosen(["full_atention"], "cpu")
+
+
+def test_asking_tries_no_more_than_it_must(made_up, monkeypatch):
+    """A probe may compile for seconds: what stands behind the first that works is left alone."""
+    tried = []
+    some = [
+        Backend("made-up", name, "any", lambda x, name=name: tried.append(name) or x, EXAMPLE) for name in ("first", "second")
+    ]
+    monkeypatch.setitem(backends._backends, "made-up", some)
+    assert backends.chosen(["made-up"], "cpu") == {"made-up": "first"}
+    assert tried == ["first"]
+
+
+@contextmanager
+def recomputation():
+    """What torch.utils.checkpoint does to whatever is computed inside it: nothing may be saved for the backward pass."""
+
+    def refuse(tensor):
+        raise RuntimeError("saved inside a recomputed block")
+
+    with torch.autograd.graph.saved_tensors_hooks(refuse, refuse):
+        yield
+
+
+@contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def undetermined():
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+        assert torch.get_deterministic_debug_mode() == 0
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        recomputation, torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu"), lambda: default_dtype(torch.float64),
+        lambda: default_dtype(torch.bfloat16), lambda: torch.device("meta"), lambda: FlopCounterMode(display=False),
+        lambda: torch.autograd.set_detect_anomaly(True), undetermined,
+    ],
+    ids=["recomputation", "no grad", "inference", "autocast", "float64", "bfloat16", "device", "counting", "anomaly", "undetermined"],
+)  # fmt: skip
+def test_a_probe_neither_sees_nor_changes_what_its_caller_has_set(context, made_up, monkeypatch):
+    seen = []
+
+    def looks(x):
+        seen.append((
+            torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype(),
+            torch.get_default_device().type, torch.is_anomaly_enabled(), torch.get_deterministic_debug_mode(), torch.rand(1).dtype,
+        ))  # fmt: skip
+        return (x @ x.mT).square()  # saves tensors
+
+    def look_from_outside():
+        return (
+            torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype(),
+            torch.is_anomaly_enabled(), torch.get_deterministic_debug_mode(),
+        )  # fmt: skip
+
+    probed = Backend("made-up", "looks", "any", looks, EXAMPLE)
+    monkeypatch.setitem(backends._backends, "made-up", [probed])
+    numbers = torch.get_rng_state()
+    with context():
+        before = look_from_outside()
+        assert probed.why_not("cpu") is None
+        assert look_from_outside() == before
+    assert seen == [(True, False, False, torch.float32, "cpu", False, 2, torch.float32)]
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+@pytest.mark.parametrize("name", ["longmil", "longmil-gla", "retnet", "gla", "mamba-single", "vmamba", "full-attention"])
+def test_the_first_use_of_an_operation_may_be_inside_a_recomputed_block(name):
+    """Bags above 32,000 patches begin so; here every bag does. The step is the one that keeps its activations."""
+    at = torch.arange(40)
+    bag = Bag(torch.randn(40, 6), torch.stack([at % 7, at // 7], dim=1) * 256, 256.0)
+    task, after = Subtyping("ab"), []
+    for above in (1, 32_000):
+        backends._probe.cache_clear()
+        torch.manual_seed(0)
+        model = plugins.resolve(f"{name}[dim=16]").build(6, 2).train()
+        for module in model.modules():
+            if hasattr(module, "recompute_above"):
+                module.recompute_above = above
+        loss = model.training_step(bag, torch.tensor(1), task, model.optimisers(get_recipe("paper", "subtyping", lr=0.1)))
+        after.append([loss, *(p.detach() for p in model.parameters())])
+    for a, b in zip(*after, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_unknown_backends_have_near_misses(made_up):

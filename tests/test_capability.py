@@ -145,7 +145,7 @@ def test_figures_hold_every_number(tmp_path):
         with saved.csv.open() as file:
             found = list(csv.DictReader(file))
         if figure.name == "made-up-capability":
-            assert [float(row["auc"]) for row in found] == [row["auc"] for row in tables[0].tidy]
+            assert [float(row["auc"]) for row in found] == [stats.rounded(row["auc"], 6) for row in tables[0].tidy]
         else:
             assert [row["patches"] for row in found] == ["oA.", "ooo", "BA.", "oCo"]
 
@@ -218,3 +218,16 @@ def test_sizes_of_a_suite(tmp_path, capsys):
         main(["run", "--suite", "spatial", "--small", "--dry-run", "--results", str(tmp_path)])
     assert end.value.code == 0
     assert "9 trials: 9 to run" in capsys.readouterr().out
+
+
+def test_an_undefined_auc_has_no_verdict():
+    square = Square(Known(0.5, 1.0, 1.0), "pass", runs=1)
+    square.judge()
+    assert (square.verdict, square.why, square.told) == ("", "the AUC is undefined", False)
+
+
+def test_an_interval_that_ends_midway_passes():
+    """0.5 + 0.25 by way of a difference that has lost digits."""
+    square = Square(Known(0.1, 1.0, 0.5), "pass", runs=1, auc=0.4, low=stats.rounded(0.1 + 0.2), high=0.5, p=0.001)
+    square.judge()
+    assert square.verdict == "pass"

@@ -16,6 +16,7 @@ from milbench.bags import Bag
 from milbench.report import build, claims, evidence, measurements, published, tables
 from milbench.report.claims import Claim, decide, together
 from milbench.report.evidence import PRINTED, Column, Estimate, Measured, Place, Source
+from milbench.trials import plan as plans
 from milbench.trials.store import Store
 
 LUNIT = Column("bracs", "vits-lunit", 20, 224)
@@ -215,6 +216,58 @@ def test_a_skipped_row_leaves_its_place_to_the_one_with_weights(tmp_path):
     store, _ = made_up_suite(tmp_path / "b", {"abmil": 1.0, "head": 1.0}, folds=1, skip={("head", 0, 0): "skipped"})
     reason = Measured(store).difference(source, "macro_f1", (Place("head", column),), (Place("abmil", column),))
     assert reason == "skipped: because of skipped"
+
+
+@pytest.mark.parametrize(
+    ("suite", "seeds"), [("bracs-ablations", [0]), pytest.param("paper-all", [0, 1], marks=pytest.mark.slow)]
+)
+def test_what_is_finished_is_not_called_not_run(tmp_path, monkeypatch, suite, seeds):
+    """Suites write radius=5 and 1e-2, plans radius=5.0 and 0.01: the same rows."""
+    for module in (tables, evidence):
+        monkeypatch.setattr(module, "REPLICATES", 50)
+    store = paper_store(tmp_path, suite, n=9, seeds=seeds, epochs=1)
+    measured, here = Measured(store), set(plans.names(store))
+    wanted = [c for c in claims.load().claim if c.tables and {t.suite for t in claims.load().about(c)} & here]
+    parts = [part for part in claims.judge(wanted, measured) if part.tidy["suite"] in here]
+    assert parts
+    assert [(part.claim.id, part.tidy, part.estimate) for part in parts if part.verdict == "not run"] == []
+    if suite == "bracs-ablations":
+        told = {(part.tidy["table"], part.against) for part in parts}
+        assert len(told) == 3 + 7 + 8 + 5 + 6 + 2, "every value of each sweep but the default"
+
+
+def test_an_undefined_metric_is_told_and_decides_nothing(tmp_path, quick):
+    store = paper_store(tmp_path, "bracs-ablation-radius", n=9, seeds=[0, 1])
+    run = next(
+        run
+        for place, runs in Measured(store)._at("bracs-ablation-radius").items()
+        for run in runs
+        if place.aggregator == "longmil"
+    )
+    path = store.folder(run.cell.trial_id) / "predictions.csv"
+    first, second, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([first, ",".join([*second.split(",")[:-3], "nan", "nan", "nan"]), *rest]) + "\n")
+    wanted = [c for c in claims.load().claim if c.id == "defaults"]
+    parts = [part for part in claims.judge(wanted, Measured(store)) if not isinstance(part.estimate, str)]
+    assert {(part.verdict, part.estimate.n) for part in parts} == {("inconclusive", "9 x 2, undefined in 1 of 2 runs")}
+    line = claims._line("x", parts)
+    assert line.entries[2].text == "–"
+
+
+def test_a_row_that_says_the_default_is_the_default(tmp_path):
+    suites = ["bracs-ablation-radius", "bracs-ablation-learning-rate"]
+    for suite in suites:
+        store = paper_store(tmp_path, suite, n=9, seeds=[0])
+    measured = Measured(store)
+
+    def found(suite, name):
+        return {run.cell.aggregator for run in measured.runs(Source("x", suite, 5), Place(name, LUNIT))}
+
+    assert found(suites[0], "longmil[radius=10]") == found(suites[0], "longmil") == {"longmil"}
+    assert found(suites[0], "longmil[heads=1,radius=5]") == found(suites[0], "longmil[radius=5.0]") == {"longmil[radius=5.0]"}
+    assert found(suites[0], "longmil[radius=7]") == set()
+    assert found(suites[1], "longmil[recipe.lr=0.00001]") == {"longmil[recipe.lr=1e-05]"}
+    assert found(suites[1], "longmil[recipe.lr=1e-4]") == {"longmil"}
 
 
 def test_anova_of_results(tmp_path, quick):

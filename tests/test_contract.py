@@ -1,11 +1,18 @@
 """Every registered aggregator keeps the contract, and the contract notices one that does not."""
 
+import contextlib
+import random
+import re
+from typing import Literal, get_args, get_origin
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from milbench import Aggregator, Prediction, contract, plugins, register
 from milbench.errors import SkipTrial
+from milbench.ops import full_attention
 
 LINEAR = ("retnet", "gla", "mamba-random", "mamba-single", "vmamba")
 SMALL = {  # the official sizes learn the same, only slower; a contract bag would fill no more than one region of HIPT
@@ -17,13 +24,35 @@ SMALL = {  # the official sizes learn the same, only slower; a contract bag woul
 }
 
 
-@pytest.mark.parametrize("check", contract.CHECKS, ids=lambda check: check.name)
+@pytest.mark.parametrize("check", [c for c in contract.CHECKS if c.name != "elsewhere"], ids=lambda check: check.name)
 @pytest.mark.parametrize("name", [entry.name for entry in plugins.entries()])
 def test_registered_aggregator_keeps_the_contract(name, check):
     try:
         check.run(plugins.resolve(SMALL.get(name, name)))
     except SkipTrial as skip:
         pytest.skip(f"{name}: {skip}")
+
+
+@pytest.mark.slow
+def test_registered_aggregators_give_the_same_bytes_in_other_processes():
+    """One process for all, where the check itself starts its own."""
+    variants = [plugins.resolve(SMALL.get(entry.name, entry.name)) for entry in plugins.entries()]
+    variants = [variant for variant in variants if variant.entry.name != "gigapath-pretrained"]
+    here = {variant.name: contract.numbers(variant) for variant in variants}
+    assert contract.in_other_processes(variants) == [here, here]
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in plugins.entries()])
+def test_every_variant_calls_no_more_than_its_class_names(name):
+    """By the choices that a parameter offers: each value of each Literal, and dropout, which may ask for another backend."""
+    entry = plugins.resolve(name).entry
+    small = dict(item.split("=") for item in re.findall(r"[a-z_]+=\w+", SMALL.get(name, "")))
+    for key, field in entry.parameters.model_fields.items():
+        values = [*get_args(field.annotation)] if get_origin(field.annotation) is Literal else [0.1] if key == "dropout" else []
+        for value in values:
+            text = ",".join(f"{k}={v}" for k, v in {**small, key: value}.items())
+            with contextlib.suppress(SkipTrial):
+                contract.operations(plugins.resolve(f"{name}[{text}]"))
 
 
 class Sound(Aggregator):
@@ -91,6 +120,52 @@ class NeverLearns(Sound):
         return task.loss(self(bag).logits, target).detach()
 
 
+class UnseededInTraining(Sound):
+    def forward(self, bag):
+        noise = np.random.default_rng().normal() if self.training else 0.0
+        return Prediction(super().forward(bag).logits * (1 + noise))
+
+
+class UnseededWeights(Sound):
+    def __init__(self, in_dim: int, n_out: int, *, hidden: int = 16) -> None:
+        super().__init__(in_dim, n_out, hidden=hidden)
+        generator = torch.Generator()
+        generator.seed()
+        nn.init.normal_(self.head.weight, generator=generator)
+
+
+class UnseededPrediction(Sound):
+    def forward(self, bag):
+        return Prediction(super().forward(bag).logits + (0 if self.training else random.Random().random()))
+
+
+class RemembersEarlierModels(Sound):
+    built = 0
+
+    def __init__(self, in_dim: int, n_out: int, *, hidden: int = 16) -> None:
+        super().__init__(in_dim, n_out, hidden=hidden)
+        type(self).built += 1
+        nn.init.constant_(self.head.bias, type(self).built)
+
+
+class SeededDraws(Sound):
+    """What every trial seeds may be drawn from: this one is sound."""
+
+    def __init__(self, in_dim: int, n_out: int, *, hidden: int = 16) -> None:
+        super().__init__(in_dim, n_out, hidden=hidden)
+        nn.init.constant_(self.head.bias, random.random() + np.random.rand())  # noqa: NPY002
+
+    def forward(self, bag):
+        noise = np.random.normal() if self.training else 0.0  # noqa: NPY002
+        return Prediction(super().forward(bag).logits * (1 + noise))
+
+
+class CallsAnOperation(Sound):
+    def forward(self, bag):
+        x = self.body(bag.features)[None]
+        return Prediction(self.head(full_attention(x, x, x)[0].mean(0)))
+
+
 class LearnsNonsense(Sound):
     def training_loss(self, prediction, target, task):
         return -super().training_loss(prediction, target, task).clamp(max=2.0)
@@ -110,6 +185,11 @@ class LearnsNonsense(Sound):
         (DeadParameter, "gradients"),
         (NeverLearns, "step"),
         (LearnsNonsense, "learns"),
+        (UnseededInTraining, "repeats"),
+        (UnseededWeights, "repeats"),
+        (UnseededPrediction, "repeats"),
+        (RemembersEarlierModels, "repeats"),
+        (CallsAnOperation, "operations"),
     ],
 )
 def test_contract_catches_a_broken_aggregator(cls, check):
@@ -119,3 +199,46 @@ def test_contract_catches_a_broken_aggregator(cls, check):
     run(plugins.resolve("sound"))
     with pytest.raises(contract.ContractError):
         run(plugins.resolve("broken"))
+
+
+def test_the_contract_says_what_differs_and_what_to_write():
+    register("draws", label="Draws")(UnseededInTraining)
+    with pytest.raises(contract.ContractError, match="the weights after training differ in a second run of the same seed"):
+        contract.repeats(plugins.resolve("draws"))
+    register("calls", label="Calls")(CallsAnOperation)
+    with pytest.raises(contract.ContractError, match=r'calls full_attention, .* add to the class: ops = \("full_attention",\)$'):
+        contract.operations(plugins.resolve("calls"))
+    register("seeded", label="Seeded")(SeededDraws)
+    contract.repeats(plugins.resolve("seeded"))
+
+
+HASHES = """
+import torch
+from torch import nn
+from milbench import Aggregator, Prediction, register
+
+@register("by-hash", label="By hash")
+class ByHash(Aggregator):
+    def __init__(self, in_dim: int, n_out: int, *, kind: str = "seed") -> None:
+        super().__init__(in_dim, n_out)
+        if kind == "seed":
+            torch.manual_seed(hash("by-hash"))
+        words = ["alpha", "beta", "gamma", "delta", "epsilon"]
+        names = set(words) if kind == "set" else words
+        self.heads = nn.ModuleDict([(name, nn.Linear(in_dim, n_out)) for name in names])
+
+    def forward(self, bag):
+        return Prediction(self.heads["alpha"](bag.features.mean(0)))
+"""
+
+
+def test_the_order_of_a_set_and_hashes_of_text_are_noticed(tmp_path):
+    (tmp_path / "hashes.py").write_text(HASHES)
+    plugins.discover([tmp_path / "hashes.py"])
+    variants = [plugins.resolve(f"by-hash[kind={kind}]") for kind in ("none", "set", "seed")]
+    sound, ordered, seeded = variants
+    here = {variant.name: contract.numbers(variant) for variant in variants}
+    for there in contract.in_other_processes(variants, hash_seeds=[1]):
+        assert there[sound.name] == here[sound.name]
+        for variant in (ordered, seeded):
+            assert there[variant.name]["the fresh weights"] != here[variant.name]["the fresh weights"]

@@ -9,6 +9,7 @@ import pytest
 from sklearn import metrics as sk
 
 from milbench import stats
+from milbench.stats.metrics import concordance_by_case
 
 RNG = np.random.default_rng(0)
 
@@ -115,3 +116,45 @@ def test_c_index_agrees_with_torchsurv():
     for t, r in ((time, risk), (time, risk.round()), (np.ceil(time / 3), risk.round())):  # no ties, tied risks, tied times
         theirs = float(ConcordanceIndex()(torch.tensor(r), torch.tensor(event), torch.tensor(t)))
         assert stats.c_index(t, event, r) == pytest.approx(theirs, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("missing", [slice(0, 1), slice(None)])
+@pytest.mark.parametrize(
+    "metric", [stats.macro_auc, stats.per_class_auc, stats.macro_f1, stats.accuracy, stats.balanced_accuracy, stats.brier, stats.confusion]
+)  # fmt: skip
+def test_a_missing_score_leaves_a_metric_undefined(metric, weighted, missing):
+    """argmax would take NaN for the highest of all scores, and call the case right."""
+    target, score = cases(3)
+    score[missing] = np.nan
+    weight = [RNG.multinomial(60, np.full(60, 1 / 60), size=4)] if weighted else []
+    found = metric(target, score, *weight)
+    assert found.shape[:1] == ((4,) if weighted else np.shape(metric(target, np.eye(3)[target]))[:1])
+    assert np.isnan(found).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("which", ["time", "risk"])
+def test_a_missing_risk_leaves_the_c_index_undefined(which, weighted):
+    data = {"time": np.arange(8.0), "risk": -np.arange(8.0)}
+    data[which][3] = np.nan
+    weight = {"weight": np.ones((2, 8))} if weighted else {}
+    assert np.isnan(stats.c_index(data["time"], np.arange(8) % 2 == 0, data["risk"], **weight)).all()
+    assert np.isnan(concordance_by_case(data["time"], np.arange(8) % 2 == 0, data["risk"])).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_scores_are_the_highest_and_equal():
+    assert stats.auc([True, False, True, False], [np.inf, np.inf, 0.0, -np.inf]) == (0.5 + 1 + 0 + 1) / 4
+    assert stats.c_index([1, 2, 3], [True, True, False], [np.inf, np.inf, -np.inf]) == 2.5 / 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_cases_have_no_metric():
+    target, score, none = [0, 1, 1], np.eye(2)[[0, 1, 0]], np.zeros((2, 3))
+    for metric in (stats.macro_auc, stats.accuracy, stats.balanced_accuracy, stats.brier):
+        assert np.isnan(metric(target, score, none)).all()
+    assert np.isnan(stats.c_index([1, 2, 3], [True] * 3, [3, 2, 1], none)).all()
+    np.testing.assert_array_equal(stats.balanced_accuracy([0, 0, 0], score), 2 / 3)

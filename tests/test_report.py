@@ -1,7 +1,10 @@
 """The report against stored files, and what it says when results are missing."""
 
+import json
 import os
+import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +35,17 @@ def column(table, label):
     return {row.label: row.entries[at] for row in table.rows}
 
 
+def golden(folder, formats):
+    """Results made up on the spot, and their report in `folder`/report."""
+    skip = {("dsmil", 1, 0): "failed", ("mean", 0, 0): "pending"}
+    store, _ = made_up_suite(folder, METHODS, seeds=2, skip=skip, title="Names with _ & % #")
+    return write(build(store, "made-up"), folder / "report", formats)
+
+
 def test_against_stored_files(tmp_path, monkeypatch):
     """Every form of a small report, byte for byte. MILBENCH_WRITE_GOLDEN=1 writes them anew; then read the difference."""
     monkeypatch.setattr("milbench.report.tables.REPLICATES", 10_000)
-    skip = {("dsmil", 1, 0): "failed", ("mean", 0, 0): "pending"}
-    store, _ = made_up_suite(tmp_path, METHODS, seeds=2, skip=skip, title="Names with _ & % #")
-    paths = write(build(store, "made-up"), tmp_path / "report", ["latex", "md", "csv"])  # pages of HTML are read, not compared
+    paths = golden(tmp_path, ["latex", "md", "csv"])  # pages of HTML are read, not compared
     if os.environ.get("MILBENCH_WRITE_GOLDEN"):
         shutil.rmtree(GOLDEN, ignore_errors=True)
         shutil.copytree(tmp_path / "report", GOLDEN)
@@ -168,3 +176,84 @@ def test_groups_are_separated_by_rules(tmp_path):
     grid = {"aggregator": ["mean", "abmil", "dsmil"]}
     store, _ = made_up_suite(tmp_path, METHODS, table={**layout, "reference": "abmil"}, grid=grid)
     assert [row.rule for row in main_table(store).rows] == [False, True, False, True], "rows of one's own stand below a rule"
+
+
+def rewrite(store, cell, **test):
+    """Other test metrics of a trial."""
+    path = store.folder(cell.trial_id) / "trial.json"
+    content = json.loads(path.read_text())
+    content["metrics"]["test"] |= test
+    path.write_text(json.dumps(content))
+
+
+def test_ties_tie(tmp_path):
+    """The same fold values in another order have another floating-point mean, and one rational mean two texts."""
+    store, plan = made_up_suite(tmp_path, {"mean": 1.0, "abmil": 1.0, "dsmil": 1.0, "max": 1.0}, folds=4)
+    auc = {"mean": [0.7, 0.8, 0.9, 0.8], "abmil": [0.9, 0.8, 0.8, 0.7], "dsmil": [0.6] * 4, "max": [0.8, 0.79, 0.81, 0.8002]}
+    f1 = {
+        "mean": [29 / 36, 17 / 18, 7 / 12, 11 / 12],
+        "abmil": [11 / 12, 7 / 12, 17 / 18, 29 / 36],
+        "dsmil": [0.8125] * 4,
+        "max": [1.0] * 4,
+    }
+    for cell in plan.cells:
+        rewrite(store, cell, macro_auc=auc[cell.aggregator][cell.fold], macro_f1=f1[cell.aggregator][cell.fold])
+    table = build(store, "made-up", tests=False).sections[0].table
+    shown = {label: (entry.text.split()[0], entry.style) for label, entry in column(table, "macro-AUC").items()}
+    best = ("0.800", "best")
+    assert shown == {"MEAN": best, "ABMIL": best, "DSMIL": ("0.600", "second"), "MAX": best}, "what prints alike ranks alike"
+    shown = {label: (entry.text.split()[0], entry.style) for label, entry in column(table, "macro-F1").items()}
+    second = ("0.812", "second")
+    assert shown == {"MEAN": second, "ABMIL": second, "DSMIL": second, "MAX": ("1.000", "best")}
+    assert {row["mean"] for row in table.tidy if row["metric"] == "macro_f1"} == {0.8125, 1.0}
+
+
+def test_no_zero_has_a_minus_and_no_number_is_nan(tmp_path):
+    """Differences of nothing, and a fold that lacks a class: every text of the report."""
+    store, plan = made_up_suite(tmp_path, {"mean": 1.5, "abmil": 1.0, "dsmil": 1.0}, folds=2, n=6)
+    same = {c.fold: store.folder(c.trial_id) / "predictions.csv" for c in plan.cells if c.aggregator == "abmil"}
+    for cell in plan.cells:
+        path = store.folder(cell.trial_id) / "predictions.csv"
+        if cell.aggregator == "dsmil":
+            path.write_text(same[cell.fold].read_text())
+            other = next(c for c in plan.cells if (c.aggregator, c.fold) == ("abmil", cell.fold))
+            rewrite(store, cell, macro_f1=store.read(other.trial_id).metrics["test"]["macro_f1"] - 1e-16)
+        if cell.fold == 1:
+            first, *rows = path.read_text().splitlines()
+            fields = [row.split(",") for row in rows]
+            path.write_text(
+                "\n".join([first, *(",".join([*f[:3], "1" if f[3] == "2" else f[3], *f[4:]]) for f in fields)]) + "\n"
+            )
+            rewrite(store, cell, macro_auc=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        report = build(store, "made-up")
+        write(report, tmp_path / "report")
+    section = report.sections[0]
+    assert "undefined in 1 of 2 runs" in " ".join(section.table.notes)
+    for label in ("MEAN", "DSMIL"):
+        row = next(row for row in section.paired.rows if row.label == label)
+        assert [entry.text for entry in row.entries] == ["–"] * 5, "of macro-AUC, which stands first"
+    assert "MEAN (macro-AUC), DSMIL (macro-AUC): the metric is undefined in 1 of 2 pairs of runs." in section.paired.notes
+    (anova,) = (table for table in section.appendix if table.name.endswith("anova"))
+    assert "Runs left out, in which the metric is undefined: 3 of 6 (macro-AUC)." in anova.notes
+    told = {(row["aggregator"], row["metric"]): row for row in section.paired.tidy}
+    assert [told["mean", "macro_auc"][key] for key in ("undefined", "runs")] == [1, 2]
+    equal = told["dsmil", "macro_f1"]
+    assert [equal[key] for key in ("difference", "wins", "ties", "losses", "undefined")] == [0, 0, 2, 0, 0]
+    for path in (tmp_path / "report").rglob("*"):
+        if path.suffix in (".md", ".tex", ".csv", ".html"):
+            found = re.search(r"[-−+]nan|\bnan\b|[-−]0\.0+(?![\d])", re.sub(r"data:[^\"]+", "", path.read_text()))
+            assert not found, (path.name, found)
+
+
+def test_a_missing_prediction_is_told(tmp_path):
+    store, plan = made_up_suite(tmp_path, METHODS)
+    cell = next(c for c in plan.cells if c.aggregator == "mean")
+    path = store.folder(cell.trial_id) / "predictions.csv"
+    first, second, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([first, ",".join([*second.split(",")[:4], "nan", "nan", "nan"]), *rest]) + "\n")
+    rewrite(store, cell, macro_auc=None, macro_f1=None)
+    report = build(store, "made-up")
+    assert column(report.sections[0].table, "macro-F1")["MEAN"].text == "–"
+    assert "a prediction is missing (NaN), so the metric is undefined in 1 of 3 runs" in " ".join(report.sections[0].table.notes)

@@ -7,6 +7,7 @@ import pytest
 
 from milbench import MilbenchError, stats
 from milbench.stats import paired
+from milbench.stats.paired import Once
 
 
 def _counts(strata, replicates, seed=0):
@@ -225,3 +226,54 @@ def test_holm_by_hand():
     np.testing.assert_allclose(stats.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(stats.holm([0.9, np.nan, 0.6]), [1.0, np.nan, 1.0])
     assert stats.holm([]).shape == (0,)
+
+
+def test_blocks_that_begin_alike_are_not_taken_for_each_other():
+    """Two draws can share their first rows; a value computed for one must never be given for the other."""
+    calls = []
+
+    def total(counts):
+        calls.append(len(counts))
+        return counts.sum(1)
+
+    once, rng = Once(total), np.random.default_rng(0)
+    one = rng.integers(0, 3, (50, 6)).astype(float)
+    for row in (8, 20, 49):
+        other = one.copy()
+        other[row, 5] += 1
+        np.testing.assert_array_equal(once(one), one.sum(1))
+        np.testing.assert_array_equal(once(other), other.sum(1))
+        np.testing.assert_array_equal(once(other.copy()), other.sum(1))
+    np.testing.assert_array_equal(once(one.reshape(100, 3)), one.reshape(100, 3).sum(1))
+    np.testing.assert_array_equal(once(np.asfortranarray(one)), one.sum(1))
+    assert calls == [50, 50, 50, 50, 100], "each block once"
+
+
+@pytest.mark.filterwarnings("error")
+def test_undefined_runs_are_counted_and_told():
+    target, score = fold(30, 3, 0)
+    broken = np.full_like(score, np.nan)
+    good = lambda c: stats.macro_f1(target, score, c)  # noqa: E731
+    bad = lambda c: stats.macro_f1(target, broken, c)  # noqa: E731
+    worse = lambda c: stats.macro_f1(target, score[:, ::-1], c)  # noqa: E731
+    c = stats.paired_bootstrap([(target, [(good, worse), (bad, worse), (worse, worse)])], replicates=50)
+    assert (c.wins, c.ties, c.losses, c.undefined, c.runs) == (1, 1, 0, 1, 3)
+    assert c.note == "the metric is undefined in 1 of 3 pairs of runs"
+    assert np.isnan([c.difference, c.low, c.high, c.se, c.superiority, c.p]).all()
+
+
+@pytest.mark.parametrize(("each", "resamples"), [(1, 1), (2, 4), (3, 36), (4, None)])
+def test_a_handful_of_cases_that_do_not_vary_has_no_p_value(each, resamples):
+    """Class-stratified resamples of a perfect method and a constant one are all alike: that is no p of 0.0002."""
+    target = np.repeat([0, 1], each)
+    perfect, constant = np.eye(2)[target], np.tile([0.6, 0.4], (2 * each, 1))
+    runs = [partial(stats.macro_f1, target, perfect), partial(stats.macro_f1, target, constant)]
+    c = stats.paired_bootstrap([(target, [tuple(runs)])], replicates=200)
+    assert c.difference == pytest.approx(2 / 3)
+    if resamples is None:
+        assert c.p == pytest.approx(2 / 201)
+    else:
+        assert np.isnan([c.p, c.low, c.high, c.se]).all()
+        assert c.note == f"not computed (each of the {resamples} resamples of so few cases gives the same difference)"
+    same = stats.paired_bootstrap([(target, [(runs[0], runs[0])])], replicates=200)
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1), "no difference is one"

@@ -104,6 +104,22 @@ def test_best_epoch_is_kept_and_ties_go_to_the_lower_loss():
     assert [row["val_macro_auc"] for row in done.curve] == [0, 1, 1, 1, 0]
 
 
+@pytest.mark.parametrize("select", ["best on val", "best val accuracy", "best val loss"])
+def test_of_equal_epochs_the_first_is_kept(select):
+    """Metric and loss both stand still: a plateau brings no new best epoch, and counts as waiting."""
+    script = [(False, 1.0)] + [(True, 2.0)] * 9
+    recipe = get_recipe("paper", "subtyping", max_epochs=9, patience=4, select=select)
+    done, model, *_ = train(toy_dataset(), model=Scripted(script), recipe=recipe)
+    assert (
+        len(
+            {(row["val_macro_auc"] if "val_macro_auc" in row else row["val_accuracy"], row["val_loss"]) for row in done.curve[1:]}
+        )
+        == 1
+    )
+    assert (done.epoch, len(done.curve)) == (2, 6)
+    assert round(float(model.weight.detach())) == 2, "the weights of the first of them"
+
+
 def test_patience_counts_epochs_without_a_better_one():
     script = [(True, 1.0)] + [(False, 1.0)] * 20
     done, *_ = train(toy_dataset(), model=Scripted(script), recipe=get_recipe("paper", "subtyping", patience=4))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from milbench import plugins, recipes
+from milbench import plugins, process, recipes
 from milbench.aggregator import Aggregator
 from milbench.analysis import measure
 from milbench.analysis.profile_ops import tissue, window_sizes
@@ -160,8 +160,8 @@ def measure_one(name: str, n: int, setting: Setting) -> Row:
         SkipTrial: it cannot be built, such as for want of weights.
         RuntimeError, MemoryError: memory did not suffice.
     """
-    torch.set_num_threads(setting.threads)
-    torch.manual_seed(0)
+    process.settle(setting.device, setting.threads)
+    process.seed(0)
     variant, device, task = plugins.resolve(name), setting.device, Subtyping(CLASSES)
     row = Row(variant.name, variant.label, n)
     small, bag = (bag_of(size, setting.in_dim).to(device) for size in (WARM_UP, n))

@@ -13,7 +13,7 @@ import h5py
 import safetensors.torch
 import torch
 
-from milbench import datasets, plugins, tasks
+from milbench import datasets, plugins, process, tasks
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.config import Settings
@@ -126,7 +126,8 @@ class Trained:
 
     def model(self, *, trained: bool = True) -> Aggregator:
         """The model as the trial left it, or as it began."""
-        torch.manual_seed(derive_seed(*self.spec.axes, "weights"))
+        process.settle()
+        process.seed(derive_seed(*self.spec.axes, "weights"))
         model = build_model(self.spec, self.dataset, self.task.n_out)
         if trained:
             model.load_state_dict(safetensors.torch.load_file(self.weights))
@@ -165,7 +166,8 @@ def of_dataset(dataset: Dataset, id: str, standardise: Standardiser | None = Non
 
 def fresh(name: str, in_dim: int, n_out: int = 2, seed: int = 0) -> Aggregator:
     """The aggregator `name` with random weights."""
-    torch.manual_seed(seed)
+    process.settle()
+    process.seed(seed)
     return plugins.resolve(name).build(in_dim, n_out).eval()
 
 

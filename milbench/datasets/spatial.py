@@ -171,11 +171,15 @@ def load(name: str, encoder: str) -> Dataset:
     task, suffix = NAMES[name]
     ids = _ids(SCALES[suffix])
 
-    @lru_cache(maxsize=KEPT if not suffix else 0)
+    made = lru_cache(maxsize=KEPT if not suffix else 0)(partial(_with_features, name, encoder))
+
     def read(id: str) -> Bag:
-        slide, x = _with_features(name, encoder, id)
-        coords = torch.from_numpy(slide.tissue.coords)
-        return Bag(torch.from_numpy(x), coords, slide.tissue.step, slide_id=id, case_id=id, source=f"{name}, generated")
+        slide, x = made(id)
+        features, coords = (
+            torch.tensor(x),
+            torch.tensor(slide.tissue.coords),
+        )  # copies: who writes into a bag spoils that one only
+        return Bag(features, coords, slide.tissue.step, slide_id=id, case_id=id, source=f"{name}, generated")
 
     digest = hashlib.sha256()
     for id in (some[number] for some in ids.values() for number in (0, 1)):

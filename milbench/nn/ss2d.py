@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from milbench.errors import MilbenchError
 from milbench.nn.mixers import step_bias
+from milbench.ops.arguments import check
 from milbench.ops.scan_orders import cross_scan
 from milbench.ops.selective_scan import selective_scan
 
@@ -73,8 +75,20 @@ def _gather_taps(x: Tensor, taps: Tensor, index: Tensor) -> Tensor:
 
 
 def tissue_conv(x: Tensor, weight: Tensor, cells: Tensor) -> Tensor:
-    """The same as :func:`tissue_conv_naive`, at a cost that follows the number of cells; recomputes in the backward pass."""
-    return _TissueConv.apply(x, weight.flatten(1).T, neighbours(cells))
+    """The same as :func:`tissue_conv_naive`, at a cost that follows the number of cells; recomputes in the backward pass.
+
+    Half types are computed in float32.
+
+    Raises:
+        MilbenchError: naming the argument, for shapes that do not agree, dtypes that are not floating point, or NaN.
+    """
+    if weight.shape[1:] != (1, 3, 3):
+        raise MilbenchError(f"weight must be (c, 1, 3, 3), got {tuple(weight.shape)}")
+    taps = weight.flatten(1).T  # (9, c)
+    dtype = check("x (m, c), taps (9, c)", x, taps)
+    if cells.shape != (len(x), 2) or cells.dtype != torch.int64:
+        raise MilbenchError(f"cells must be ({len(x)}, 2) int64 like x, got {cells.dtype} of {tuple(cells.shape)}")
+    return _TissueConv.apply(x.to(dtype), taps.to(dtype), neighbours(cells)).to(x.dtype)
 
 
 class _Spread(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""What an op demands of its tensors, said once: axes that agree, floating point, no NaN."""
+"""What an op demands of its tensors, said once: axes that agree, floating point, in plain memory, no NaN."""
 
 import re
 
@@ -20,7 +20,7 @@ def check(spec: str, *tensors: Tensor) -> torch.dtype:
 
     Raises:
         MilbenchError: naming the argument, for axes of other sizes, dtypes that are not floating point, float64 mixed with
-            others, tensors on two devices, and NaN or infinite values.
+            others, tensors on two devices, sparse or lazily negated ones, and NaN or infinite values.
     """
     sizes: dict[str, int] = {}
     for (name, axes), t in zip(re.findall(r"(\w+) \(([^)]*)\)", spec), tensors, strict=True):
@@ -32,6 +32,8 @@ def check(spec: str, *tensors: Tensor) -> torch.dtype:
             raise MilbenchError(f"{name} is {t.dtype}: all arguments must be floating point, and float64 all or none")
         if t.device != tensors[0].device:
             raise MilbenchError(f"{name} is on {t.device}, the first argument on {tensors[0].device}")
+        if t.layout != torch.strided or t.is_neg():  # kernels that read memory themselves would not notice
+            raise MilbenchError(f"{name} is {'lazily negated' if t.is_neg() else t.layout}: pass a plain dense tensor")
         if not torch.isfinite(t.detach().sum()) and not torch.isfinite(t.detach()).all():  # a sum is the cheap test
             raise MilbenchError(f"{name} holds NaN or infinite values")
         sizes.update(zip((axis for axis, _ in known), t.shape, strict=True))

@@ -1,13 +1,16 @@
 """Which implementation an operation uses here: the built-in one everywhere, a GPU kernel where it was shown to work.
 
-A backend counts as available only after a tiny real call, forward and backward, on the device. What was used is remembered for a
-trial's provenance; a forced backend that is not available is an error with the reason, never a fallback.
+A backend counts as available only after a tiny real call, forward and backward, on the device. The call neither sees nor changes
+what its caller has set up, for it may come in the middle of a training step. What was used is remembered for a trial's
+provenance; a forced backend that is not available is an error with the reason, never a fallback.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,24 +51,45 @@ class Backend:
 
 @cache
 def _probe(backend: Backend, device: str) -> str | None:
-    cuda = range(torch.cuda.device_count()) if device == "cuda" else ()
+    # In a thread of its own: grad and inference mode, autocast, saved-tensor hooks (recomputation) and dispatch modes (counting
+    # FLOPs) belong to the thread that set them, and a new one has none.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_tiny_call, backend, device).result()
+
+
+def _tiny_call(backend: Backend, device: str) -> str | None:
+    """Why a call of the backend's example fails, forward or backward; None where it works."""
     try:
-        # The caller may be in the middle of a training step: its random numbers stay its own.
-        with torch.random.fork_rng(cuda), torch.enable_grad():
+        with _nothing_set(device):
             arguments = backend.example(device)
             for a in arguments:
                 if isinstance(a, Tensor) and a.is_floating_point():
                     a.requires_grad_()
             out = backend.call(*arguments)
             out.float().sum().backward()
-        return None if bool(torch.isfinite(out).all()) else "a tiny call gave values that are not finite"
+            return None if bool(torch.isfinite(out).all()) else "a tiny call gave values that are not finite"
     except Exception as error:  # whatever a foreign kernel raises is the reason
         return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
+@contextmanager
+def _nothing_set(device: str) -> Iterator[None]:
+    """What belongs to the whole process and not to a thread: random numbers, default dtype, determinism, anomaly detection."""
+    dtype, strict = torch.get_default_dtype(), torch.get_deterministic_debug_mode()
+    cuda = range(torch.cuda.device_count()) if device == "cuda" else ()
+    with torch.random.fork_rng(cuda), torch.autograd.set_detect_anomaly(False):
+        try:
+            torch.set_default_dtype(torch.float32)
+            torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")  # as in a trial
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_deterministic_debug_mode(strict)
+
+
 _backends: dict[str, list[Backend]] = {}
 _forced: dict[str, str] = {}
-_used: dict[str, str] = {}
+_used: dict[str, set[str]] = {}
 _watchers: list[Callable[[str, Callable[..., Tensor]], Callable[..., Tensor]]] = []
 
 
@@ -101,8 +125,18 @@ def choose(op: str, device: str, dtype: torch.dtype | None = None, **facts: obje
         facts: what the call asks for, such as dropout=0.1.
 
     Raises:
-        MilbenchError: the forced backend does not work here.
+        MilbenchError: the forced backend does not work here, or none does, with every backend's reason.
     """
+
+    backend = _find(op, device, dtype, facts)
+    _used.setdefault(op, set()).add(backend.name)
+    for wrap in _watchers:
+        backend = replace(backend, call=wrap(op, backend.call))
+    return backend
+
+
+def _find(op: str, device: str, dtype: torch.dtype | None = None, facts: Mapping[str, object] = MappingProxyType({})) -> Backend:
+    """The backend of a call, which is not made; see :func:`choose`."""
 
     def refuses(backend: Backend) -> str | None:
         if dtype is not None and backend.dtypes is not None and dtype not in backend.dtypes:
@@ -115,12 +149,28 @@ def choose(op: str, device: str, dtype: torch.dtype | None = None, **facts: obje
         backend = next(b for b in _backends[op] if b.name == _forced[op])
         if reason := refuses(backend):
             raise MilbenchError(f"backend {backend.name} of {op} was asked for and does not work on {device}: {reason}")
-    else:
-        backend = next(b for b in _backends[op] if refuses(b) is None)
-    _used[op] = backend.name
-    for wrap in _watchers:
-        backend = replace(backend, call=wrap(op, backend.call))
-    return backend
+        return backend
+    reasons = []
+    for backend in _backends[op]:
+        reason = refuses(backend)
+        if reason is None:
+            return backend
+        reasons.append(f"{backend.name}: {reason}")
+    raise MilbenchError(f"no backend of {op} works on {device}: {'; '.join(reasons)}")
+
+
+def chosen(ops: Iterable[str], device: str) -> dict[str, str]:
+    """Operation -> the backend that float32 tensors get on a device of that type. Tries no others; nothing counts as used.
+
+    What a call may ask for besides, such as dropout, is left out: what it then gets follows from the same list.
+
+    Raises:
+        MilbenchError: an unknown operation, or one of which no backend works here, with every backend's reason.
+    """
+    for op in ops:
+        if op not in _backends:
+            raise unknown("operation", op, _backends)
+    return {op: _find(op, device, torch.float32).name for op in sorted(ops)}
 
 
 @contextmanager
@@ -143,22 +193,12 @@ def check_forced(device: str) -> None:
         MilbenchError: one does not work there.
     """
     for op in _forced:
-        choose(op, device)
-
-
-def prepare(device: str) -> None:
-    """Probe every backend on a device of that type, so that no trial's first step has to.
-
-    A probe inside a step could inherit what the step has set up: recomputation, autocast, a grad mode.
-    """
-    for some in _backends.values():
-        for backend in some:
-            backend.why_not(device)
+        _find(op, device)
 
 
 def used() -> dict[str, str]:
-    """Operation -> backend, of everything called since :func:`forget`."""
-    return dict(sorted(_used.items()))
+    """Operation -> backend, or "one + other", of everything called since :func:`forget`."""
+    return {op: " + ".join(sorted(names)) for op, names in sorted(_used.items())}
 
 
 def forget() -> None:
@@ -171,9 +211,9 @@ def table(device: str) -> list[dict[str, Any]]:
     rows = []
     for op, some in sorted(_backends.items()):
         try:
-            chosen = choose(op, device).name
+            best = _find(op, device).name
         except MilbenchError:
-            chosen = ""
+            best = ""
         for backend in some:
             reason = backend.why_not(device)
             works = reason is None
@@ -182,9 +222,8 @@ def table(device: str) -> list[dict[str, Any]]:
                     "op": op,
                     "backend": backend.name,
                     "available": works,
-                    "chosen": works and backend.name == chosen,
+                    "chosen": works and backend.name == best,
                     "why_not": reason or "",
                 }
             )
-    forget()
     return rows

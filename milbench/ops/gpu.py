@@ -3,6 +3,7 @@
 Nothing here runs on a CPU; each is used only after a tiny call of it worked on the device (:mod:`milbench.ops.backends`).
 """
 
+import math
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -60,17 +61,24 @@ def mamba_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Ten
     return torch.stack(out)
 
 
+def largest_square(radius: float) -> int:
+    """The largest whole number whose root is at most `radius`: squared distances of cells are compared without rounding."""
+    near = math.floor(radius**2)  # may be off by one, by rounding
+    return max(s for s in (0, near - 1, near, near + 1) if s >= 0 and math.sqrt(s) <= radius)
+
+
 class Tissue(NamedTuple):
     """Tokens in Hilbert order, cut into blocks of 128 that are compact on the slide.
 
     order: (n,). at: (n + padding, 2) int32 cells. label: (n + padding,) int32 regions, of padding a region of its own.
-    near: (blocks, blocks) bool, whether the bounding boxes of two blocks are within the radius.
+    near: (blocks, blocks) bool, whether the bounding boxes of two blocks are within the radius. squared: as it is compared.
     """
 
     order: Tensor
     at: Tensor
     label: Tensor
     near: Tensor
+    squared: int
 
 
 def tissue_blocks(grid: Tensor, radius: float, regions: Tensor | None = None) -> Tissue:
@@ -79,14 +87,15 @@ def tissue_blocks(grid: Tensor, radius: float, regions: Tensor | None = None) ->
     n = len(order)
     blocks = -(-n // BLOCK)
     padding = blocks * BLOCK - n
-    at = grid[order].to(torch.int32)
-    label = torch.zeros_like(at[:, 0]) if regions is None else regions[order].to(torch.int32)
+    at = (grid[order].long() - grid.amin(0)).to(torch.int32)
+    label = torch.zeros_like(at[:, 0]) if regions is None else regions[order].unique(return_inverse=True)[1].to(torch.int32)
     at = torch.cat([at, at[-1:].expand(padding, 2)])  # (n + padding, 2)
     label = torch.cat([label, (label.min() - 1).expand(padding)])
     boxes = at.view(blocks, BLOCK, 2)
     low, high = boxes.amin(1), boxes.amax(1)
     gap = (torch.maximum(low[:, None], low[None]) - torch.minimum(high[:, None], high[None])).clamp(min=0)  # (blocks, blocks, 2)
-    return Tissue(order, at, label, gap.float().square().sum(-1) <= radius**2)
+    squared = largest_square(min(radius, 2.0**31))  # no cell is farther
+    return Tissue(order, at, label, gap.long().square().sum(-1) <= squared, squared)
 
 
 def blocked_local_attention(
@@ -108,16 +117,17 @@ def blocked_local_attention(
     :func:`milbench.ops.local_attention.local_attention_2d`; dropout draws from torch's global generator.
     """
     tissue = tissue_blocks(grid, radius, regions)
-    n = len(tissue.order)
-    q, k, v = (t[:, tissue.order] for t in (q, k, v))
+    n, given = len(tissue.order), v.dtype
+    exact = torch.float64 if given == torch.float64 else torch.float32
+    q, k, v = (t[:, tissue.order].to(exact) for t in (q, k, v))
     token = torch.arange(len(tissue.at), device=q.device).view(-1, BLOCK)
 
     def attend(queries: Tensor, mine: Tensor, theirs: Tensor) -> Tensor:
-        apart = (tissue.at[mine][:, None] - tissue.at[theirs]).float().square().sum(-1)  # (block, keys)
-        seen = (apart <= radius**2) & (tissue.label[mine][:, None] == tissue.label[theirs])
-        mask = torch.where(seen, 0.0, -torch.inf).to(queries.dtype)[None]
+        apart = (tissue.at[mine][:, None] - tissue.at[theirs]).long().square().sum(-1)  # (block, keys)
+        seen = (apart <= tissue.squared) & (tissue.label[mine][:, None] == tissue.label[theirs])
+        mask = torch.where(seen, 0.0, -torch.inf).to(exact)[None]
         if alibi is not None:
-            mask = mask - (alibi[:, None, None] * apart.sqrt()).to(queries.dtype)
+            mask = mask - alibi.to(exact)[:, None, None] * apart.to(exact).sqrt()
         # The keys are taken inside, so that what is kept for the backward pass is an index and not a copy.
         return F.scaled_dot_product_attention(queries, k[:, theirs], v[:, theirs], attn_mask=mask, scale=scale, dropout_p=dropout)
 
@@ -125,7 +135,7 @@ def blocked_local_attention(
     for block, near in zip(token, tissue.near, strict=True):
         mine, theirs = block[block < n], token[near].flatten()
         out.append(checkpoint(attend, q[:, mine], mine, theirs[theirs < n], use_reentrant=False))
-    return torch.empty_like(v).index_copy(1, tissue.order, torch.cat(out, dim=1))
+    return torch.empty_like(v).index_copy(1, tissue.order, torch.cat(out, dim=1)).to(given)
 
 
 @cache
@@ -152,7 +162,7 @@ def flex_local_attention(
     assert not dropout, "flex_attention has no dropout"
     from torch.nn.attention.flex_attention import BlockMask
 
-    order, at, label, near = tissue_blocks(grid, radius, regions)
+    order, at, label, near, _ = tissue_blocks(grid, radius, regions)
     n, padding = len(order), len(at) - len(order)
     blocks = near.to(torch.int8).argsort(dim=1, descending=True, stable=True).to(torch.int32)  # of each row, those it sees first
 

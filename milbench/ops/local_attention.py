@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from milbench.errors import MilbenchError
 from milbench.ops.arguments import check
 from milbench.ops.backends import Backend, choose, offer
-from milbench.ops.gpu import blocked_local_attention, flex_local_attention
+from milbench.ops.gpu import blocked_local_attention, flex_local_attention, largest_square
 
 if TYPE_CHECKING:
     from milbench.ops.local_attention_cpu import Plan
@@ -180,10 +180,8 @@ def _plan(grid: Tensor, regions: Tensor | None, radius: float) -> "Plan":
     if radius > cpu.LARGEST_RADIUS or extent.max() >= 2**30:
         raise MilbenchError(f"radius of {radius:.0f} cells in a grid of {extent + 1} cells: at most {cpu.LARGEST_RADIUS} in 2^30")
     label = np.zeros(len(cells), np.int64) if regions is None else np.unique(regions.cpu().numpy(), return_inverse=True)[1]
-    near = math.floor(radius**2)  # may be off by one, by rounding
-    squared = max(s for s in (0, near - 1, near, near + 1) if s >= 0 and math.sqrt(s) <= radius)
     short, long = np.argsort(extent)  # rows along the longer side: more of them for the threads
-    return cpu.make_plan(cells[:, short], cells[:, long], label, squared)
+    return cpu.make_plan(cells[:, short], cells[:, long], label, largest_square(radius))
 
 
 def _sorted(x: Tensor, plan: "Plan") -> Tensor:

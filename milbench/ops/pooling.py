@@ -21,7 +21,7 @@ def pool_2x2(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean over the patches present in each absolute 2x2 cell of the grid.
 
     Args:
-        x: (n, d).
+        x: (n, d); half types are summed in float32.
         grid: (n, 2) integer (column, row).
 
     Returns:
@@ -33,10 +33,10 @@ def pool_2x2(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Source: LongMIL (NeurIPS 2024), section 3.3; absolute cells and the mean over present patches are our reading.
     """
-    check("x (n, d)", x)
+    dtype = check("x (n, d)", x)
     if grid.shape != (len(x), 2) or grid.dtype not in (torch.int32, torch.int64):
         raise MilbenchError(f"grid must be ({len(x)}, 2) integers like x, got {grid.dtype} of {tuple(grid.shape)}")
     half = grid.div(2, rounding_mode="floor").flip(1)  # (n, 2), (row, column), so that sorting is row-major
     rows, cell, count = torch.unique(half, dim=0, return_inverse=True, return_counts=True)
-    pooled = x.new_zeros(len(rows), x.shape[1]).index_add(0, cell, x) / count[:, None]
-    return pooled, rows.flip(1), cell
+    pooled = x.new_zeros(len(rows), x.shape[1], dtype=dtype).index_add(0, cell, x.to(dtype)) / count[:, None]
+    return pooled.to(x.dtype), rows.flip(1), cell

@@ -26,7 +26,7 @@ def rope_2d(x: Tensor, grid: Tensor, base: float = 10_000.0) -> Tensor:
     pair j of a half turns by position * theta_j, theta_j = base^(-2j / (d / 2)), j = 0 ... d / 4 - 1.
 
     Args:
-        x: (heads, n, d), d a multiple of 4.
+        x: (heads, n, d), d a multiple of 4; half types are computed in float32.
         grid: (n, 2) integer (column, row).
         base: of the angles.
 
@@ -38,7 +38,7 @@ def rope_2d(x: Tensor, grid: Tensor, base: float = 10_000.0) -> Tensor:
 
     Source: Su et al. 2021, applied to each axis on half of the pairs; LongMIL (NeurIPS 2024), section 3.2.
     """
-    check("x (heads, n, d)", x)
+    dtype = check("x (heads, n, d)", x)
     if x.shape[-1] % 4:
         raise MilbenchError(f"x must be (heads, n, d) with d a multiple of 4, got {tuple(x.shape)}")
     if grid.shape != (x.shape[1], 2) or grid.dtype not in (torch.int32, torch.int64):
@@ -46,9 +46,9 @@ def rope_2d(x: Tensor, grid: Tensor, base: float = 10_000.0) -> Tensor:
     quarter = x.shape[-1] // 4
     theta = base ** (-torch.arange(quarter, dtype=torch.float64, device=x.device) / quarter)
     angle = (grid[:, :, None] * theta).flatten(1)  # (n, d / 2) in float64: positions may be large
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     a, b = x[..., 0::2], x[..., 1::2]
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
 def alibi_slopes(heads: int) -> Tensor:

@@ -11,7 +11,8 @@ import numpy as np
 from milbench import stats
 from milbench.errors import MilbenchError
 from milbench.report.collect import Run
-from milbench.report.ranks import critical_difference, number, p_value, ranks
+from milbench.report.numbers import NONE, interval, number, p_value, signed, tally
+from milbench.report.ranks import critical_difference, ranks
 from milbench.report.tables import ALPHA, METRICS, REPLICATES, Entry, Row, Table
 from milbench.stats import Outcome, PairedFold
 from milbench.trials.plan import Plan
@@ -22,7 +23,7 @@ Place = tuple[Any, ...]
 Pairs = list[tuple[Run, Run]]  # a run of the method and the reference's of the same fold and seed
 
 _COLUMN = ("dataset", "encoder", "magnification", "patch_size", "split")  # what a place says
-_EFFECT = ("difference", "low", "high", "wins", "ties", "losses")  # of the paired comparison
+_EFFECT = ("difference", "low", "high", "wins", "ties", "losses", "undefined")  # of the paired comparison
 # How each test is called in the heads, and which of its numbers stand before its p-value.
 _SHOWN = {
     "delong": ("DeLong", ("95 % interval",)),
@@ -82,9 +83,9 @@ def _tests(plan: Plan, runs: Sequence[Run], paired: Table, reference: str, metri
             lines.append(Row(heading, [], rule=bool(lines)))
         superiority = _superiority(pairs[i], metric)
         entries = [
-            Entry(_signed(row["difference"])),
-            Entry(_interval(row["low"], row["high"])),
-            Entry(f"{row['wins']}/{row['ties']}/{row['losses']}"),
+            Entry(signed(row["difference"])),
+            Entry(interval(row["low"], row["high"])),
+            Entry(tally(row["wins"], row["ties"], row["losses"], row["undefined"])),
             Entry(number(superiority, ".2f")),
         ]
         shared = {key: row[key] for key in ("aggregator", "label", *_COLUMN, "metric", "reference", *_EFFECT)}
@@ -112,10 +113,10 @@ def _tests(plan: Plan, runs: Sequence[Run], paired: Table, reference: str, metri
 def _entries(name: str, outcome: Outcome | None, p_holm: float) -> list[Entry]:
     labels = _SHOWN[name][1]
     if outcome is None:
-        return [Entry("–")] * (len(labels) + 1)
+        return [Entry(NONE)] * (len(labels) + 1)
     shown = {
-        "difference": _signed(outcome.effect),
-        "95 % interval": _interval(outcome.low, outcome.high),
+        "difference": signed(outcome.effect),
+        "95 % interval": interval(outcome.low, outcome.high),
         "smallest p": number(outcome.smallest, ".3g"),
     }
     # Few pairs allow few p-values: those of Wilcoxon are printed as exactly as the smallest.
@@ -127,7 +128,12 @@ def _outcomes(pairs: Pairs, metric: str) -> dict[str, Outcome]:
     """Every test that applies; one that applies and finds the metric undefined says so in its outcome."""
     folds = _by_fold(pairs)
     found: dict[str, Outcome] = {}
-    if metric in ("macro_auc", "macro_f1", "accuracy"):
+    if metric in ("macro_auc", "macro_f1", "accuracy") and _incomplete(pairs):
+        name = "permutation" if metric == "macro_auc" else "mcnemar"
+        found[name] = _not_computed(
+            "a prediction is missing (NaN)", sum(len(fold[0][0].predictions["slide"]) for fold in folds.values())
+        )
+    elif metric in ("macro_auc", "macro_f1", "accuracy"):
         cases = [_cases(fold) for fold in folds.values()]
         if metric != "accuracy":
             seed = f"{pairs[0][0].cell.column}|{metric}"
@@ -150,6 +156,10 @@ def _outcomes(pairs: Pairs, metric: str) -> dict[str, Outcome]:
             train, test = zip(*(sizes[fold] for fold in folds), strict=True)
             found["nadeau-bengio"] = stats.nadeau_bengio(sample, train, test)
     return found
+
+
+def _incomplete(pairs: Pairs) -> bool:
+    return any(np.isnan(run.predictions["score"]).any() for pair in pairs for run in pair)
 
 
 def _not_computed(why: str, n: int) -> Outcome:
@@ -206,18 +216,21 @@ def _sizes(run: Run) -> dict[int, tuple[int, int]]:
 
 def _anova(plan: Plan, runs: Sequence[Run]) -> Table:
     """One line for each column and metric: do the methods differ at all?"""
-    lines, tidy = [], []
+    lines, tidy, undefined = [], [], []
     columns = list(dict.fromkeys(run.cell.column for run in runs))
     for column in columns:
         for metric in plan.definition["table"]["metrics"]:
             groups: dict[str, list[float]] = defaultdict(list)
-            for run in runs:
-                if run.cell.column == column and run.status == "ok" and not math.isnan(value := run.metric(metric)):
+            done = [run for run in runs if run.cell.column == column and run.status == "ok"]
+            for run in done:
+                if not math.isnan(value := run.metric(metric)):
                     groups[run.cell.aggregator].append(value)
             label = ", ".join(filter(None, [_heading(plan, column), METRICS[metric][0]]))
             n = sum(map(len, groups.values()))
+            if n < len(done):
+                undefined.append(f"{len(done) - n} of {len(done)} ({label})")
             if len(groups) < 2 or n <= len(groups):
-                lines.append(Row(label, [Entry(str(len(groups))), Entry(str(n)), Entry("–"), Entry("–")]))
+                lines.append(Row(label, [Entry(str(len(groups))), Entry(str(n)), *[Entry(NONE)] * 2]))
                 continue
             found = stats.anova(list(groups.values()))
             lines.append(Row(label, [
@@ -230,6 +243,7 @@ def _anova(plan: Plan, runs: Sequence[Run]) -> Table:
         "all methods share folds, cases and seeds. It stands here because the field prints it; read the paired comparison.",
         "η² is the share of the variance of all runs that lies between methods. A dash: fewer than two methods, or one run each.",
         f"† p < {ALPHA:g}, uncorrected.",
+        *([f"Runs left out, in which the metric is undefined: {', '.join(undefined)}."] if undefined else []),
     ]  # fmt: skip
     headers = [("", head) for head in ("methods", "runs", "η²", "p")]
     return Table(f"{_name(plan)}-anova", "One-way analysis of variance, unpaired", headers, lines, notes, tidy)
@@ -254,11 +268,3 @@ def _as_dict(outcome: Outcome) -> dict[str, Any]:
         "test": outcome.name, "effect": outcome.effect, "effect_low": outcome.low, "effect_high": outcome.high, "n": outcome.n,
         "note": outcome.note, "smallest_p": outcome.smallest, "p": outcome.p,
     }  # fmt: skip
-
-
-def _signed(value: float) -> str:
-    return number(value, "+.3f")
-
-
-def _interval(low: float, high: float) -> str:
-    return "–" if math.isnan(low) else f"[{low:+.3f}, {high:+.3f}]"

@@ -13,6 +13,7 @@ import numpy as np
 from milbench import stats
 from milbench.report.collect import Run
 from milbench.report.figure import PAGE, Figure
+from milbench.report.numbers import NONE, number
 from milbench.report.tables import ALPHA, Entry, Row, Table, with_data
 from milbench.stats.paired import Metric
 from milbench.trials.plan import Plan
@@ -42,7 +43,7 @@ class Known:
     @property
     def midway(self) -> float:
         """Between chance and the rule."""
-        return (self.chance + self.oracle) / 2
+        return stats.rounded((self.chance + self.oracle) / 2)
 
 
 @dataclass
@@ -52,9 +53,9 @@ class Square:
     Args:
         auc: mean over the runs. low, high: its 95 % interval. p: against chance, corrected over the methods of the task.
         loss: training loss of the last epoch over that of the first, mean over the runs; NaN for methods without epochs.
-        verdict: "pass", "partial" or "fail"; empty without a finished run.
+        verdict: "pass", "partial" or "fail"; empty without a finished run, and where the AUC is undefined.
         expected: the prediction; empty where the suite makes none.
-        why: status of the runs where there is no verdict.
+        why: why there is no verdict: status of the runs, or that the AUC is undefined.
     """
 
     known: Known
@@ -89,8 +90,10 @@ class Square:
         return SURPRISE * self.surprise + UNLEARNT * self.unlearnt
 
     def judge(self) -> None:
-        """Give the verdict from interval and p-value."""
-        if self.low >= self.known.midway:
+        """Give the verdict from interval and p-value; none where the AUC is undefined."""
+        if np.isnan([self.auc, self.low]).any():
+            self.why = "the AUC is undefined"
+        elif self.low >= self.known.midway:
             self.verdict = "pass"
         elif self.auc > self.known.chance and self.p < ALPHA:
             self.verdict = "partial"
@@ -154,9 +157,11 @@ def _square(runs: Sequence[Run], aggregator: str, column: Column, known: Known, 
         replicates=REPLICATES,
         seed=f"capability|{aggregator}|{column}",
     )
-    square.auc, square.p = known.chance + against.difference, against.p
-    square.loss = float(np.mean([_fall(run) for run in done]))
-    square.low, square.high = known.chance + against.low, known.chance + against.high
+    square.auc, square.low, square.high = (
+        stats.rounded(known.chance + x, step=stats.TINY) for x in (against.difference, against.low, against.high)
+    )
+    square.p = against.p
+    square.loss = stats.rounded(float(np.mean([_fall(run) for run in done])))
     return square
 
 
@@ -188,15 +193,20 @@ class _Matrix:
     def table(self) -> Table:
         """Verdict and AUC of each method on each task, under what is known of the task."""
         references = [
-            Row(label, [Entry(f"{getattr(self.known[str(column[0])], key):.2f}") for column in self.columns] + [Entry("–")])
+            Row(
+                label, [Entry(number(getattr(self.known[str(column[0])], key), ".2f")) for column in self.columns] + [Entry(NONE)]
+            )
             for key, label in (("chance", "Chance"), ("bayes", "Bayes (types known)"), ("oracle", "Oracle (the rule)"))
         ]
         lines, tidy = [], []
         for name, label in self.rows.items():
             own = [self.squares[name, column] for column in self.columns]
-            entries = [Entry(f"{s.verdict} {s.auc:.2f}", mark=s.mark) if s.verdict else Entry(f"– ({s.why})") for s in own]
+            entries = [
+                Entry(f"{s.verdict} {number(s.auc, '.2f')}", mark=s.mark) if s.verdict else Entry(f"{NONE} ({s.why})")
+                for s in own
+            ]
             told = [s for s in own if s.told]
-            lines.append(Row(label, [*entries, Entry(f"{sum(not s.surprise for s in told)} of {len(told)}" if told else "–")]))
+            lines.append(Row(label, [*entries, Entry(f"{sum(not s.surprise for s in told)} of {len(told)}" if told else NONE)]))
             tidy += [self._tidy(name, label, column) for column in self.columns]
         lines[0].rule = True
         return Table(
@@ -232,7 +242,7 @@ class _Matrix:
         lines = []
         for name, label in self.rows.items():
             own = [self.squares[name, column] for column in self.columns]
-            lines.append(Row(label, [Entry(s.expected or "–", mark=SURPRISE if s.surprise else "") for s in own]))
+            lines.append(Row(label, [Entry(s.expected or NONE, mark=SURPRISE if s.surprise else "") for s in own]))
         return Table(
             name=f"{self.plan.suite}-predictions",
             title="What was predicted",
@@ -264,7 +274,7 @@ class _Matrix:
                     hatch = _HATCH if s.unlearnt else None
                     axes.add_patch(Rectangle((x, y), 1, 1, facecolor=_COLOURS[s.verdict], edgecolor="white", hatch=hatch))
                     ink = "white" if s.verdict == "pass" else "black"
-                    text = f"{s.auc:.2f}{' !' if s.surprise else ''}" if s.verdict else "–"
+                    text = number(s.auc, ".2f") + (" !" if s.surprise else "")  # as in the table
                     weight = "bold" if s.surprise else "normal"
                     axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink, fontsize=7, fontweight=weight)
             axes.set(xlim=(0, len(self.columns)), ylim=(len(self.rows), 0))

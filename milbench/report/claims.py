@@ -15,14 +15,16 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from scipy import stats as scipy
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from milbench import stats
 from milbench.errors import from_validation
 from milbench.report import measurements, published
-from milbench.report.evidence import PRINTED, Column, Estimate, Measured, Place, Printed, Side, Source, words
+from milbench.report.evidence import PRINTED, Column, Estimate, Measured, Place, Printed, Side, Source
+from milbench.report.numbers import NONE, interval, number, p_value, signed
 from milbench.report.tables import ALPHA, METRICS, REPLICATES, Entry, Row, Table
+from milbench.spelling import canonical
 from milbench.trials.store import Store
 
 Verdict = Literal["supported", "not supported", "inconclusive", "not run"]
@@ -76,6 +78,12 @@ class Claim(_Form):
     at_least: float | None = None
     at_most: float | None = None
     layers: tuple[str, str] = ("first", "first")
+
+    @field_validator("upper", "lower", "pairs")
+    @classmethod
+    def _canonical(cls, names: Any) -> Any:
+        """Methods in the one spelling in which they are compared."""
+        return canonical(names) if isinstance(names, str) else type(names)(map(cls._canonical, names))
 
     @model_validator(mode="after")
     def _complete(self) -> "Claim":
@@ -154,7 +162,7 @@ def _metrics(table: PaperTable) -> list[str]:
 
 def _rows(table: PaperTable, column: Column) -> list[str]:
     """The methods that the paper prints in a column, those of the suite where no means are printed."""
-    return PRINTED.rows(table.source, column) or list(_suite(table.suite)["grid"]["aggregator"])
+    return PRINTED.rows(table.source, column) or [canonical(row) for row in _suite(table.suite)["grid"]["aggregator"]]
 
 
 def _label(aggregator: str) -> str:
@@ -369,7 +377,9 @@ def _differences(claim: Claim, evidence: Measured | Printed) -> Iterator[Part]:
                         "upper": _spell(upper),
                         "lower": _spell(lower),
                     },
-                    printed=PRINTED.mean(table.source, metric, upper) - PRINTED.mean(table.source, metric, lower),
+                    printed=stats.rounded(
+                        PRINTED.mean(table.source, metric, upper) - PRINTED.mean(table.source, metric, lower), step=stats.TINY
+                    ),
                     family=(
                         table.id,
                         metric,
@@ -410,8 +420,8 @@ def _anova(claim: Claim, evidence: Measured | Printed) -> Iterator[Part]:
     for table in load().about(claim):
         if evidence is PRINTED:
             p = published.stated(claim.stated)
-            e, verdict = Estimate.without_interval(p, "–"), _differs(p)
-            yield Part(claim, "F1", "F1", "all methods", e, "–", {"table": table.id}, p_holm=p, verdict=verdict)
+            e, verdict = Estimate.without_interval(p, NONE), _differs(p)
+            yield Part(claim, "F1", "F1", "all methods", e, NONE, {"table": table.id}, p_holm=p, verdict=verdict)
             continue
         assert isinstance(evidence, Measured)
         for column, metric in product(_columns(table), claim.metrics or _metrics(table)):
@@ -422,9 +432,13 @@ def _anova(claim: Claim, evidence: Measured | Printed) -> Iterator[Part]:
             if min(map(len, values)) < 2:
                 yield Part(claim, where, where, "all methods", "not all methods have two runs", tidy=tidy)
                 continue
-            test = scipy.f_oneway(*values)
-            e = Estimate.without_interval(float(test.pvalue), f"{sum(map(len, values))}")
-            found = f"F = {test.statistic:.2f}"
+            if np.isnan(np.concatenate(values)).any():
+                yield Part(claim, where, where, "all methods", f"{METRICS[metric][0]} is undefined in some runs", tidy=tidy)
+                continue
+            test, n = stats.anova(values), sum(map(len, values))
+            ratio = test.effect / (1 - test.effect) if test.effect < 1 else math.nan  # of variance between to within methods
+            e = Estimate.without_interval(test.p, str(n))
+            found = f"F = {number(ratio * (n - len(values)) / (len(values) - 1), '.2f')}"
             yield Part(claim, where, where, "all methods", e, found, tidy, p_holm=e.p, verdict=_differs(e.p))
 
 
@@ -466,7 +480,7 @@ def _ratio(claim: Claim, where: str, against: str, found: float | str, tidy: dic
     least = published.stated(claim.stated) / ABOUT if claim.stated else 1.0
     verdict: Verdict = "supported" if found > least else "not supported"
     e = Estimate.without_interval(math.nan, "1 machine", found)
-    return Part(claim, where, where, against, e, f"{found:.2f} times", tidy, verdict=verdict)
+    return Part(claim, where, where, against, e, f"{number(found, '.2f')} times", tidy, verdict=verdict)
 
 
 def _exponent(claim: Claim, where: str, against: str, e: Estimate | str, tidy: dict[str, Any]) -> Part:
@@ -478,7 +492,16 @@ def _exponent(claim: Claim, where: str, against: str, e: Estimate | str, tidy: d
     else:
         holds, fails = e.low >= (claim.at_least or 0), e.high < (claim.at_least or 0)
     verdict: Verdict = "supported" if holds else "not supported" if fails else "inconclusive"
-    return Part(claim, where, where, against, e, f"n^{e.difference:.2f} [{e.low:.2f}, {e.high:.2f}]", tidy, verdict=verdict)
+    return Part(
+        claim,
+        where,
+        where,
+        against,
+        e,
+        f"n^{number(e.difference, '.2f')} {interval(e.low, e.high, '.2f')}",
+        tidy,
+        verdict=verdict,
+    )
 
 
 def _counted(claim: Claim, where: str, against: str, found: tuple[int, int, int] | str, tidy: dict[str, Any]) -> Part:
@@ -550,14 +573,14 @@ def _line(label: str, parts: Sequence[Part]) -> Row:
     verdict = Entry(_overall(parts))
     count = Entry(f"{sum(part.verdict == 'supported' for part in parts)}/{len(run)}/{sum(part.possible for part in parts)}")
     if not run:
-        return Row(label, [verdict, *[Entry("–")] * 5, count])
+        return Row(label, [verdict, *[Entry(NONE)] * 5, count])
     weakest = min(run, key=lambda part: (part.verdict != "not supported", part.strength))
     e = weakest.estimate
     assert isinstance(e, Estimate)
     against = weakest.against if label == weakest.where else f"{weakest.against}, {weakest.where}"
-    difference = f"{e.difference:+.3f}" + ("" if math.isnan(e.low) else f" [{e.low:+.3f}, {e.high:+.3f}]")
-    p = words(e.p_against(-weakest.claim.margin)) + ("" if math.isnan(weakest.p_holm) else f" ({words(weakest.p_holm)})")
-    power = "–" if math.isnan(weakest.power) else f"{weakest.power:.2f}"
+    difference = signed(e.difference) + ("" if math.isnan(e.low) else f" {interval(e.low, e.high)}")
+    p = p_value(e.p_against(-weakest.claim.margin)) + ("" if math.isnan(weakest.p_holm) else f" ({p_value(weakest.p_holm)})")
+    power = number(weakest.power, ".2f")
     return Row(label, [verdict, *map(Entry, (against, weakest.effect or difference, e.n, p, power)), count])
 
 

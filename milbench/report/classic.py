@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milbench import stats
-from milbench.report.collect import Run
-from milbench.report.printed import PrintedTable
+from milbench.report import numbers
+from milbench.report.collect import Run, usual
+from milbench.report.printed import Printed, PrintedTable
 from milbench.report.tables import METRICS, REPLICATES, Entry, Row, Table, strata, with_data
 from milbench.trials.plan import Plan
 
@@ -22,7 +23,7 @@ def build(plan: Plan, runs: Sequence[Run]) -> Table | None:
     """
     if plan.definition["table"].get("published") != PUBLISHED:
         return None
-    printed = PrintedTable(PUBLISHED)
+    printed = PrintedTable(PUBLISHED, usual(runs))
     lines: list[Row] = []
     tidy, sources = [], []
     for column in dict.fromkeys(run.cell.column for run in runs):
@@ -37,23 +38,23 @@ def build(plan: Plan, runs: Sequence[Run]) -> Table | None:
                 label = f"{own[0].cell.dataset_label}: {own[0].cell.label}, {METRICS[metric][0]}"
                 line = Row(label, [], rule=first > 0 and len(lines) == first)
                 lines.append(line)
-                shown = Entry(f"{number.mean:.3f} ± {number.sd:.3f}")
+                shown = Entry(numbers.spread(number.mean, number.sd))
                 if any(run.status != "ok" for run in own):
-                    line.entries = [Entry("–"), Entry("–"), shown, Entry("–"), Entry("not run")]
+                    line.entries = [*[Entry(numbers.NONE)] * 2, shown, Entry(numbers.NONE), Entry("not run")]
                     continue
                 measured, low, high = interval(own, metric, seed=f"{column}|{metric}")
-                within = low <= number.mean + COVER * number.sd and high >= number.mean - COVER * number.sd
+                verdict = _reaches(low, high, number)
                 line.entries = [
-                    Entry(f"{measured:.3f}"),
-                    Entry(f"[{low:.3f}, {high:.3f}]"),
+                    Entry(numbers.number(measured)),
+                    Entry(numbers.interval(low, high, ".3f")),
                     shown,
-                    Entry(f"{measured - number.mean:+.3f}"),
-                    Entry("within" if within else "outside"),
+                    Entry(numbers.signed(measured - number.mean)),
+                    Entry(verdict),
                 ]
                 tidy.append({
                     "dataset": column[0], "aggregator": aggregator, "label": own[0].cell.label, "metric": metric,
                     "mean": measured, "low": low, "high": high, "published_mean": number.mean, "published_se": number.sd,
-                    "within": int(within),
+                    "within": {"within": 1, "outside": 0}.get(verdict),
                 })  # fmt: skip
     notes = [
         "Measured: mean over folds and repetitions; 95 % interval from a bootstrap over cases, stratified by class, drawn inside "
@@ -65,6 +66,15 @@ def build(plan: Plan, runs: Sequence[Run]) -> Table | None:
     ]
     headers = [("", head) for head in ("measured", "95 % interval", "printed", "difference", "verdict")]
     return Table(f"{plan.definition['table']['name']}-printed", "Measured beside printed", headers, lines, notes, tidy)
+
+
+def _reaches(low: float, high: float, number: Printed) -> str:
+    """Whether our interval and that of the printed mean overlap; undefined where either is not known."""
+    ends = (low, high, number.mean - COVER * number.sd, number.mean + COVER * number.sd)
+    if np.isnan(ends).any():
+        return "undefined"
+    low, high, least, most = (stats.rounded(end, step=stats.TINY) for end in ends)
+    return "within" if low <= most and high >= least else "outside"
 
 
 def interval(runs: Sequence[Run], metric: str, *, seed: str) -> tuple[float, float, float]:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from milbench import stats
 from milbench.errors import MilbenchError
+from milbench.spelling import parsed
 from milbench.trials import plan as plans
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.store import PREDICTIONS, Store
@@ -33,7 +35,7 @@ class Run:
     store: Store = field(repr=False)
 
     def metric(self, name: str) -> float:
-        """A test metric; NaN where the data did not define it.
+        """A test metric to 12 digits, so that equal values are equal wherever they were computed; NaN where it is undefined.
 
         Raises:
             MilbenchError: this task has no such metric.
@@ -41,7 +43,7 @@ class Run:
         test = self.result["metrics"]["test"]
         if name not in test:
             raise MilbenchError(f"trial {self.cell.trial_id} has no metric {name!r}; it has {', '.join(sorted(test))}")
-        return float("nan") if test[name] is None else float(test[name])
+        return float("nan") if test[name] is None else stats.rounded(test[name], step=stats.TINY)
 
     @cached_property
     def predictions(self) -> dict[str, NDArray[Any]]:
@@ -71,6 +73,20 @@ class Run:
             return {**shared, "target": np.array(columns["target"]).astype(int), "score": score}
         except (KeyError, ValueError) as error:
             raise MilbenchError(f"{path} cannot be read ({error}); {again}") from error
+
+
+def usual(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Of each method the parameters, and the recipe as `recipe.name`, that its name stands for: a trial holds all of them.
+
+    What a row changes is told by another of its rows, or not at all.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run.result:
+            spec, (name, changes) = run.result["spec"], parsed(run.cell.aggregator)
+            values = spec["params"] | {f"recipe.{key}": value for key, value in spec["recipe"].items()}
+            found.setdefault(name, {}).update({key: value for key, value in values.items() if key not in changes})
+    return found
 
 
 def leaves(store: Store, suite: str) -> list[Plan]:

@@ -14,6 +14,7 @@ from milbench import stats
 from milbench.report import collect, published
 from milbench.report.collect import Run
 from milbench.report.tables import REPLICATES, with_data
+from milbench.spelling import canonical
 from milbench.stats.paired import Metric, Once
 from milbench.trials import plan as plans
 from milbench.trials.plan import Plan
@@ -31,7 +32,7 @@ class Column(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A method in a column."""
+    """A method, in its canonical spelling, in a column."""
 
     aggregator: str
     column: Column
@@ -55,7 +56,7 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(stats.Rounded):
     """A difference and how sure it is.
 
     Args:
@@ -84,7 +85,7 @@ class Estimate:
         if value == 0 or not self.se > 0:
             return self.p if value == 0 else math.nan
         z = abs(self.difference - value) / self.se
-        return float(2 * (scipy.norm.sf(z) if self.df is None else scipy.t.sf(z, self.df)))
+        return stats.rounded(2 * (scipy.norm.sf(z) if self.df is None else scipy.t.sf(z, self.df)))
 
 
 class Printed:
@@ -154,29 +155,34 @@ class Measured:
             for run in collect.runs(self.store, plan) if plan else []:
                 c = run.cell
                 column = Column(c.dataset.removesuffix("-survival"), c.encoder, c.magnification, c.patch_size, c.split)
-                found.setdefault(Place(c.aggregator, column), []).append(run)
+                found.setdefault(Place(canonical(c.aggregator), column), []).append(run)
         return self._runs[suite]
+
+    def _grid(self, suite: str) -> list[str]:
+        """The rows that the suite lists."""
+        plan = self.plan(suite)
+        return [canonical(row) for row in plan.definition["grid"]["aggregator"]] if plan else []
 
     def rows(self, source: Source, column: Column) -> list[str]:
         """Methods that were asked for in the column; one that the suite has once goes without its parameters."""
-        plan = self.plan(source.suite)
-        own = [row.split("[")[0] for row in plan.definition["grid"]["aggregator"]] if plan else []
+        grid = self._grid(source.suite)
+        own = [row.split("[")[0] for row in grid]
         asked = dict.fromkeys(place.aggregator for place in self._at(source.suite) if _within(place.column, column))
-        grid = plan.definition["grid"]["aggregator"] if plan else []
         return [row.split("[")[0] if row in grid and own.count(row.split("[")[0]) == 1 else row for row in asked]
 
     def runs(self, source: Source, place: Place) -> list[Run]:
-        """The runs of a method, with the parameters that the suite gives it.
+        """The runs of a method, with the parameters that the suite gives it; one with what it has anyway is the name alone.
 
         Where those are skipped and one other variant was asked for (such as one that has its weights), the runs of that one.
         """
-        plan, name = self.plan(source.suite), place.aggregator
+        name, base = place.aggregator, place.aggregator.split("[")[0]
         named: dict[str, list[Run]] = {}
         for at, runs in self._at(source.suite).items():
-            if _within(at.column, place.column) and at.aggregator.split("[")[0] == name.split("[")[0]:
+            if _within(at.column, place.column) and at.aggregator.split("[")[0] == base:
                 named.setdefault(at.aggregator, []).extend(runs)
-        own = [row for row in (plan.definition["grid"]["aggregator"] if plan else []) if row in named]
-        chosen = own[0] if len(own) == 1 and "[" not in name else name
+        own = [row for row in self._grid(source.suite) if row in named]
+        usual = collect.usual([run for runs in named.values() for run in runs]).get(base)
+        chosen = own[0] if len(own) == 1 and "[" not in name else canonical(name, usual)
         found = named.get(chosen, [])
         others = [runs for row, runs in named.items() if row not in own]
         skipped = all(run.status == "skipped" for run in found)
@@ -207,6 +213,7 @@ class Measured:
         run = done[upper[0]][keys[0]]
         c = stats.paired_bootstrap(folds, replicates=REPLICATES, seed=f"{run.cell.column}|{metric}")
         n = f"{cases}" + (f" x {len(keys) // len(folds)}" if len(keys) > len(folds) else "")
+        n += f", undefined in {c.undefined} of {c.runs} runs" if c.undefined else ""
         return Estimate(c.difference, c.low, c.high, c.p, c.se, None, n)
 
     def _metric(self, run: Run, metric: str) -> Once:
@@ -234,11 +241,6 @@ class _Sum:
     def __call__(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """Counts (B, n) to values (B,)."""
         return np.sum([term(counts) for term in self._terms], axis=0)
-
-
-def words(p: float) -> str:
-    """A p-value as tables print it."""
-    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 PRINTED = Printed()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milbench.files import replacing, write_atomically
+from milbench.report.numbers import cells, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -81,8 +82,8 @@ class Figure:
         name: file name.
         title: one line.
         caption: what is plotted, over what, and what to see.
-        rows: every plotted number.
-        draw: makes the picture, under :func:`look`.
+        rows: every plotted number; the file holds them to 6 significant digits.
+        draw: makes the picture, under :func:`look`, of the numbers that the file holds (:func:`milbench.report.numbers.written`).
     """
 
     name: str
@@ -90,6 +91,14 @@ class Figure:
     caption: str
     rows: list[dict[str, Any]] = field(repr=False)
     draw: "Callable[[], Drawing]" = field(repr=False)
+
+    def numbers(self) -> str:
+        """The rows as CSV; an undefined number is an empty field."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(dict.fromkeys(key for row in self.rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(cells, written(self.rows)))
+        return out.getvalue()
 
     def save(self, folder: Path) -> "Saved":
         """Write NAME.pdf, .png, .csv and .json (name, title, caption) to `folder`; the same numbers give the same bytes."""
@@ -104,11 +113,7 @@ class Figure:
                 drawing.savefig(path, metadata={"Software": "milbench"})
                 _shrink(path)
             plt.close(drawing)
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(dict.fromkeys(key for row in self.rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(saved.csv, out.getvalue())
+        write_atomically(saved.csv, self.numbers())
         text = {"name": self.name, "title": self.title, "caption": self.caption}
         write_atomically(folder / f"{self.name}.json", json.dumps(text, indent=1, ensure_ascii=False) + "\n")
         return saved

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import f_oneway
 
+from milbench import stats
 from milbench.report.collect import Run
 from milbench.report.figure import COLUMN, OTHERS, PAGE, Figure, style
+from milbench.report.numbers import number, signed, written
 from milbench.report.tables import ALPHA, METRICS, Table
 from milbench.stats.metrics import concordance_by_case
 from milbench.trials import plan as plans
@@ -76,7 +77,11 @@ class _Place:
 
 def _sd(values: Array) -> float | None:
     """Sample standard deviation; None of a single value."""
-    return float(values.std(ddof=1)) if len(values) > 1 else None
+    return stats.rounded(values.std(ddof=1), step=stats.TINY) if len(values) > 1 else None
+
+
+def _mean(values: Array) -> float:
+    return stats.rounded(values.mean(), step=stats.TINY)
 
 
 def _methods(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
@@ -154,10 +159,16 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
     )
 
     def draw() -> "Drawing":
-        titles = [f"{label}\n{fit.slope:+.3f}{'*' if fit.low > 0 or fit.high < 0 else ''}" for (_, label), fit in fitted.items()]
+        stars = ["*" if fit.low > 0 or fit.high < 0 else "" for fit in fitted.values()]
+        titles = [f"{label}\n{signed(fit.slope)}{star}" for ((_, label), fit), star in zip(fitted.items(), stars, strict=True)]
         drawing, axes = _panels(titles, "instances", what)
-        for ax, ((name, _), fit) in zip(axes, fitted.items(), strict=True):
-            colour, bins, line = style(name)["color"], np.array(fit.bins), np.array(fit.line)  # (points, 4)
+        for ax, (name, label) in zip(axes, fitted, strict=True):
+            own = [row for row in written(rows) if (row["aggregator"], row["label"]) == (name, label)]
+            bins, line = (
+                np.array([[row[key] for key in ("instances", value, "low", "high")] for row in own if row["kind"] == kind])
+                for kind in ("bin", "line")
+            )  # (points, 4)
+            colour = style(name)["color"]
             ax.fill_between(line[:, 0], line[:, 2], line[:, 3], color=colour, alpha=0.2, linewidth=0)
             ax.plot(line[:, 0], line[:, 1], color=colour)
             ax.errorbar(
@@ -181,7 +192,7 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trend:
+class Trend(stats.Rounded):
     """Outcome against log2 of the instances.
 
     Args:
@@ -204,7 +215,7 @@ class Trend:
         outcomes, sizes = defaultdict(list), {}
         for run in runs:
             p = run.predictions
-            right = concordance_by_case(p["time"], p["event"], p["risk"]) if "risk" in p else p["score"].argmax(1) == p["target"]
+            right = concordance_by_case(p["time"], p["event"], p["risk"]) if "risk" in p else _right(p["score"], p["target"])
             for slide, n, value in zip(p["slide"], p["instances"], right, strict=True):
                 if not np.isnan(value):
                     outcomes[slide].append(float(value))
@@ -221,10 +232,19 @@ class Trend:
         bands = np.nanquantile(lines, [0.025, 0.975], axis=0)  # (2, points)
         bins = []
         for part in np.array_split(x.argsort(kind="stable"), min(BINS, len(x) // 4)):
-            mean, error = float(y[part].mean()), float(y[part].std(ddof=1) / math.sqrt(len(part)))
-            bins.append(Point(float(2 ** x[part].mean()), mean, mean - error, mean + error))
-        points = [Point(float(2**a), *map(float, values)) for a, *values in zip(at, line[0], *bands, strict=True)]
+            mean, error = y[part].mean(), y[part].std(ddof=1) / math.sqrt(len(part))
+            bins.append(_point(2 ** x[part].mean(), mean, mean - error, mean + error))
+        points = [_point(2**a, *values) for a, *values in zip(at, line[0], *bands, strict=True)]
         return cls(float(slope[0]), float(low), float(high), bins, points, len(x))
+
+
+def _point(n: float, *values: float) -> Point:
+    return Point(stats.rounded(n), *(stats.rounded(value, step=stats.TINY) for value in values))
+
+
+def _right(score: Array, target: NDArray[np.int64]) -> Array:
+    """Whether each case is predicted right (n,); NaN where its scores are missing."""
+    return np.where(np.isnan(score).any(1), np.nan, score.argmax(1) == target)
 
 
 def _lines(x: Array, y: Array, counts: Array, at: Array) -> tuple[Array, Array]:
@@ -261,9 +281,10 @@ def learning(runs: Sequence[Run], place: _Place) -> Figure | None:
 
     def draw() -> "Drawing":
         drawing, axes = _panels([label for _, label in methods], "epoch", "loss")
-        top = np.nanquantile([row[key] for row in rows for key in ("train_loss", "val_loss") if key in row], 0.99) * 1.15
+        drawn = written(rows)
+        top = np.nanquantile([row[key] for row in drawn for key in ("train_loss", "val_loss") if key in row], 0.99) * 1.15
         for ax, (name, label) in zip(axes, methods, strict=True):
-            own = [row for row in rows if (row["aggregator"], row["label"]) == (name, label)]
+            own = [row for row in drawn if (row["aggregator"], row["label"]) == (name, label)]
             colour = style(name)["color"]
             for part, line in (("train_loss", "-"), ("val_loss", "--")):
                 shown = [row for row in own if part in row]
@@ -299,7 +320,7 @@ def ablation(plan: Plan, runs: Sequence[Run], others: Sequence[Run], place: _Pla
         value = own[0].result["spec"]["recipe" if scope else "params"][name]
         for metric in metrics:
             found = np.array([run.metric(metric) for run in own])
-            row = {key: value, "metric": metric, "mean": float(found.mean()), "sd": _sd(found), "runs": len(found)}
+            row = {key: value, "metric": metric, "mean": _mean(found), "sd": _sd(found), "runs": len(found)}
             rows.append({**row, "reference": aggregator == reference})
     if len({row[key] for row in rows}) < 2:
         return None
@@ -321,7 +342,7 @@ def ablation(plan: Plan, runs: Sequence[Run], others: Sequence[Run], place: _Pla
         if numbers and values[0] > 0 and values[-1] / values[0] >= LOG_ABOVE:
             ax.set_xscale("log")
         for metric, colour, marker, line in zip(metrics, ("black", OTHERS, "#0072B2"), "osD", ("-", "--", ":"), strict=False):
-            own = sorted((row for row in rows if row["metric"] == metric), key=lambda row: at[row[key]])
+            own = sorted((row for row in written(rows) if row["metric"] == metric), key=lambda row: at[row[key]])
             where, mean, sd = ([at[row[key]] for row in own], [row["mean"] for row in own], [row["sd"] or 0.0 for row in own])
             shown = {"color": colour, "marker": marker, "linestyle": line, "label": METRICS[metric][0]}
             ax.errorbar(where, mean, sd, capsize=2, elinewidth=0.8, **shown)  # type: ignore[arg-type]
@@ -355,19 +376,20 @@ def extrapolation(plan: Plan, done: Sequence[Run], paired: Table | None, metric:
     """
     columns = list(dict.fromkeys(run.cell.column for run in done))
     axes = ("dataset", "encoder", "magnification", "patch_size", "split")
-    tested = [row for row in paired.tidy if row["metric"] == metric] if paired else []
-    compared = {(*(row[axis] for axis in axes), row["aggregator"]): row for row in tested}
+    paired_rows = [row for row in paired.tidy if row["metric"] == metric] if paired else []
+    compared = {(*(row[axis] for axis in axes), row["aggregator"]): row for row in paired_rows}
     anova: dict[tuple[object, ...], float] = {}
     rows: list[dict[str, Any]] = []
     for column in columns:
         methods = _methods([run for run in done if run.cell.column == column])
         groups = [np.array([run.metric(metric) for run in own]) for own in methods.values()]
-        anova[column] = float(f_oneway(*groups).pvalue) if len(groups) > 1 and min(map(len, groups)) > 1 else math.nan
+        tested = len(groups) > 1 and min(map(len, groups)) > 1 and not np.isnan(np.concatenate(groups)).any()
+        anova[column] = stats.anova(groups).p if tested else math.nan
         for (name, label), group in zip(methods, groups, strict=True):
             found = compared.get((*column, name), {})
             rows.append({
                 **dict(zip(axes, column, strict=True)), "aggregator": name, "label": label, "metric": metric,
-                "mean": float(group.mean()), "sd": _sd(group), "runs": len(group),
+                "mean": _mean(group), "sd": _sd(group), "runs": len(group),
                 "difference": found.get("difference"), "low": found.get("low"), "high": found.get("high"),
                 "p_holm": found.get("p_holm"), "anova_p": anova[column],
             })  # fmt: skip
@@ -392,7 +414,7 @@ def extrapolation(plan: Plan, done: Sequence[Run], paired: Table | None, metric:
             height_ratios=(1.3, 1),
         )  # fmt: skip
         for (top, low), column in zip(grid.T, columns, strict=True):
-            own = [row for row in rows if tuple(row[axis] for axis in axes) == column]
+            own = [row for row in written(rows) if tuple(row[axis] for axis in axes) == column]
             for x, row in enumerate(own):
                 look = style(row["aggregator"])
                 top.bar(x, row["mean"], 0.7, yerr=row["sd"], color=look["color"], capsize=2, error_kw={"elinewidth": 0.8})
@@ -404,7 +426,7 @@ def extrapolation(plan: Plan, done: Sequence[Run], paired: Table | None, metric:
                     low.plot(x, row["difference"], color=look["color"], marker=look["marker"], markerfacecolor=fill)
             low.axhline(0, color="black", linewidth=0.6)
             low.set_xticks(range(len(own)), [row["label"] for row in own], rotation=35, ha="right")
-            p = "two runs of each needed" if math.isnan(anova[column]) else f"p = {anova[column]:.2g}"
+            p = "two runs of each needed" if math.isnan(anova[column]) else f"p = {number(anova[column], '.2g')}"
             top.set_title(f"{column[-1]}\nANOVA (unpaired): {p}")
         grid[0, 0].set_ylabel(METRICS[metric][0])
         grid[1, 0].set_ylabel(f"difference to\n{reference or 'the reference'}")

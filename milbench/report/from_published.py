@@ -34,7 +34,7 @@ from milbench import stats
 from milbench.errors import MilbenchError, unknown
 from milbench.report import claims
 from milbench.report.build import Report
-from milbench.report.evidence import words
+from milbench.report.numbers import interval, number, p_value, signed, spread, styles, tally
 from milbench.report.tables import ALPHA, METRICS, REPLICATES, Entry, Row, Table
 from milbench.stats.paired import Once
 
@@ -86,9 +86,9 @@ class Sheet:
             raise MilbenchError(f"{path}: cannot be read as CSV ({error})") from error
         if not rows:
             raise MilbenchError(f"{path}: no rows")
-        for number, row in enumerate(rows, start=2):
+        for line, row in enumerate(rows, start=2):
             if None in row or None in row.values():
-                raise MilbenchError(f"{path}, line {number}: not {len(reader.fieldnames or ())} fields as in the first line")
+                raise MilbenchError(f"{path}, line {line}: not {len(reader.fieldnames or ())} fields as in the first line")
         return cls(path, list(reader.fieldnames or ()), rows)
 
     def find(self, what: str, known: Sequence[str]) -> str | None:
@@ -262,25 +262,20 @@ def _main(
     every = sorted({fold for own in scores.values() for values in own.values() for fold in values}, key=lambda f: (len(f), f))
     for column, own in scores.items():
         folds = {fold for values in own.values() for fold in values}
-        whole = {
-            m: np.mean(list(v.values())) for m, v in own.items() if len(v) == len(folds) and not np.isnan(list(v.values())).any()
-        }
-        ranked = sorted(set(whole.values()), reverse=True)
-        for row in rows:
-            values = np.array(list(own.get(row.label, {}).values()))
-            known = values[~np.isnan(values)]
+        known_of = {m: np.array([v for v in own.get(m, {}).values() if not math.isnan(v)]) for m in models}
+        means = {m: stats.rounded(v.mean(), step=stats.TINY) if len(v) else math.nan for m, v in known_of.items()}
+        ranked = styles([mean if len(known_of[m]) == len(folds) else math.nan for m, mean in means.items()])
+        for row, style in zip(rows, ranked, strict=True):
+            known, mean = known_of[row.label], means[row.label]
             note = f"over {len(known)} of {len(folds)} folds, not ranked" if len(known) < len(folds) else ""
             mark = (
                 marks.setdefault(note if len(known) else "not in the file, or undefined", chr(ord("a") + len(marks)))
                 if note
                 else ""
             )
-            mean = float(known.mean()) if len(known) else math.nan
-            sd = float(known.std(ddof=1)) if len(known) > 1 else math.nan
-            text = "–" if not len(known) else f"{mean:.3f}" + ("" if math.isnan(sd) else f" ± {sd:.3f}")
-            place = ranked.index(whole[row.label]) if row.label in whole and len(ranked) > 1 else 2
+            sd = stats.rounded(known.std(ddof=1), step=stats.TINY) if len(known) > 1 else math.nan
             dagger = daggers.get((column, row.label), math.nan) < ALPHA
-            row.entries.append(Entry(text, ("best", "second", None)[min(place, 2)], dagger=dagger, mark=mark))
+            row.entries.append(Entry(spread(mean, sd), style, dagger=dagger, mark=mark))
             values_of = {f"fold_{fold}": own.get(row.label, {}).get(fold, math.nan) for fold in every}
             of = {"model": row.label, "group": column[0], "score": column[1], "mean": mean, "sd": sd, "folds": len(known)}
             tidy.append({**of, **values_of})
@@ -303,7 +298,8 @@ def _over_folds(name: str, group: str, scores: Scores, labels: dict[str, str], b
         for model in (model for model in own if model != base):
             common = [f for f in own[model] if f in own[base] and not math.isnan(own[model][f] - own[base][f])]
             if common:
-                tested.append((model, np.array([own[model][f] - own[base][f] for f in common])))
+                differences = np.array([own[model][f] - own[base][f] for f in common])
+                tested.append((model, stats.rounded(differences, step=stats.TINY)))
         if not tested:
             continue
         # k folds of one data set: a test part is one k-th of it, and what remains at most k - 1 of them.
@@ -316,17 +312,19 @@ def _over_folds(name: str, group: str, scores: Scores, labels: dict[str, str], b
         for (model, d), test, p_holm in zip(tested, corrected, holm, strict=True):
             signs = stats.wilcoxon(d)
             wins, losses = int((d > 0).sum()), int((d < 0).sum())
+            mean = stats.rounded(d.mean(), step=stats.TINY)
             low, high, p = (test.low, test.high, test.p) if test else (math.nan,) * 3
             entries = [
-                f"{d.mean():+.3f}", "–" if math.isnan(low) else f"[{low:+.3f}, {high:+.3f}]",
-                f"{wins}/{len(d) - wins - losses}/{losses}",
-                f"{words(p)} ({words(float(p_holm))})",
-                f"{words(signs.p)} ({signs.smallest:.3g})",
-            ]  # fmt: skip
+                signed(mean),
+                interval(low, high),
+                tally(wins, len(d) - wins - losses, losses),
+                f"{p_value(p)} ({p_value(float(p_holm))})",
+                f"{p_value(signs.p)} ({number(signs.smallest, '.3g')})",
+            ]
             lines.append(Row(model, [Entry(text) for text in entries]))
             tidy.append({
                 "model": model, "reference": base, "group": column[0], "score": column[1], "folds": len(d),
-                "difference": float(d.mean()), "low": low, "high": high, "wins": wins, "losses": losses, "p_nadeau_bengio": p,
+                "difference": mean, "low": low, "high": high, "wins": wins, "losses": losses, "p_nadeau_bengio": p,
                 "p_holm": float(p_holm), "p_wilcoxon": signs.p, "smallest_p_wilcoxon": signs.smallest,
             })  # fmt: skip
     if not lines:
@@ -365,8 +363,7 @@ def of_predictions(sheet: Sheet, reference: str | None = None, *, tests: bool = 
     for (group, name), parts in cases.items():
         for metric, (_, function, _sign) in metrics.items():
             for part, some in parts.items():
-                with np.errstate(invalid="ignore"):
-                    scores[group, metric][name][part] = float(function(*some.data))
+                scores[group, metric][name][part] = stats.rounded(float(function(*some.data)), step=stats.TINY)
     labels = {metric: label for metric, (label, *_) in metrics.items()}
     base = _reference(scores, reference)
     paired, daggers = _paired(sheet, cases, metrics, base) if tests else (None, {})
@@ -438,7 +435,7 @@ def _paired(
         The table, and the corrected p-value of each column and model.
     """
     lines: list[Row] = []
-    tidy, dropped_notes, daggers = [], list[str](), dict[tuple[Column, str], float]()
+    tidy, said, daggers = [], list[str](), dict[tuple[Column, str], float]()
     for metric, (label, function, _) in metrics.items():
         known: dict[tuple[str, str, str, bytes], Once] = {}
 
@@ -461,20 +458,25 @@ def _paired(
                 seed = f"{sheet.stem}|{group}|{metric}"
                 tested.append((group, model, stats.paired_bootstrap(folds, replicates=REPLICATES, seed=seed)))
             if dropped and folds:
-                dropped_notes.append(f"{model}: {dropped} cases that only it or only {base} has are left out of the comparison.")
+                said.append(f"{model}: {dropped} cases that only it or only {base} has are left out of the comparison.")
         for (group, model, c), p_holm in zip(tested, stats.holm([c.p for *_, c in tested]), strict=True):
             daggers[(group, metric), model] = float(p_holm)
+            said += [f"{model}: {c.note}."] if c.note else []
             head = ", ".join(filter(None, [group, label]))
             if not any(not line.entries and line.label == head for line in lines):
                 lines.append(Row(head, [], rule=bool(lines)))
             entries = [
-                f"{c.difference:+.3f}", "–" if math.isnan(c.low) else f"[{c.low:+.3f}, {c.high:+.3f}]",
-                f"{c.wins}/{c.ties}/{c.losses}", words(c.p), words(float(p_holm)),
-            ]  # fmt: skip
+                signed(c.difference),
+                interval(c.low, c.high),
+                tally(c.wins, c.ties, c.losses, c.undefined),
+                p_value(c.p),
+                p_value(float(p_holm)),
+            ]
             lines.append(Row(model, [Entry(entries[0], dagger=bool(p_holm < ALPHA)), *map(Entry, entries[1:])]))
             tidy.append({
                 "model": model, "reference": base, "group": group, "score": metric, "folds": c.runs, "difference": c.difference,
-                "low": c.low, "high": c.high, "wins": c.wins, "ties": c.ties, "losses": c.losses, "p": c.p,
+                "low": c.low, "high": c.high, "wins": c.wins, "ties": c.ties, "losses": c.losses, "undefined": c.undefined,
+                "p": c.p,
                 "p_holm": float(p_holm),
             })  # fmt: skip
     if not lines:
@@ -483,7 +485,7 @@ def _paired(
         f"Difference = model minus {base}, mean over folds; W/T/L counts folds.",
         f"95 % interval and two-sided p: bootstrap over cases, stratified by outcome, drawn inside each fold, {REPLICATES:,} "
         "resamples, the same for both models. Holm's correction runs over all models and columns of one score.",
-        *dict.fromkeys(dropped_notes),
+        *dict.fromkeys(said),
     ]
     heads = [("", h) for h in ("difference", "95 % interval", "W/T/L", "p", "p (Holm)")]
     return Table(f"{sheet.stem}-paired", f"Paired comparison with {base}", heads, lines, notes, tidy), daggers

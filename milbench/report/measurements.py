@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from scipy import stats as scipy
 
+from milbench import stats
 from milbench.errors import MilbenchError
 from milbench.report.evidence import Estimate
+from milbench.spelling import canonical
 
 FITTED = 4  # largest sizes that an exponent is fitted over
 PROFILE, RANK = "run milbench profile aggregators", "run milbench analyze rank --trial on trained models"
@@ -34,8 +36,9 @@ def _rows(folder: Path, pattern: str, needed: tuple[str, ...]) -> list[dict[str,
 
 def _curve(folder: Path, quantity: str, aggregator: str) -> dict[int, float]:
     """n -> quantity of a method, ascending."""
-    rows = _rows(folder, "efficiency.csv", ("aggregator", "n", quantity))
-    found = {int(row["n"]): float(row[quantity]) for row in rows if row["aggregator"] == aggregator and row[quantity]}
+    rows, wanted = _rows(folder, "efficiency.csv", ("aggregator", "n", quantity)), canonical(aggregator)
+    own = [row for row in rows if canonical(row["aggregator"]) == wanted and row[quantity]]
+    found = {int(row["n"]): float(row[quantity]) for row in own}
     return {n: found[n] for n in sorted(found) if found[n] > 0}
 
 
@@ -112,7 +115,7 @@ def mixing(folder: Path, quantity: str, upper: tuple[str, str], lower: tuple[str
     differences = np.array([sides[0][slide] - sides[1][slide] for slide in common])
     n, mean = f"{len(common)} slide{'s' * (len(common) > 1)}", float(differences.mean())
     se = float(differences.std(ddof=1)) / math.sqrt(len(common)) if len(common) > 1 else math.nan
-    if not se > 0:
+    if not se > stats.TINY:
         return Estimate(mean, math.nan, math.nan, math.nan, math.nan, None, n)
     df = len(common) - 1
     half = float(scipy.t.ppf(0.975, df)) * se

@@ -1,7 +1,8 @@
 """A printed table beside ours: which of its numbers belongs where, and what is wrong with it."""
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from milbench.errors import unknown
 from milbench.report import published
 from milbench.report.published import Erratum
+from milbench.spelling import canonical
 
 _PLACE = ("dataset", "encoder", "magnification", "patch_size")
 
@@ -19,7 +21,7 @@ class Printed:
 
     Args:
         place: what the paper says of dataset, encoder, magnification and patch size; None where it leaves that open.
-        aggregator: the method, with parameters where they decide which row of ours it is.
+        aggregator: the method in its canonical spelling, with parameters where they decide which row of ours it is.
         method: the row's name in the paper.
         metric: its name here.
         mean, sd: the numbers around ±.
@@ -40,15 +42,20 @@ class PrintedTable:
 
     Args:
         name: FILE/TABLE of results/published, such as `longmil_neurips2024/table1`, or FILE where there is one table only.
+        usual: of each method the parameters that its name stands for here: a number of the paper that says them is the name's.
 
     Raises:
         MilbenchError: there is no such table.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, usual: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         if name not in _tables():
             raise unknown("published table", name, _tables())
-        self.numbers = _tables()[name]
+        known = usual or {}
+        self.numbers = [
+            replace(number, aggregator=canonical(number.aggregator, known.get(number.aggregator.split("[")[0])))
+            for number in _tables()[name]
+        ]
         table = name.partition("/")[2]
         self._errata = [erratum for erratum in published.errata() if erratum.table == table]
 
@@ -96,9 +103,8 @@ class PrintedTable:
 
 
 def _names(aggregator: str) -> tuple[str, str]:
-    """A method with its parameters, in the order of their names, and without."""
-    name, bracket, inside = aggregator.partition("[")
-    return (f"{name}[{','.join(sorted(inside.removesuffix(']').split(',')))}]" if bracket else name, name)
+    """A method with its parameters, in the canonical spelling, and without."""
+    return canonical(aggregator), aggregator.partition("[")[0].strip()
 
 
 @cache
@@ -127,7 +133,7 @@ def _number(row: dict[str, str]) -> Printed:
     sd = row.get("sd") or row.get("plus_minus") or "nan"
     return Printed(
         place,
-        _names(row["aggregator"])[0],
+        canonical(row["aggregator"]),
         row["method"],
         row["metric"],
         float(row["mean"]),

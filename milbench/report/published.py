@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import files
 
 from milbench.errors import unknown
+from milbench.spelling import canonical
 
 PAPER = "longmil_neurips2024"
 
@@ -59,7 +60,8 @@ def numbers() -> tuple[Number, ...]:
     """Every number of Tables 1 to 9, in the order of print."""
     return tuple(
         Number(
-            **{key: row[key] for key in ("table", "dataset", "encoder", "method", "aggregator", "metric", "note")},
+            **{key: row[key] for key in ("table", "dataset", "encoder", "method", "metric", "note")},
+            aggregator=canonical(row["aggregator"]),
             magnification=int(row["magnification"]),
             patch_size=int(row["patch_size"]),
             mean=float(row["mean"]),

@@ -10,6 +10,7 @@ import numpy as np
 from milbench import stats
 from milbench.report.collect import Run
 from milbench.report.figure import PAGE, Figure, style
+from milbench.report.numbers import NONE, interval, number, p_value, signed, tally, written
 from milbench.report.tables import ALPHA, METRICS, Entry, Row, Table
 from milbench.stats import Ranking
 from milbench.stats.over_blocks import FEWEST
@@ -39,15 +40,15 @@ def ranks(name: str, runs: Sequence[Run], metric: str, reference: str) -> Table 
             with_reference[other] = (won, pair)
     lines = []
     for method, rank in found.mean_rank.items():
-        entries = [Entry(f"{rank:.2f}")]
+        entries = [Entry(number(rank, ".2f"))]
         if method not in with_reference:
-            lines.append(Row(labels[method], [*entries, *[Entry("–")] * 7]))
+            lines.append(Row(labels[method], [*entries, *[Entry(NONE)] * 7]))
             continue
         won, pair = with_reference[method]
         difference = rank - found.mean_rank[reference]
         lines.append(Row(labels[method], [
-            *entries, Entry(f"{difference:+.2f}"), Entry(f"[{difference - cd:+.2f}, {difference + cd:+.2f}]"),
-            Entry("/".join(map(str, won))),
+            *entries, Entry(signed(difference, ".2f")), Entry(interval(difference - cd, difference + cd, "+.2f")),
+            Entry(tally(*won)),
             Entry(p_value(pair.nemenyi), dagger=pair.nemenyi < ALPHA), Entry(number(pair.wilcoxon.smallest, ".3g")),
             Entry(number(pair.wilcoxon.p, ".3g")), Entry(p_value(pair.p_holm), dagger=pair.p_holm < ALPHA),
         ]))  # fmt: skip
@@ -63,7 +64,8 @@ def ranks(name: str, runs: Sequence[Run], metric: str, reference: str) -> Table 
     ]  # fmt: skip
     f = found.friedman
     notes = [
-        f"Friedman: Kendall's W = {f.effect:.2f}, p {_equals(f.p)} over {f.n} blocks and {len(labels)} methods; {f.note}.",
+        f"Friedman: Kendall's W = {number(f.effect, '.2f')}, p {_equals(f.p)} over {f.n} blocks and {len(labels)} methods; "
+        f"{f.note}.",
         f"Nemenyi: mean ranks closer than {cd:.2f} do not differ at {ALPHA:g}; p and interval account for all pairs.",
         f"Wilcoxon: exact, with Holm's correction over all {len(found.pairs)} pairs. No p-value can be below the smallest one "
         "that so many blocks allow.",
@@ -88,7 +90,8 @@ def critical_difference(name: str, runs: Sequence[Run], metric: str) -> Figure |
     found, labels, told = made
 
     def draw() -> "Drawing":
-        return _diagram(found, labels)
+        drawn = written(rows)
+        return _diagram(found, labels, {row["aggregator"]: row["mean_rank"] for row in drawn}, drawn[0]["critical_difference"])
 
     rows = [
         {"aggregator": method, "label": labels[method], "mean_rank": rank, "critical_difference": found.critical_difference}
@@ -97,13 +100,13 @@ def critical_difference(name: str, runs: Sequence[Run], metric: str) -> Figure |
     caption = (
         f"Mean rank of each method by {METRICS[metric][0]} over {found.friedman.n} blocks (1 is best). Methods joined by a bar "
         f"do not differ by Nemenyi's test at {ALPHA:g}; CD is the difference it needs. Friedman: Kendall's W = "
-        f"{found.friedman.effect:.2f}, p {_equals(found.friedman.p)}. {' '.join(told)}"
+        f"{number(found.friedman.effect, '.2f')}, p {_equals(found.friedman.p)}. {' '.join(told)}"
     )
     title = f"Critical differences: {METRICS[metric][0]}"
     return Figure(f"{name}-critical-difference-{metric.replace('_', '-')}", title, caption, rows, draw)
 
 
-def _diagram(found: Ranking, labels: dict[str, str]) -> "Drawing":
+def _diagram(found: Ranking, labels: dict[str, str], mean_rank: dict[str, float], distance: float) -> "Drawing":
     import pandas as pd
     from matplotlib import pyplot as plt
     from scikit_posthocs import critical_difference_diagram
@@ -116,7 +119,7 @@ def _diagram(found: Ranking, labels: dict[str, str]) -> "Drawing":
         chance.loc[a, b] = chance.loc[b, a] = pair.nemenyi
     drawing, axes = plt.subplots(figsize=(PAGE, 0.9 + 0.16 * len(shown)))
     drawn = critical_difference_diagram(
-        {shown[m]: rank for m, rank in found.mean_rank.items()}, chance, alpha=found.alpha, ax=axes,
+        {shown[m]: rank for m, rank in mean_rank.items()}, chance, alpha=found.alpha, ax=axes,
         color_palette={shown[m]: style(m)["color"] for m in shown}, text_h_margin=0.2,
         label_fmt_left="{label} ({rank:.2f}) ", label_fmt_right=" ({rank:.2f}) {label}",
         marker_props={"s": 16}, label_props={"fontsize": 7, "parse_math": False}, elbow_props={"linewidth": 0.9},
@@ -128,10 +131,10 @@ def _diagram(found: Ranking, labels: dict[str, str]) -> "Drawing":
         text.set_color("black")  # the method's colour is on its line; light ones are hard to read as text
     axes.spines["top"].set_visible(True)
     axes.set_xticks(range(1, len(shown) + 1))
-    end = 1 + found.critical_difference
+    end = 1 + distance
     axes.set_xlim(1, max(len(shown), end))
     axes.plot([1, end], [1.1, 1.1], color="black", linewidth=2.2, clip_on=False)
-    axes.text((1 + end) / 2, 1.3, f"CD = {found.critical_difference:.2f}", ha="center", va="bottom", fontsize=7)
+    axes.text((1 + end) / 2, 1.3, f"CD = {number(found.critical_difference, '.2f')}", ha="center", va="bottom", fontsize=7)
     return drawing
 
 
@@ -174,17 +177,7 @@ def _complete(runs: Sequence[Run], metric: str) -> dict[str, float]:
         if run.status == "ok":
             values[run.cell.aggregator][run.cell.fold, run.cell.seed] = run.metric(metric)
     means = {method: float(np.mean(list(of.values()))) for method, of in values.items() if of.keys() == expected}
-    return {method: mean for method, mean in means.items() if not math.isnan(mean)}
-
-
-def number(value: float, form: str) -> str:
-    """As printed; an en dash where there is none."""
-    return "–" if math.isnan(value) else format(value, form)
-
-
-def p_value(value: float) -> str:
-    """A p-value as printed."""
-    return "< 0.001" if value < 0.001 else number(value, ".3f")
+    return {method: stats.rounded(mean, step=stats.TINY) for method, mean in means.items() if not math.isnan(mean)}
 
 
 def _equals(p: float) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import re
 import textwrap
 
@@ -10,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from milbench.report.numbers import cells, written
 from milbench.report.tables import DELTA, PAPER, Entry, Row, Table
 
 
@@ -53,13 +53,12 @@ def markdown(table: Table) -> str:
 
 
 def tidy_csv(table: Table) -> str:
-    """The unrounded numbers, one line each; an undefined number is an empty field."""
+    """The numbers to 6 significant digits, one line each; an undefined number is an empty field."""
     out = io.StringIO()
     if table.tidy:
         writer = csv.DictWriter(out, table.tidy[0].keys(), lineterminator="\n")
         writer.writeheader()
-        for row in table.tidy:
-            writer.writerow({k: "" if v is None or (isinstance(v, float) and math.isnan(v)) else v for k, v in row.items()})
+        writer.writerows(map(cells, written(table.tidy)))
     return out.getvalue()
 
 

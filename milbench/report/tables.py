@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from milbench import stats
 from milbench.errors import MilbenchError
-from milbench.report.collect import Run
+from milbench.report.collect import Run, usual
+from milbench.report.numbers import NONE, Style, interval, number, p_value, signed, spread, styles, tally
 from milbench.report.printed import Printed, PrintedTable
 from milbench.stats.paired import Metric, Once
 from milbench.trials.plan import Plan
@@ -43,7 +44,7 @@ class Entry:
     """
 
     text: str
-    style: Literal["best", "second", "quiet"] | None = None
+    style: Style | None = None
     dagger: bool = False
     mark: str = ""
 
@@ -71,7 +72,7 @@ class Table:
         headers: (group, label) of each column; neighbours of the same group share a heading.
         rows: the lines.
         notes: footnotes, one sentence or more each.
-        tidy: the same numbers unrounded, one dict per entry, for CSV.
+        tidy: the same numbers to 12 digits, one dict per entry, for CSV.
         top: a heading over all columns.
         corner: head of the first column.
         partial: what is missing, empty where nothing is.
@@ -112,12 +113,17 @@ class _Block:
 
     @property
     def mean(self) -> float:
-        return float(self.values.mean()) if len(self.values) else math.nan
+        return stats.rounded(self.values.mean(), step=stats.TINY) if len(self.values) else math.nan
 
     @property
     def sd(self) -> float:
         """Sample standard deviation."""
-        return float(self.values.std(ddof=1)) if len(self.values) > 1 else math.nan
+        return stats.rounded(self.values.std(ddof=1), step=stats.TINY) if len(self.values) > 1 else math.nan
+
+    @property
+    def above_printed(self) -> float:
+        """Our mean less the printed one."""
+        return stats.rounded(self.mean - self.printed.mean, step=stats.TINY) if self.printed else math.nan
 
 
 @dataclass
@@ -169,7 +175,8 @@ def _content(plan: Plan, runs: Sequence[Run], published: Beside) -> _Content:
     for name in layout["metrics"]:
         if name not in METRICS:
             raise MilbenchError(f"suite {plan.suite}: table.metrics: {name!r} cannot be printed; use {', '.join(METRICS)}")
-    printed = PrintedTable(layout["published"]) if layout.get("published") and published != "off" else None
+    wanted = published != "off" and layout.get("published")
+    printed = PrintedTable(wanted, usual(runs)) if wanted else None
     listed = plan.definition["grid"]["aggregator"]
     labels = {run.cell.aggregator: run.cell.label for run in runs}
     if printed:  # its rows all stand in the table, whether they were asked for here or not
@@ -285,12 +292,12 @@ def _main(content: _Content, published: Beside, tests: bool) -> Table:
     tidy = []
     for column, metric in content.heads:
         own = [content.blocks[row, column, metric] for row in content.rows]
-        ranked = sorted({METRICS[metric][2] * b.mean for b in own if b.complete}, reverse=True)
+        ranked = styles([b.mean if b.complete else math.nan for b in own], METRICS[metric][2])
         group, label = _head(content.layout, column, metric)
         beside = published == "side" and any(block.printed for block in own)
         headers += [(group, label), (group, PAPER), (group, DELTA)] if beside else [(group, label)]
-        for row, block, line, under in zip(content.rows, own, lines, below, strict=True):
-            line.entries.append(_entry(block, ranked, footnotes))
+        for row, block, style, line, under in zip(content.rows, own, ranked, lines, below, strict=True):
+            line.entries.append(_entry(block, style, footnotes))
             if beside:
                 line.entries += _beside(block, footnotes)
             if published == "below":
@@ -307,11 +314,11 @@ def _main(content: _Content, published: Beside, tests: bool) -> Table:
 
 
 def _says(line: Row) -> bool:
-    return not line.below or any(entry.text != "–" or entry.mark for entry in line.entries)
+    return not line.below or any(entry.text != NONE or entry.mark for entry in line.entries)
 
 
-def _entry(block: _Block, ranked: list[float], footnotes: _Footnotes) -> Entry:
-    mark = ""
+def _entry(block: _Block, style: Style | None, footnotes: _Footnotes) -> Entry:
+    why_not = []
     done, missing = len(block.values), block.expected - len(block.values)
     if missing:
         states = [_STATES.get(run.status, run.status) for run in block.runs if run.status != "ok"]
@@ -319,41 +326,42 @@ def _entry(block: _Block, ranked: list[float], footnotes: _Footnotes) -> Entry:
         why = "; ".join(filter(None, dict.fromkeys(" ".join(reason.split()) for reason in reasons)))
         kinds = ", ".join(dict.fromkeys(states)) or "not asked for in any run here"
         over = f"; over {done} of {block.expected} runs, not ranked" if done else ""
-        mark = footnotes.mark(f"{kinds}{': ' + why if why else ''}{over}")
-    elif not block.complete:
-        mark = footnotes.mark("a fold's test part lacks a class, so the metric is undefined")
-    if math.isnan(block.mean):
-        return Entry("–", mark=mark)
-    score = METRICS[block.metric][2] * block.mean
-    style: Literal["best", "second"] | None = None
-    if block.complete and len(ranked) > 1:
-        style = "best" if score == ranked[0] else "second" if score == ranked[1] else None
-    return Entry(_number(block.mean, block.sd), style, dagger=block.p_holm < ALPHA, mark=mark)
+        why_not.append(f"{kinds}{': ' + why if why else ''}{over}")
+    if np.isnan(block.values).any():
+        why_not.append(_undefined(block))
+    mark = footnotes.mark("; ".join(why_not)) if why_not else ""
+    return Entry(spread(block.mean, block.sd), style, dagger=block.p_holm < ALPHA and not math.isnan(block.mean), mark=mark)
 
 
 _STATES = {"oom": "out of memory", "pending": "not run", "absent": "not run"}
 
 
-def _number(mean: float, sd: float) -> str:
-    return f"{mean:.3f}" + ("" if math.isnan(sd) else f" ± {sd:.3f}")
+def _undefined(block: _Block) -> str:
+    """Why the metric of some finished runs has no value, and of how many."""
+    runs = [run for run in block.runs if run.status == "ok" and math.isnan(run.metric(block.metric))]
+    missing = [run for run in runs if any(np.isnan(run.predictions.get(key, 0.0)).any() for key in ("score", "risk"))]
+    told = ["a prediction is missing (NaN)"] if missing else []
+    if len(missing) < len(runs):
+        told.append("a fold's test part " + ("has no comparable pair" if block.metric == "c_index" else "lacks a class"))
+    return f"{' or '.join(told)}, so the metric is undefined in {len(runs)} of {block.expected} runs"
 
 
 def _beside(block: _Block, footnotes: _Footnotes) -> list[Entry]:
     """The printed mean, and how far ours is above it."""
     mark = footnotes.mark(block.printed_note) if block.printed_note else ""
     if block.printed is None:
-        return [Entry("–", "quiet", mark=mark), Entry("", "quiet")]
-    delta = "" if math.isnan(block.mean) else f"{block.mean - block.printed.mean:+.3f}"
-    return [Entry(f"{block.printed.mean:.3f}", "quiet", mark=mark), Entry(delta, "quiet")]
+        return [Entry(NONE, "quiet", mark=mark), Entry("", "quiet")]
+    delta = "" if math.isnan(block.mean) else signed(block.above_printed)
+    return [Entry(number(block.printed.mean), "quiet", mark=mark), Entry(delta, "quiet")]
 
 
 def _below(block: _Block, footnotes: _Footnotes) -> Entry:
     """The printed number with its spread, and how far ours is above it."""
     mark = footnotes.mark(block.printed_note) if block.printed_note else ""
     if block.printed is None:
-        return Entry("–", "quiet", mark=mark)
-    delta = "" if math.isnan(block.mean) else f" ({block.mean - block.printed.mean:+.3f})"
-    return Entry(_number(block.printed.mean, block.printed.sd) + delta, "quiet", mark=mark)
+        return Entry(NONE, "quiet", mark=mark)
+    delta = "" if math.isnan(block.mean) else f" ({signed(block.above_printed)})"
+    return Entry(spread(block.printed.mean, block.printed.sd) + delta, "quiet", mark=mark)
 
 
 def _tidy(row: _Name, column: tuple[Any, ...], block: _Block, printed: PrintedTable | None) -> dict[str, Any]:
@@ -362,7 +370,7 @@ def _tidy(row: _Name, column: tuple[Any, ...], block: _Block, printed: PrintedTa
     beside = {
         "published_mean": said.mean if said else math.nan,
         "published_sd": said.sd if said else math.nan,
-        "above_published": block.mean - said.mean if said else math.nan,
+        "above_published": block.above_printed,
     }
     return {
         "aggregator": row.aggregator, "label": row.label, "dataset": dataset, "encoder": encoder, "magnification": magnification,
@@ -534,24 +542,24 @@ def _paired(content: _Content, reference: _Name) -> Table:
             if row == reference or not block.runs:
                 continue
             if c is None:
-                lines.append(Row(row.label, [Entry("–")] * 5))
+                lines.append(Row(row.label, [Entry(NONE)] * 5))
                 continue
-            wins_ties_losses = (c.wins, c.ties, c.losses)[:: METRICS[metric][2]]  # a lower Brier score wins
+            wins, ties, losses = (c.wins, c.ties, c.losses)[:: METRICS[metric][2]]  # a lower Brier score wins
             if c.note:
                 said.setdefault(c.note, []).append(f"{row.label} ({head})")
             entries = [
-                Entry(f"{c.difference:+.3f}", dagger=block.p_holm < ALPHA),
-                Entry("–" if math.isnan(c.low) else f"[{c.low:+.3f}, {c.high:+.3f}]"),
-                Entry("/".join(map(str, wins_ties_losses))),
-                Entry(_p(c.p)),
-                Entry(_p(block.p_holm)),
+                Entry(signed(c.difference), dagger=block.p_holm < ALPHA),
+                Entry(interval(c.low, c.high)),
+                Entry(tally(wins, ties, losses, c.undefined)),
+                Entry(p_value(c.p)),
+                Entry(p_value(block.p_holm)),
             ]
             lines.append(Row(row.label, entries))
             place = _tidy(row, column, block, None)
             tidy.append({
                 **{k: v for k, v in place.items() if k not in ("mean", "sd", "runs", "expected_runs")},
                 "reference": reference.aggregator, "difference": c.difference, "low": c.low, "high": c.high,
-                **dict(zip(("wins", "ties", "losses"), wins_ties_losses, strict=True)), "superiority": c.superiority,
+                "wins": wins, "ties": ties, "losses": losses, "undefined": c.undefined, "superiority": c.superiority,
                 "p": c.p, "p_holm": block.p_holm, "runs": c.runs,
             })  # fmt: skip
     notes = [
@@ -566,7 +574,3 @@ def _paired(content: _Content, reference: _Name) -> Table:
         notes.append(f"No method can be paired with {reference.label} in: {'; '.join(without)}.")
     headers = [("", h) for h in ("difference", "95 % interval", "W/T/L", "p", "p (Holm)")]
     return Table(f"{content.layout['name']}-paired", f"Paired comparison with {reference.label}", headers, lines, notes, tidy)
-
-
-def _p(value: float) -> str:
-    return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -2,7 +2,8 @@
 
 Every metric takes an optional `weight` (..., n): how often each case counts. A bootstrap is then one call with the
 resampled counts of all replicates, and returns one value per replicate.
-A metric that the data do not define (a class without cases) is NaN, never a guess.
+A metric that the data do not define (a class without cases) is NaN, never a guess; a missing score (NaN) leaves it undefined
+whatever that case's weight. None of this warns.
 """
 
 import numpy as np
@@ -11,8 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 
-def _weights(weight: ArrayLike | None, n: int) -> Array:
-    return np.ones(n) if weight is None else np.asarray(weight, dtype=np.float64)
+def _weights(weight: ArrayLike | None, n: int, *data: Array) -> Array:
+    """How often each case counts (..., n): once unless told; not known (NaN) where any of the cases' data are missing."""
+    w = np.ones(n) if weight is None else np.asarray(weight, dtype=np.float64)
+    return np.full_like(w, np.nan) if any(np.isnan(values).any() for values in data) else w
 
 
 def auc(positive: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
@@ -28,8 +31,9 @@ def auc(positive: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) 
         matrices is many times faster than a sum along the sorted scores.
     """
     score, positive = np.asarray(score, dtype=np.float64), np.asarray(positive, dtype=bool)
-    above = np.sign(score[positive, None] - score[~positive]) / 2 + 0.5  # (positives, negatives): 1, 1/2 or 0
-    w = _weights(weight, len(score))
+    p, q = score[positive, None], score[~positive]
+    above = (p > q) + (p == q) / 2  # (positives, negatives): 1, 1/2 or 0
+    w = _weights(weight, len(score), score)
     p, q = (np.take(w, np.flatnonzero(side), axis=-1) for side in (positive, ~positive))
     with np.errstate(invalid="ignore"):
         return np.asarray(np.einsum("...j,...j", p @ above, q) / (p.sum(-1) * q.sum(-1)))
@@ -64,26 +68,29 @@ def confusion(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = No
     """Counts of (true, predicted) classes.
 
     Returns:
-        (..., C, C).
+        (..., C, C); NaN where a score is missing.
     """
-    score = np.asarray(score)
+    score = np.asarray(score, dtype=np.float64)
     classes = score.shape[1]
     cell = np.asarray(target) * classes + predicted(score)  # (n,)
-    counts = _weights(weight, len(score)) @ np.eye(classes**2)[cell]
+    counts = _weights(weight, len(score), score) @ np.eye(classes**2)[cell]
     return counts.reshape(*counts.shape[:-1], classes, classes)
 
 
 def accuracy(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
     """Share of cases whose highest score is the true class."""
     table = confusion(target, score, weight)
-    return np.trace(table, axis1=-2, axis2=-1) / table.sum((-2, -1))
+    with np.errstate(invalid="ignore"):
+        return np.trace(table, axis1=-2, axis2=-1) / table.sum((-2, -1))
 
 
 def balanced_accuracy(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
     """Mean recall over the classes that occur."""
     table = confusion(target, score, weight)
+    cases = table.sum(-1)  # (..., C)
     with np.errstate(invalid="ignore"):
-        return np.nanmean(np.diagonal(table, axis1=-2, axis2=-1) / table.sum(-1), axis=-1)
+        recall = np.divide(np.diagonal(table, axis1=-2, axis2=-1), cases, out=np.zeros_like(cases), where=cases != 0)
+        return recall.sum(-1) / (cases != 0).sum(-1)
 
 
 def macro_f1(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
@@ -95,15 +102,16 @@ def f1_of(table: Array) -> Array:
     """Macro-F1 of confusion counts (..., C, C)."""
     hits = np.diagonal(table, axis1=-2, axis2=-1)
     total = table.sum(-1) + table.sum(-2)
-    return np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0).mean(-1)
+    return np.divide(2 * hits, total, out=np.zeros_like(total), where=total != 0).mean(-1)
 
 
 def brier(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
     """Mean squared distance between the scores and the one-hot truth, summed over classes (0 best, 2 worst)."""
     score = np.asarray(score, dtype=np.float64)
     error = ((score - np.eye(score.shape[1])[np.asarray(target)]) ** 2).sum(1)  # (n,)
-    w = _weights(weight, len(error))
-    return (w @ error) / w.sum(-1)
+    w = _weights(weight, len(error), error)
+    with np.errstate(invalid="ignore"):
+        return (w @ error) / w.sum(-1)
 
 
 def c_index(
@@ -128,10 +136,10 @@ def c_index(
             published survival tables; False leaves them out, as Harrell did.
 
     Returns:
-        (...), NaN without a comparable pair. Memory O(n^2).
+        (...), NaN without a comparable pair, and where a time or a risk is missing. Memory O(n^2).
     """
     comparable, concordant = _pairs(time, event, risk, tied_tol, equal_times)
-    w = _weights(weight, len(comparable))
+    w = _weights(weight, len(comparable), concordant)
     with np.errstate(invalid="ignore"):
         return ((w @ concordant) * w).sum(-1) / ((w @ comparable) * w).sum(-1)
 
@@ -142,7 +150,8 @@ def concordance_by_case(time: ArrayLike, event: ArrayLike, risk: ArrayLike) -> A
     Arguments as in :func:`c_index`.
 
     Returns:
-        (n,), NaN for a case without a comparable pair. Weighted by each case's pairs, the mean is the c-index.
+        (n,), NaN for a case without a comparable pair, and for all where a time or a risk is missing. Weighted by each case's
+        pairs, the mean is the c-index.
     """
     comparable, concordant = _pairs(time, event, risk, 1e-8, True)
     with np.errstate(invalid="ignore"):
@@ -157,5 +166,8 @@ def _pairs(time: ArrayLike, event: ArrayLike, risk: ArrayLike, tied_tol: float, 
     if equal_times:
         later |= (time[:, None] == time) & ~event
     comparable = (event[:, None] & later).astype(np.float64)
-    ahead = risk[:, None] - risk
-    return comparable, comparable * np.where(np.abs(ahead) <= tied_tol, 0.5, ahead > 0)
+    higher, equal = risk[:, None] > risk, risk[:, None] == risk  # infinite risks are equal, too
+    with np.errstate(invalid="ignore"):
+        equal |= np.abs(risk[:, None] - risk) <= tied_tol
+    missing = np.isnan(time).any() or np.isnan(risk).any()
+    return comparable, np.full_like(comparable, np.nan) if missing else comparable * np.where(equal, 0.5, higher)

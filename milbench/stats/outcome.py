@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from milbench.stats.rounding import Rounded
+
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Rounded):
     """One test: the effect first, the p-value last.
 
     Args:

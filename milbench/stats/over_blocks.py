@@ -12,13 +12,14 @@ from scipy import stats as scipy
 from milbench.errors import MilbenchError
 from milbench.stats.outcome import Outcome
 from milbench.stats.over_runs import wilcoxon
-from milbench.stats.paired import TINY, holm
+from milbench.stats.paired import holm
+from milbench.stats.rounding import TINY, Rounded, rounded
 
 FEWEST = 5  # blocks
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(Rounded):
     """Two methods over the blocks. Effect first, p-values last.
 
     Args:
@@ -42,7 +43,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class Ranking(Rounded):
     """Methods ranked over blocks.
 
     Args:
@@ -76,7 +77,7 @@ def ranking(methods: Sequence[str], values: ArrayLike, *, larger_is_better: bool
     """
     from scikit_posthocs import posthoc_nemenyi_friedman  # imports matplotlib, which a training process does not need
 
-    x = np.round(np.asarray(values, dtype=np.float64), 12)  # equal values that differ by the order of a sum are ties
+    x = rounded(np.asarray(values, dtype=np.float64), step=TINY)  # equal values are ties
     if x.ndim != 2 or x.shape[1] != len(methods) or len(set(methods)) < len(methods):
         raise MilbenchError(f"Friedman test: {len(methods)} methods of different names against values of shape {x.shape}")
     blocks, k = x.shape
@@ -110,4 +111,4 @@ def ranking(methods: Sequence[str], values: ArrayLike, *, larger_is_better: bool
         wins, ties, losses = (int((ahead == value).sum()) for value in (1, 0, -1))
         difference, chance = float(mean[i] - mean[j]), float(nemenyi[i, j])
         pairs.append(Pair(methods[i], methods[j], difference, wins, ties, losses, chance, test, float(corrected)))
-    return Ranking({methods[i]: float(mean[i]) for i in order}, critical, alpha, friedman, pairs)
+    return Ranking({methods[i]: rounded(float(mean[i])) for i in order}, critical, alpha, friedman, pairs)

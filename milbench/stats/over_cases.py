@@ -12,7 +12,7 @@ from scipy.stats import norm, rankdata
 from milbench.errors import MilbenchError
 from milbench.stats.metrics import f1_of, predicted
 from milbench.stats.outcome import Outcome
-from milbench.stats.paired import TINY
+from milbench.stats.rounding import TINY, rounded
 
 Array = NDArray[np.float64]
 _ELEMENTS = 2**18  # signs drawn at a time
@@ -199,8 +199,8 @@ def mcnemar(folds: Sequence[PairedFold]) -> Outcome:
     from statsmodels.stats.proportion import proportion_confint
 
     n = sum(len(fold.target) for fold in folds)
-    a = np.concatenate([predicted(fold.method.mean(0)) == fold.target for fold in folds])
-    b = np.concatenate([predicted(fold.reference.mean(0)) == fold.target for fold in folds])
+    a = np.concatenate([predicted(rounded(fold.method.mean(0))) == fold.target for fold in folds])
+    b = np.concatenate([predicted(rounded(fold.reference.mean(0))) == fold.target for fold in folds])
     won, lost = int((a & ~b).sum()), int((b & ~a).sum())
     note = f"uses seed-mean probabilities; {won} cases right by the method alone, {lost} by the reference alone"
     if won + lost == 0:

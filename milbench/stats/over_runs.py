@@ -9,7 +9,7 @@ from scipy import stats as scipy
 
 from milbench.errors import MilbenchError
 from milbench.stats.outcome import Outcome
-from milbench.stats.paired import TINY
+from milbench.stats.rounding import TINY, rounded
 
 
 def _finite(values: ArrayLike, what: str) -> NDArray[np.float64]:
@@ -77,7 +77,7 @@ def wilcoxon(differences: ArrayLike) -> Outcome:
     Raises:
         MilbenchError: there is no pair, or one is missing.
     """
-    d = np.round(_finite(differences, "Wilcoxon test"), 12)
+    d = rounded(_finite(differences, "Wilcoxon test"), step=TINY)  # equal differences share a rank
     if not len(d):
         raise MilbenchError("Wilcoxon test: there is no pair")
     name, left = "Wilcoxon signed rank (exact)", d[d != 0]

@@ -1,6 +1,7 @@
 """Is the difference real? Two methods, the same cases, the same resamples."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,11 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from milbench.errors import MilbenchError
+from milbench.stats.rounding import TINY, Rounded, rounded
 
 Array = NDArray[np.float64]
 Metric = Callable[[Array], Array]  # counts (B, n) -> (B,): a metric with a fold's truth and predictions filled in
 
-TINY = 1e-12  # two values of a metric closer than this are equal: they differ by the order of a sum
+FEWEST = 40  # different resamples: with fewer no p-value could be below 2 / 40 = 0.05
 UNDEFINED = 0.05  # share of resamples without a value that an interval may leave out
 _ELEMENTS = 2**18  # counts drawn at a time: fits a processor's cache
 
@@ -22,19 +24,19 @@ class Once:
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
-        self._known: dict[bytes, Array] = {}
+        self._known: dict[tuple[tuple[int, ...], bytes], Array] = {}
 
     def __call__(self, counts: Array) -> Array:
         """Counts (B, n) to values (B,)."""
-        # One generator draws a block of counts, so its length and first rows tell it from any other.
-        key = len(counts).to_bytes(8) + counts[:8].tobytes()
+        counts = np.ascontiguousarray(counts, dtype=np.float64)
+        key = counts.shape, hashlib.sha256(counts.data).digest()  # of every byte, and still a small part of computing the metric
         if key not in self._known:
             self._known[key] = self._metric(counts)
         return self._known[key]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Rounded):
     """A method against the reference. Effect first, p-value last.
 
     There is no standardised effect (Cohen's d) on purpose: over the runs of one split its denominator is training noise
@@ -45,7 +47,8 @@ class Comparison:
         difference: mean over folds and seeds of metric(method) - metric(reference).
         low, high: 95 % percentile interval of the bootstrap.
         se: standard deviation of the bootstrap's differences.
-        wins, ties, losses: over runs (folds x seeds), each against the reference's run of the same fold and seed.
+        wins, ties, losses, undefined: over runs (folds x seeds), each against the reference's run of the same fold and seed;
+            undefined where one of the two has no value. They sum to `runs`.
         superiority: chance that a run of the method gives the larger value than a run of the reference on the same fold, over all
             pairs of seeds, ties counting one half: 0.5 is no difference; Cliff's delta is 2 superiority - 1.
         runs: how many runs were paired.
@@ -61,6 +64,7 @@ class Comparison:
     wins: int
     ties: int
     losses: int
+    undefined: int
     superiority: float
     runs: int
     n: int
@@ -87,6 +91,11 @@ def _counts(strata: NDArray, replicates: int, rng: np.random.Generator) -> Itera
         yield counts
 
 
+def _different(strata: NDArray) -> float:
+    """Logarithm of how many different resamples there are: counts of m - 1 draws from the m cases of each stratum."""
+    return sum(math.lgamma(2 * m - 1) - 2 * math.lgamma(m) for m in np.unique(strata, return_counts=True)[1].tolist())
+
+
 def paired_bootstrap(
     folds: Sequence[tuple[ArrayLike, Sequence[tuple[Metric, Metric]]]], *, replicates: int = 10_000, seed: str = ""
 ) -> Comparison:
@@ -109,8 +118,9 @@ def paired_bootstrap(
         seed: text that fixes the resamples.
 
     Returns:
-        The comparison. Interval and p-value are NaN when the metric is undefined in some run, or in more than 5 % of the
-        resamples (few events); fewer are left out. `note` says so.
+        The comparison. Interval and p-value are NaN when the metric is undefined in some run (then the difference is, too), or
+        in more than 5 % of the resamples (few events); fewer are left out. They are NaN, too, where a handful of cases
+        gives the same difference in each of their fewer than 40 resamples, which tells no spread. `note` says so.
 
     Raises:
         MilbenchError: there is nothing to compare.
@@ -120,7 +130,7 @@ def paired_bootstrap(
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
     runs = sum(len(seeds) for _, seeds in folds)
     pairs: list[list[tuple[float, float]]] = []  # of each fold, each seed: metric of the method and of the reference
-    replicate, n, alone = np.zeros(replicates), 0, 0
+    replicate, n, alone, different = np.zeros(replicates), 0, 0, 0.0
     for strata, seeds in folds:
         strata = np.asarray(strata)
         one = np.ones((1, len(strata)))
@@ -131,29 +141,31 @@ def paired_bootstrap(
                 replicate[done : done + len(counts)] += (method(counts) - reference(counts)) / runs
             done += len(counts)
         n += len(strata)
+        different += _different(strata)
         alone += int((np.unique(strata, return_counts=True)[1] == 1).sum())
 
     observed = np.array([a - b for fold in pairs for a, b in fold])
     defined = replicate[~np.isnan(replicate)]
     notes = [f"{alone} strata of one case do not vary: the interval is too narrow"] if alone else []
     low = high = se = p = float("nan")
-    if np.isnan(observed).any():
-        notes = [f"the metric is undefined in {int(np.isnan(observed).sum())} of {runs} pairs of runs"]
+    if undefined := int(np.isnan(observed).sum()):
+        notes = [f"the metric is undefined in {undefined} of {runs} pairs of runs"]
     elif len(defined) < (1 - UNDEFINED) * replicates:
         notes.append(f"the metric is undefined in {1 - len(defined) / replicates:.0%} of the resamples")
+    elif np.ptp(defined) < TINY < abs(observed.mean()) and different < math.log(FEWEST):
+        notes = [f"not computed (each of the {math.exp(different):.0f} resamples of so few cases gives the same difference)"]
     else:
         if lost := replicates - len(defined):
             notes.append(f"{lost} of {replicates} resamples left out, in which the metric is undefined")
-        # Rounded, since the last digits of a sum depend on the machine and reports are compared byte by byte.
-        low, high = (round(float(q), 12) for q in np.quantile(defined, [0.025, 0.975]))
-        se = round(float(defined.std(ddof=1)), 12)
+        low, high = map(float, np.quantile(defined, [0.025, 0.975]))
+        se = float(defined.std(ddof=1))
         tail = min(int((defined <= TINY).sum()), int((defined >= -TINY).sum()))
         p = min(1.0, 2 * (1 + tail) / (len(defined) + 1))
     wins, losses = int((observed > TINY).sum()), int((observed < -TINY).sum())
     ties = int((np.abs(observed) <= TINY).sum())
     better = superiority([[a for a, _ in fold] for fold in pairs], [[b for _, b in fold] for fold in pairs])
     return Comparison(
-        float(observed.mean()), low, high, se, wins, ties, losses, better, runs, n, "paired bootstrap over cases",
+        float(observed.mean()), low, high, se, wins, ties, losses, undefined, better, runs, n, "paired bootstrap over cases",
         "; ".join(notes), p,
     )  # fmt: skip
 
@@ -171,7 +183,7 @@ def superiority(method: Sequence[ArrayLike], reference: Sequence[ArrayLike]) -> 
     for a, b in zip(method, reference, strict=True):
         ahead = np.subtract.outer(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
         shares.append(np.where(np.isnan(ahead), np.nan, np.where(np.abs(ahead) <= TINY, 0.5, ahead > 0)).mean())
-    return float(np.mean(shares))
+    return rounded(float(np.mean(shares)))
 
 
 def holm(p_values: ArrayLike) -> Array:
@@ -189,4 +201,4 @@ def holm(p_values: ArrayLike) -> Array:
     order = known[np.argsort(p[known], kind="stable")]
     factors = np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(factors * p[order]))
-    return corrected
+    return rounded(corrected)

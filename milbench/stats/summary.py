@@ -1,14 +1,16 @@
 """What printed numbers alone allow: a comparison from means and standard deviations, and the power of a comparison."""
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from scipy import stats as scipy
 
 from milbench.errors import MilbenchError
+from milbench.stats.rounding import Rounded, rounded
 
 
-class Welch(NamedTuple):
+@dataclass(frozen=True)
+class Welch(Rounded):
     """Welch's t-test; the effect first, the p-value last. The interval is the 95 % one."""
 
     difference: float
@@ -78,6 +80,6 @@ def power(difference: float, se: float, alpha: float = 0.05, df: float | None = 
     shift = abs(difference) / se
     if df is None:
         limit = scipy.norm.isf(alpha / 2)
-        return float(scipy.norm.sf(limit - shift) + scipy.norm.cdf(-limit - shift))
+        return rounded(scipy.norm.sf(limit - shift) + scipy.norm.cdf(-limit - shift))
     limit = scipy.t.isf(alpha / 2, df)
-    return float(scipy.nct.sf(limit, df, shift) + scipy.nct.cdf(-limit, df, shift))
+    return rounded(scipy.nct.sf(limit, df, shift) + scipy.nct.cdf(-limit, df, shift))

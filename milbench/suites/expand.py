@@ -17,6 +17,8 @@ from milbench.config import Settings
 from milbench.datasets.splits import PUBLISHED, count
 from milbench.errors import MilbenchError, NotHere, from_validation, unknown
 from milbench.files import write_atomically
+from milbench.ops import backends
+from milbench.spelling import literal, spelled
 from milbench.suites.model import Search, Suite
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.spec import TrialSpec
@@ -77,12 +79,12 @@ def row(text: str, recipe: Callable[..., recipes.Recipe]) -> Row:
                 raise MilbenchError(f"cannot read {item!r} in {text!r}; write recipe.{key or 'lr'}=value")
             if key not in recipes.Recipe.model_fields:
                 raise unknown(f"recipe value in {text!r}", key, recipes.Recipe.model_fields)
-            asked[key] = plugins.literal(value)
+            asked[key] = literal(value)
     usual, changed = recipe(variant), recipe(variant, asked)
     changes = {key: getattr(changed, key) for key in asked if getattr(changed, key) != getattr(usual, key)}
     return Row(
-        plugins.spelled(variant.entry.name, variant.changes | {f"recipe.{key}": value for key, value in changes.items()}),
-        plugins.spelled(variant.entry.label, variant.changes | changes, " (", ", ", ")"),
+        spelled(variant.entry.name, variant.changes | {f"recipe.{key}": value for key, value in changes.items()}),
+        spelled(variant.entry.label, variant.changes | changes, " (", ", ", ")"),
         variant,
         changes,
     )
@@ -128,7 +130,8 @@ def expand(
         settings: where datasets are; what the environment says unless given.
 
     Raises:
-        MilbenchError: an unknown aggregator, parameter, dataset, encoder, split, fold or recipe value, with near misses.
+        MilbenchError: an unknown aggregator, parameter, dataset, encoder, split, fold or recipe value, with near misses; an
+            operation that cannot be computed here.
     """
     grid = suite.grid
     if grid is None:
@@ -148,6 +151,7 @@ def expand(
     named = listed if aggregators is None else [row(text, fitted) for text in aggregators]
     rows = list({r.name: replace(r, label=labels.get(r.name, r.label)) for r in named}.values())
     implementations = {r.name: r.variant.implementation for r in rows}  # reads and hashes files, so once and not per trial
+    kernels = {r.name: backends.chosen(r.variant.entry.cls.ops, device) for r in rows}
     tried = [draw for r in rows for draw in _draws(r, suite.search)] if suite.search else rows
     seeds, stored = list(dict.fromkeys(seeds or grid.seed)), dtype or grid.dtype
     jobs, notes, cells = [], [], []
@@ -200,6 +204,7 @@ def expand(
                     recipe=fitted_here(r.variant, r.changes, has_validation=bool(parts[fold].val)),
                     threads=threads,
                     device=device,
+                    backends=kernels[r.name],
                 )
                 cell = Cell(
                     trial_id=spec.trial_id, context=spec.context(shared), aggregator=r.name, label=r.label,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from milbench import datasets, plugins, tasks
+from milbench import datasets, plugins, process, tasks
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.config import Settings
@@ -165,13 +165,11 @@ def measured(
         scale: real bags are this much larger.
         settings: where datasets are; what the environment says unless given.
     """
-    torch.set_num_threads(spec.threads)
-    torch.use_deterministic_algorithms(True, warn_only=spec.device != "cpu")
     where = (spec.dataset, spec.encoder, spec.magnification, spec.patch_size)
     dataset = stand_in(scale, *where, dtype=spec.feature_dtype, settings=settings)
     fold = dataset.folds(spec.split)[spec.fold]
     task = tasks.for_fold(dataset, fold.train)
-    torch.manual_seed(derive_seed(*spec.axes, "weights"))
+    process.seed(derive_seed(*spec.axes, "weights"))
     model = build_model(spec, dataset, task.n_out)
     optimisers = model.optimisers(spec.recipe) if model.trained_by_gradient else []
     found: dict[str, list[list[float]]] = {"train": [], "predict": [], "peak": []}

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.files import write_atomically
+from milbench.stats import TINY, rounded
 from milbench.trials.spec import SCHEMA
 from milbench.trials.store import Store
 
@@ -242,6 +243,6 @@ def _best(group: Sequence[R], metric: str) -> list[R]:
 
     def score(draw: int) -> float:
         values = [run.result["metrics"].get("val", {}).get(metric) for run in whole[draw]]
-        return -math.inf if None in values else sum(values) / len(values)
+        return -math.inf if None in values else rounded(sum(values) / len(values), step=TINY)
 
     return whole[max(whole, key=score)]

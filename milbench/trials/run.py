@@ -4,7 +4,6 @@ import contextlib
 import csv
 import logging
 import platform
-import random
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import milbench
-from milbench import datasets, plugins, tasks
+from milbench import datasets, plugins, process, tasks
 from milbench.aggregator import Aggregator
 from milbench.config import Settings
 from milbench.datasets import Dataset
@@ -59,13 +58,15 @@ def run_trial(
         The status that was recorded.
     """
     started = time.perf_counter()
+    process.settle(spec.device, spec.threads)
     reset_peak_memory(spec.device)
     files: Files = {}
     backends.forget()
     messages = _Messages()
     logging.getLogger("milbench").addHandler(messages)
     try:
-        result, files = (body or partial(_run, settings=settings))(spec, keep_model, on_epoch)
+        with process.kept():
+            result, files = (body or partial(_run, settings=settings))(spec, keep_model, on_epoch)
     except SkipTrial as skip:
         result = Result(trial_id=spec.trial_id, spec=spec, status="skipped", reason=str(skip))
     except Exception as error:
@@ -74,6 +75,11 @@ def run_trial(
         )
     finally:
         logging.getLogger("milbench").removeHandler(messages)
+    if undeclared := sorted(backends.used().keys() - spec.backends.keys()):
+        messages.texts.append(
+            f"uses {', '.join(undeclared)}, which its class does not name in `ops`: which backend computed it is no part of this "
+            "trial's identity"
+        )
     result.labels, result.messages = labels, list(dict.fromkeys([*result.messages, *messages.texts]))
     result.cost |= {"seconds": round(time.perf_counter() - started, 3), "peak_memory_bytes": peak_memory(spec.device)}
     result.provenance = provenance() | {"threads": spec.threads, "backends": backends.used()}
@@ -98,20 +104,19 @@ def failure(spec: TrialSpec, status: Status, reason: str, trace: str | None = No
 
 
 def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, settings: Settings | None) -> tuple[Result, Files]:
-    backends.prepare(spec.device)
-    torch.set_num_threads(spec.threads)
-    torch.use_deterministic_algorithms(True, warn_only=spec.device != "cpu")
+    if (here := backends.chosen(spec.backends, spec.device)) != spec.backends:
+        raise MilbenchError(f"planned for the backends {spec.backends}, this process has {here}; run the suite again here")
     where = (spec.dataset, spec.encoder, spec.magnification, spec.patch_size)
     dataset = datasets.load(*where, dtype=spec.feature_dtype, settings=settings)
     if (dataset.fingerprint, dataset.split_fingerprint(spec.split)) != (spec.fingerprint, spec.split_fingerprint):
         raise MilbenchError(f"dataset {spec.dataset} changed since this trial was planned; run the suite again")
     fold = dataset.folds(spec.split)[spec.fold]
     task = tasks.for_fold(dataset, fold.train)
-    _seed(spec, "weights")
+    process.seed(derive_seed(*spec.axes, "weights"))
     model = build_model(spec, dataset, task.n_out)
     data = (spec.fingerprint, spec.feature_dtype, spec.split_fingerprint, spec.fold)
     train, val, test = fold_bags(dataset, fold, standardise=spec.standardise, device=spec.device, same=data)
-    _seed(spec, "training")
+    process.seed(derive_seed(*spec.axes, "training"))
     done = fit(model, train, val, task, spec.recipe, spec.axes, on_epoch)
 
     scores, _ = predict(model, test, task)
@@ -132,14 +137,6 @@ def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, settings: Setting
         # Not save_file: its own error for a full disk would pass for a fault of the trial.
         files[MODEL] = lambda path: path.write_bytes(safetensors.torch.save({k: v.contiguous().cpu() for k, v in state.items()}))
     return result, files
-
-
-def _seed(spec: TrialSpec, what: str) -> None:
-    """Every generator that a plug-in may draw from, by the name of what follows."""
-    seed = derive_seed(*spec.axes, what)
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one is meant: plug-ins and libraries draw from it
-    random.seed(seed)
 
 
 def build_model(spec: TrialSpec, dataset: Dataset, n_out: int) -> Aggregator:

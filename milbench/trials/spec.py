@@ -25,7 +25,8 @@ class TrialSpec(BaseModel):
         split, split_fingerprint, fold: who is trained on and who is tested.
         seed: of weights, dropout and the order of bags.
         recipe: how it is fitted, with its values.
-        threads, device: what the arithmetic's rounding depends on.
+        threads, device, backends: what the arithmetic's rounding depends on; backends names, for every operation that the
+            aggregator may use, the implementation that this machine chooses.
         result_schema: version of the result format.
     """
 
@@ -50,6 +51,7 @@ class TrialSpec(BaseModel):
     recipe: Recipe
     threads: int = Field(1, ge=1)
     device: Literal["cpu", "cuda", "mps"] = "cpu"
+    backends: dict[str, str] = {}
     result_schema: int = SCHEMA
 
     def canonical(self) -> str:
@@ -67,10 +69,10 @@ class TrialSpec(BaseModel):
         return (self.dataset, self.split, self.fold, self.seed)
 
     def context(self, recipe: Mapping[str, Any]) -> str:
-        """Hash of all that two methods must share to stand in one column: everything but method, fold and seed.
+        """Hash of all that two methods must share to stand in one column: everything but method and its backends, fold, seed.
 
         Args:
             recipe: the recipe as it was asked for; under "official" each method has values of its own.
         """
-        shared = self.model_dump(exclude={"aggregator", "params", "implementation", "fold", "seed", "recipe"})
+        shared = self.model_dump(exclude={"aggregator", "params", "implementation", "backends", "fold", "seed", "recipe"})
         return hashlib.sha256(json.dumps([shared, recipe], sort_keys=True).encode()).hexdigest()[:12]
