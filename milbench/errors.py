@@ -12,6 +12,10 @@ class MilbenchError(Exception):
     """Bad input from outside. The command line prints it in one line and exits with code 2."""
 
 
+class Unwritable(MilbenchError):  # noqa: N818 - named for what it says
+    """The results folder takes no more: the disk is full, or it may not be written to. No fault of the trial at hand."""
+
+
 class NotHere(MilbenchError):  # noqa: N818 - named for what it says
     """A known dataset whose features of that encoder, magnification or patch size the user does not have.
 

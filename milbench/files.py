@@ -10,12 +10,15 @@ import stat
 import tomllib
 import uuid
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pydantic_core
 
 from milbench.errors import MilbenchError
+from milbench.interrupt import unfinished
 
 DEEPEST = 30  # tables within tables of a TOML file
 LARGEST = 256 << 20  # bytes of a table; a million rows have 100 MB
@@ -27,20 +30,38 @@ _KINDS = {
 }  # fmt: skip
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to that becomes `path` in one step at the end, and is gone when anything goes wrong on the way.
+
+    Only a process that is killed leaves it behind, under a name that begins with a dot. It ends as `path` does: some writers
+    choose the format by that.
+
+    Raises:
+        MilbenchError: the folder cannot be made or written to.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    with unfinished(temporary):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            flush(temporary)
+            temporary.replace(path)
+        except OSError as error:
+            raise unusable(path, error) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small text file in one step; a crash leaves the old one or the new one.
 
     Raises:
         MilbenchError: the folder cannot be made or written to.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with replacing(path) as temporary:
         temporary.write_text(text)
-        flush(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise unusable(path, error) from error
 
 
 def flush(path: Path) -> None:

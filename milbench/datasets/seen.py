@@ -14,6 +14,7 @@ from typing import Any
 
 from milbench.datasets.containers import regular
 from milbench.datasets.formats import BadFile, Facts, contents, inspect
+from milbench.errors import MilbenchError
 from milbench.files import write_atomically
 
 VERSION = 2  # of what is remembered
@@ -140,14 +141,14 @@ class Seen:
         for place in self._places:
             try:
                 write_atomically(place, text)
-            except OSError as error:
+            except MilbenchError as error:
                 failed = error
             else:
                 self._kept = dict(self._new)
                 return
         if any(one["contents"] for one in self._new.values()):
             console().print(
-                f"{self._places[0]} cannot be written ({failed.strerror}), so every command reads all feature files again; "
+                f"{failed}, so every command reads all feature files again; "
                 "set MILBENCH_CACHE to a folder that can be written to", **PLAIN,
             )  # fmt: skip
 
