@@ -132,9 +132,7 @@ def absent(*_where, dtype):
 
 
 def former(*_where, dtype):
-    data = toy(fingerprint="sha256:all-bytes")
-    object.__setattr__(data, "former_fingerprint", "sha256:0")
-    return data
+    return toy(fingerprint="sha256:all-bytes", former_fingerprint="sha256:0")
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def _fingerprint(old: Mapping[str, Any], load: Load) -> str:
         dataset = load(*where, dtype=old["feature_dtype"])
     except MilbenchError as error:
         raise MilbenchError(f"dataset {where[0]} cannot be looked at: {error}") from error
-    if old["fingerprint"] not in (dataset.fingerprint, getattr(dataset, "former_fingerprint", None)):
+    if old["fingerprint"] not in (dataset.fingerprint, dataset.former_fingerprint):
         raise MilbenchError(f"dataset {where[0]} is not the one that the trial saw; run it again")
     if old["split"] not in dataset.splits or dataset.split_fingerprint(old["split"]) != old["split_fingerprint"]:
         raise MilbenchError(f"split {old['split']} of dataset {where[0]} is not the one that the trial used; run it again")
