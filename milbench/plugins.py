@@ -11,19 +11,23 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import NoneType
+from types import ModuleType, NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from milbench import process
+from milbench import process, sources
 from milbench.aggregator import Aggregator
 from milbench.errors import MilbenchError, from_validation, unknown
+from milbench.files import sha256
+from milbench.names import LONGEST
+from milbench.sources import Source
 from milbench.spelling import literal, spelled
 
 
@@ -38,6 +42,7 @@ class Entry:
         preset: the parameters this name stands for, where they differ from the class's defaults.
         complexity: time in the number of instances, as a formula.
         where: file and line, for messages.
+        source: the files of an outside plug-in; None for a built-in.
     """
 
     name: str
@@ -48,14 +53,12 @@ class Entry:
     preset: dict[str, Any]
     complexity: str
     where: str
+    source: Source | None = None
 
     @property
     def implementation(self) -> str:
-        """Which code this is: `name@version` of a built-in, the hash of its file for any other."""
-        if self.cls.__module__.startswith("milbench_registry"):
-            return f"{self.name}@{self.version}"
-        source = Path(inspect.getfile(self.cls)).read_bytes()
-        return f"{self.name}@sha256:{hashlib.sha256(source).hexdigest()[:16]}"
+        """Which code this is: `name@version` of a built-in, the hash of its files as they were imported for any other."""
+        return f"{self.name}@{self.version}" if self.source is None else f"{self.name}@sha256:{self.source.digest}"
 
     @property
     def parameters(self) -> type[BaseModel]:
@@ -99,12 +102,43 @@ class Variant:
         weights = self.params.get("weights")
         if not weights or not Path(weights).is_file():
             return self.entry.implementation
-        with open(weights, "rb") as file:
-            return f"{self.entry.implementation}+sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+        return f"{self.entry.implementation}+sha256:{_weights_hash(Path(weights))[:16]}"
 
     def build(self, in_dim: int, n_out: int) -> Aggregator:
         """A fresh model."""
         return self.entry.cls(in_dim, n_out, **self.params)
+
+
+def _weights_hash(path: Path) -> str:
+    is_now = path.stat()
+    return _hash_of(path, is_now.st_ino, is_now.st_size, is_now.st_mtime_ns, is_now.st_ctime_ns)
+
+
+@lru_cache
+def _hash_of(path: Path, *_state: int) -> str:
+    """Weights are gigabytes, and every trial asks: they are read again when the file system says that they changed."""
+    return sha256(path)
+
+
+def unchanged(name: str, params: Mapping[str, Any], planned: str) -> None:
+    """Make sure that the code and weights which a trial is about to run are those it was planned with.
+
+    Args:
+        name: the aggregator.
+        params: all its parameters.
+        planned: the variant's implementation, in the process that planned the trial.
+
+    Raises:
+        MilbenchError: they are not, or the files are no longer what this process imported.
+    """
+    variant = Variant(resolve(name).entry, dict(params), {})
+    source = variant.entry.source
+    if source and (path := source.changed()):
+        raise MilbenchError(f"the code of {name} changed since it was planned ({path} was edited); run the suite again")
+    if variant.implementation != planned:
+        raise MilbenchError(
+            f"the code of {name} changed since it was planned ({planned}, here is {variant.implementation}); run the suite again"
+        )
 
 
 T = TypeVar("T", bound=type[Aggregator])
@@ -137,11 +171,12 @@ def register(
 
     def add(cls: T) -> T:
         where = f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
-        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or len(name) > LONGEST:
             raise MilbenchError(f"{where}: {name!r} is no name for an aggregator; use lower case letters, digits and hyphens")
         if name in _entries:
             raise MilbenchError(f"aggregator {name!r} is registered twice: {_entries[name].where} and {where}")
-        _entries[name] = Entry(name, label, cite, version, cls, preset or {}, complexity or cls.complexity, where)
+        source = None if cls.__module__.startswith("milbench_registry.") else sources.of_module(cls.__module__)
+        _entries[name] = Entry(name, label, cite, version, cls, preset or {}, complexity or cls.complexity, where, source)
         return cls
 
     return add
@@ -160,34 +195,50 @@ def discover(files: Iterable[str | Path] = ()) -> None:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"milbench_registry.{module.name}")
     for point in entry_points(group="milbench.aggregators"):
-        _import(f"entry point {point.name} ({point.value})", point.load)
+        _import(f"entry point {point.name} ({point.value})", point.load, partial(sources.of_module, point.module))
     for file in files:
         path = Path(file).resolve()
         if path not in _loaded_files:
             if not path.is_file():
                 raise MilbenchError(f"--plugin {file}: no such file")
-            _import(f"--plugin {file}", partial(_run_file, path))
+            _import(f"--plugin {file}", partial(_run_file, path), partial(sources.of_file, path))
             _loaded_files.add(path)
 
 
-def _import(what: str, load: Callable[[], Any]) -> None:
-    before = dict(_entries)
+def _import(what: str, load: Callable[[], Any], source: Callable[[list[ModuleType]], Source]) -> None:
+    """Import a plug-in; `source` gives its files, given the modules that came with it."""
+    before, modules, writes = dict(_entries), set(sys.modules), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # a cache knows seconds and sizes only, so it may outlive an edit
     try:
         with process.kept():
             load()
+        came = [module for name, module in list(sys.modules.items()) if name not in modules]
+        for name, entry in _entries.items():
+            if name not in before:
+                _entries[name] = replace(entry, source=source(came).including(sys.modules[entry.cls.__module__]))
     except Exception as error:
         _entries.clear()
         _entries.update(before)  # half a plug-in is no plug-in
         if isinstance(error, MilbenchError):
             raise
         raise MilbenchError(f"{what}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.dont_write_bytecode = writes
+
+
+class _Fresh(SourceFileLoader):
+    """Runs the file as it is, whatever a cache says."""
+
+    def get_code(self, fullname: str) -> Any:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
 
 
 def _run_file(path: Path) -> None:
     name = f"milbench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise MilbenchError(f"--plugin {path}: not a Python file")
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Fresh(name, str(path)))
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # inspect and dataclasses look the module up
     try:
@@ -208,8 +259,15 @@ def entries() -> list[Entry]:
 
 
 def split_list(text: str) -> list[str]:
-    """Split `mean,transmil[landmarks=32,heads=4]` at the commas outside brackets."""
-    return [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
+    """Split `mean,transmil[landmarks=32,heads=4]` at the commas outside brackets and, in labels, outside parentheses."""
+    parts, depth = [""], 0
+    for character in text:
+        depth = max(0, depth + (character in "[(") - (character in "])"))
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
 
 
 def resolve(text: str) -> Variant:

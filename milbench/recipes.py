@@ -28,7 +28,7 @@ class Recipe(BaseModel):
         epoch_bags: an epoch shows so many bags and the next goes on where it ended; None shows all.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     optimiser: Literal["adamw", "adam", "sgd", "lookahead-radam"] = "adamw"

@@ -48,16 +48,7 @@ class Subtyping:
 
     def metrics(self, samples: Sequence[Sample], scores: NDArray[np.float32]) -> dict[str, Any]:
         """Every stored metric. scores: (n, C)."""
-        target = np.array([s.label for s in samples])
-        return {
-            "macro_auc": float(stats.macro_auc(target, scores)),
-            "macro_f1": float(stats.macro_f1(target, scores)),
-            "balanced_accuracy": float(stats.balanced_accuracy(target, scores)),
-            "accuracy": float(stats.accuracy(target, scores)),
-            "brier": float(stats.brier(target, scores)),
-            "per_class_auc": stats.per_class_auc(target, scores).tolist(),
-            "confusion": stats.confusion(target, scores).astype(int).tolist(),
-        }
+        return stats.of_subtyping(np.array([s.label for s in samples]), scores)
 
 
 class SurvivalTarget(NamedTuple):
@@ -142,13 +133,9 @@ class Survival:
 
     def metrics(self, samples: Sequence[Sample], scores: NDArray[np.float32]) -> dict[str, Any]:
         """Every stored metric. scores: (n,)."""
-        event = np.array([bool(s.event) for s in samples])
         time = np.array([s.time for s in samples], dtype=np.float64)
-        return {
-            "c_index": float(stats.c_index(time, event, scores)),
-            "events": int(event.sum()),
-            "bin_edges": self.edges.tolist(),
-        }
+        event = np.array([bool(s.event) for s in samples])
+        return {**stats.of_survival(time, event, scores), "bin_edges": self.edges.tolist()}
 
 
 def for_fold(dataset: Dataset, train: Sequence[str]) -> Subtyping | Survival:

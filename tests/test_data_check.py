@@ -161,15 +161,16 @@ def test_only_deep_reads_every_feature(tmp_path):
 
 
 def test_what_was_seen_is_remembered_until_a_file_changes(tmp_path, data, monkeypatch):
-    from milbench.datasets import check
+    from milbench.datasets import seen
     from milbench.datasets.formats import inspect
 
+    monkeypatch.setattr(seen, "too_young", lambda state, at: False)
     root = folders.cohort(tmp_path / "in")
     add(root)
     assert sorted(path.name for path in data.iterdir()) == [".seen", "mine.toml"]
     before = datasets.load("mine", "enc").fingerprint
     looked = []
-    monkeypatch.setattr(check, "inspect", lambda path, *more, **how: looked.append(path.name) or inspect(path, *more, **how))
+    monkeypatch.setattr(seen, "inspect", lambda path, *more, **how: looked.append(path.name) or inspect(path, *more, **how))
     assert datasets.load("mine", "enc").fingerprint == before
     assert looked == []
     with h5py.File(root / "features" / "h5_files" / "S-03.h5", "r+") as file:

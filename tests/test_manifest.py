@@ -1,5 +1,7 @@
 """A dataset of one's own: what `data add` writes, and the bags, samples and splits that come of it."""
 
+import multiprocessing
+
 import folders
 import numpy as np
 import pytest
@@ -46,6 +48,84 @@ def test_step_by_step_is_all_at_once_and_twice_is_once(tmp_path, data):
     save(splits={"official": root / "labels.csv"})
     assert path.read_text() == once
     assert manifest.load("mine") == joined("mine")
+
+
+def test_two_who_add_at_once_lose_nothing(tmp_path):
+    root = cohort(tmp_path / "in")
+    h5(tmp_path / "other" / "S-00.h5", features=vectors(0, 3))
+    one = joined("mine", encoder="a", features=root / "features")
+    two = joined("mine", encoder="b", features=root / "features", exclude=["S-04"])
+    three = joined("mine", encoder="a", features=tmp_path / "other")
+    assert manifest.save(one) is not None
+    assert manifest.save(two) is not None
+    assert [features.encoder for features in manifest.load("mine").features] == ["enc", "a", "b"]
+    assert manifest.load("mine").exclude == ["S-04"]
+    with pytest.raises(MilbenchError, match="has features of a already: folder"):
+        manifest.save(three)
+    assert manifest.save(one) is None, "it is there"
+    assert len(manifest.load("mine").features) == 3
+
+
+def test_two_who_make_the_first_manifest_at_once(tmp_path):
+    root = folders.cohort(tmp_path / "in")
+    one = joined("mine", encoder="a", features=root / "features")
+    two = joined("mine", labels=root / "labels.csv")
+    manifest.save(two), manifest.save(one)
+    found = manifest.load("mine")
+    assert (found.labels is not None, [one.encoder for one in found.features]) == (True, ["a"])
+
+
+def test_what_was_edited_by_hand_meanwhile_is_not_written_over(tmp_path, data):
+    cohort(tmp_path / "in")
+    read = manifest.load("mine")
+    mended = read.model_copy(update={"label": "By a notebook"})
+    patched = joined("mine", label="mine").model_copy(update={"label": "Another"})
+    folders.change(data / "mine.toml", 'label = "mine"', 'label = "By hand"')
+    for one in (read, mended, patched):
+        with pytest.raises(MilbenchError, match=r"mine\.toml changed since it was read; read it again and repeat the change"):
+            manifest.save(one)
+    assert manifest.load("mine").label == "By hand"
+    assert manifest.save(manifest.load("mine").model_copy(update={"label": "By a notebook"})) is not None
+    assert manifest.load("mine").label == "By a notebook"
+
+
+def add(data, features, encoder, meet):
+    for number in range(5):
+        meet.wait(60)
+        manifest.save(joined("mine", encoder=f"{encoder}{number}", features=features, home=data))
+
+
+def test_processes_that_add_at_once_lose_nothing(tmp_path, data):
+    root = cohort(tmp_path / "in")
+    context = multiprocessing.get_context("fork")
+    meet = context.Barrier(3)
+    processes = [context.Process(target=add, args=(data, root / "features", name, meet)) for name in "abc"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 3
+    encoders = sorted(features.encoder for features in manifest.load("mine").features)
+    assert encoders == sorted(["enc", *(f"{name}{number}" for name in "abc" for number in range(5))])
+
+
+def test_two_projects_share_a_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MILBENCH_CACHE", str(tmp_path / "cache"))
+    for project in ("one", "two"):
+        monkeypatch.setenv("MILBENCH_DATA", str(tmp_path / project / "data"))
+        cohort(tmp_path / project / "in", shift=project == "two")
+    for turn in range(4):
+        project = ("one", "two")[turn % 2]
+        monkeypatch.setenv("MILBENCH_DATA", str(tmp_path / project / "data"))
+        told = []
+        data = datasets.load("mine", "enc")
+        data.read.build(told.append)
+        assert len(told) == (turn < 2)
+        assert torch.equal(data.read("S-03").features, torch.from_numpy(vectors(3, 13, shift=project == "two")))
+    assert len(list((tmp_path / "cache").glob("*.pack"))) == 2
+    folders.h5(tmp_path / "two" / "in" / "features" / "h5_files" / "S-03.h5", features=vectors(7, 13), coords=positions(13))
+    datasets.load("mine", "enc").read("S-03")
+    assert len(list((tmp_path / "cache").glob("*.pack"))) == 2, "its own old one is gone, the other's is not"
 
 
 def test_what_contradicts_needs_replace(tmp_path):

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from collections import namedtuple
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -186,6 +188,118 @@ def test_a_damaged_pack_is_written_again_and_that_is_said(tmp_path, damage, capl
         assert all(same(again(id), read(id)) for id in SIZES)
     assert "is damaged or no pack of these features; it is written again" in caplog.text
     assert first.path.read_bytes() == whole
+
+
+def damaged(get, at, content):
+    with get.path.open("r+b") as file:
+        file.seek(at)
+        file.write(content)
+
+
+@pytest.mark.parametrize("array", ["features", "coords", "slides"])
+@pytest.mark.parametrize("how", ["bit", "hole", "exchange"])
+def test_a_bag_that_is_not_what_was_written_is_an_error_and_the_pack_is_made_again(tmp_path, array, how):
+    first = pack(tmp_path)
+    first("a")
+    whole, at = first.path.read_bytes(), first._bags["c"]["arrays"][array]
+    content = {"bit": bytes([whole[at + 1500] ^ 4]), "hole": bytes(512), "exchange": whole[at + 1600 : at + 1604]}[how]
+    damaged(first, at + 1500, content)
+    get = pack(tmp_path)
+    assert all(same(get(id), read(id)) for id in "abd"), "other bags are sound"
+    with pytest.raises(MilbenchError) as caught:
+        get("c")
+    says = str(caught.value)
+    assert says.startswith(f"slide c: its bytes in the pack {get.path} are not those that were written")
+    assert says.endswith("The pack is removed, and the next run writes it again: milbench run --retry-failed")
+    assert not get.path.exists()
+    assert all(same(get(id), read(id)) for id in SIZES)
+    assert get.path.read_bytes() == whole
+
+
+def test_a_flipped_bit_anywhere_never_becomes_a_number(tmp_path):
+    first = pack(tmp_path)
+    first("a")
+    whole = bytearray(first.path.read_bytes())
+    written_again = 0
+    for at in [*range(0, len(whole), 131), *range(len(whole) - 40, len(whole))]:
+        whole[at] ^= 1
+        first.path.write_bytes(whole)
+        whole[at] ^= 1
+        get = pack(tmp_path)
+        for id in SIZES:
+            try:
+                assert same(get(id), read(id)), at
+            except MilbenchError:
+                assert not get.path.exists()
+                written_again += 1
+    assert written_again > 40
+
+
+def test_checksums_are_looked_at_once(tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr(
+        zlib, "crc32", lambda content, *more, real=zlib.crc32: counted.append(len(content)) or real(content, *more)
+    )
+    pack(tmp_path)("a")
+    get = pack(tmp_path)
+    get.build()
+    counted.clear()
+    for _ in range(3):
+        for id in SIZES:
+            get(id)
+    assert len(counted) == len(SIZES)
+
+
+def test_who_finds_a_damaged_pack_leaves_the_new_one_of_another_process_alone(tmp_path):
+    first, late = pack(tmp_path), pack(tmp_path)
+    first("a")
+    late.build()
+    damaged(first, first._bags["c"]["at"] + 9, b"broken")
+    with pytest.raises(MilbenchError):
+        pack(tmp_path)("c")
+    other = pack(tmp_path)
+    assert same(other("c"), read("c"))
+    with pytest.raises(MilbenchError, match="slide c"):  # of the old file, which it has mapped
+        late("c")
+    assert other.path.exists()
+    assert same(late("c"), read("c"))
+
+
+def test_a_damaged_pack_that_cannot_be_removed_stays_an_error(tmp_path, monkeypatch):
+    first = pack(tmp_path)
+    first("a")
+    damaged(first, first._bags["c"]["at"] + 9, b"broken")
+    get = pack(tmp_path)
+
+    def refuse(path, **how):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(get.path), "unlink", refuse)
+    for _ in range(2):
+        with pytest.raises(MilbenchError, match=r"slide c: .*The pack cannot be removed \(Permission denied\): remove it"):
+            get("c")
+
+
+def test_owners_of_packs_of_one_name_leave_each_other_alone(tmp_path):
+    make = partial(packed, read, SIZES, in_dim=5, dtype="float32", name="toy uni 20x", folder=tmp_path)
+    (tmp_path / "toy-uni-20x.float32.0123456789abcdef.pack").write_bytes(b"milbench pack 1\n and what it held")
+    for fingerprint in ("sha256:1", "sha256:2"):
+        for owner in ("mine", "yours"):
+            make(fingerprint=fingerprint, owner=owner)("a")
+            mine = [path for path in tmp_path.glob("*.pack") if f".{owner}." in path.name]
+            assert [make(fingerprint=fingerprint, owner=owner).path] == mine, "its own old one is removed"
+    assert len(list(tmp_path.glob("*.pack"))) == 2, "and what nothing reads any more"
+    told = []
+    for owner in ("mine", "yours") * 3:
+        make(fingerprint="sha256:2", owner=owner).build(told.append)
+    assert told == []
+
+
+def test_a_pack_with_another_field_opens_its_own_file(tmp_path):
+    one = pack(tmp_path)
+    one("a")
+    other = replace(one, fingerprint="sha256:2", direct=partial(read, halved=True))
+    assert same(other("b"), read("b", halved=True))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MilbenchError, MemoryError])

@@ -160,6 +160,6 @@ def test_a_plan_that_is_not_there_or_cannot_be_read(tmp_path):
     with pytest.raises(MilbenchError, match="unknown suite in"):
         plans.read(store, "quickstart")
     path = plans.path_of(store, "s")
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 7', 1))
-    with pytest.raises(MilbenchError, match="schema 7, this milbench reads 1"):
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 7', 1))
+    with pytest.raises(MilbenchError, match="schema 7, this milbench reads 2"):
         plans.read(store, "s")

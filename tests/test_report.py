@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import finished, made_up_suite, predictions_file
+from helpers import finished, made_up_suite, predictions_file, sign
 
 from milbench import MilbenchError, stats
 from milbench.report import build, write
@@ -132,7 +132,7 @@ def test_an_undefined_metric_is_a_dash_with_a_note(tmp_path):
     assert trial.trial_id == cell.trial_id
     target, score = np.zeros(30, int), np.full((30, 3), 1 / 3)
     slides = [f"f{cell.fold}-{i:03d}" for i in range(30)]
-    store.write(finished(trial, {"macro_auc": None, "macro_f1": 0.1}), predictions_file(slides, target, score))
+    store.write(finished(trial, {"macro_auc": None, "macro_f1": 1 / 3}), predictions_file(slides, target, score))
     table = main_table(store)
     assert column(table, "macro-AUC")["MEAN"].text == "–"
     assert any("lacks a class, so the metric is undefined" in note for note in table.notes)
@@ -143,6 +143,7 @@ def test_trials_that_test_other_slides_are_never_paired(tmp_path):
     cell = next(c for c in plan.cells if c.aggregator == "mean")
     path = store.folder(cell.trial_id) / "predictions.csv"
     path.write_text(path.read_text().replace("f0-000,f0-000", "f9-000,f9-000"))
+    sign(store, cell.trial_id)
     with pytest.raises(MilbenchError, match="test other slides, they cannot be paired"):
         build(store, "made-up")
 
@@ -157,8 +158,8 @@ def test_missing_predictions_are_named(tmp_path):
 def test_another_schema_is_refused(tmp_path):
     store, plan = made_up_suite(tmp_path, METHODS)
     path = store.folder(plan.cells[0].trial_id) / "trial.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2', 1))
-    with pytest.raises(MilbenchError, match="result schema 2, this milbench reads 1"):
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3', 1))
+    with pytest.raises(MilbenchError, match="result schema 3, this milbench reads 2"):
         build(store, "made-up")
 
 

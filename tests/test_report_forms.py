@@ -7,9 +7,10 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import cell_of, finished, made_up_suite, spec
+from helpers import cell_of, finished, made_up_suite, predictions_file, sign, spec
 from markdown_it import MarkdownIt
 from report_helpers import paper_store
 
@@ -369,6 +370,7 @@ def test_a_broken_predictions_file_is_named(content, tmp_path):
     store, plan = made_up_suite(tmp_path, {"abmil": 1.0, "mean": 2.0}, n=9)
     path = store.folder(plan.cells[0].trial_id) / "predictions.csv"
     path.write_text(content)
+    sign(store, plan.cells[0].trial_id)
     with pytest.raises(MilbenchError, match=rf"{re.escape(str(path))} cannot be read \(.*\); remove the folder"):
         build(store, "made-up")
 
@@ -376,8 +378,8 @@ def test_a_broken_predictions_file_is_named(content, tmp_path):
 def test_results_of_two_schemas_never_meet(tmp_path):
     store, plan = made_up_suite(tmp_path, {"abmil": 1.0, "mean": 2.0}, n=9)
     path = store.folder(plan.cells[-1].trial_id) / "trial.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
-    with pytest.raises(MilbenchError, match=rf"{re.escape(str(path))}: result schema 2, this milbench reads 1"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 3}))
+    with pytest.raises(MilbenchError, match=rf"{re.escape(str(path))}: result schema 3, this milbench reads 2"):
         build(store, "made-up", tests=False)
 
 
@@ -414,14 +416,15 @@ def test_without_tests_only_one_predictions_file_of_a_fold_is_read(tmp_path):
 def test_the_draw_that_validation_chose_is_the_one_reported(tmp_path):
     """Two draws, the second better on validation and worse on test: its test number is printed."""
     store, cells = Store(tmp_path), []
-    made_up_suite(tmp_path, {"abmil": 1.0}, folds=1, n=9)
-    text = (store.trials / next(store.trials.iterdir()).name / "predictions.csv").read_text()
+    target = np.array([1, 1, 0, 0, 0, 0, 0])
     for draw, (val, test) in enumerate([(0.6, 0.9), (0.7, 0.8)]):
         trial = spec(params={"draw": draw})
         cells.append(cell_of(trial, "AB-MIL").model_copy(update={"draw": draw}))
         result = finished(trial, {"macro_auc": test})
         result.metrics["val"] = {"macro_auc": val}
-        store.write(result, {"predictions.csv": lambda path: path.write_text(text)})
+        one = np.array([0.5, 0.5, 0.4, 0.4, 0.4, 0.4, 0.5 + draw / 10])  # of class 1: of 10 pairs one is a tie, or two are wrong
+        score = np.stack([1 - one, one], axis=1)
+        store.write(result, predictions_file([f"s{i}" for i in range(7)], target, score))
     layout = {"name": "tuned", "columns": ["metric"], "metrics": ["macro_auc"], "groups": [], "reference": "abmil"}
     definition = {"title": "T", "reproduces": "", "task": "subtyping", "grid": {"aggregator": ["abmil"]}, "table": layout}
     merge(store, Plan(suite="tuned", definition=definition, cells=cells))

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,3 +182,21 @@ def test_twins_of_the_published_brca_folds(shared):
 )
 def test_the_name_of_a_split_says_how_many_folds(name, folds):
     assert splits.count(name) == folds
+
+
+def test_a_dataset_with_another_field_computes_its_own_folds():
+    samples = tuple(Sample(id, id, label=i % 2) for i, id in enumerate("abcd"))
+    first = datasets.Dataset(
+        name="x", label="x", task="subtyping", unit="slide", classes=("n", "p"), samples=samples, read=lambda id: None, in_dim=3,
+        has_coords=False, encoder="e", fingerprint="0", splits={"one": lambda: [Fold(("a", "b"), (), ("c", "d"))]},
+    )  # fmt: skip
+    old = (first.folds("one"), first.split_fingerprint("one"), first.sample("b"))
+    other = replace(
+        first, splits={"one": lambda: [Fold(("c", "d"), (), ("a", "b"))]}, samples=(*samples[:1], Sample("b", "z", label=0))
+    )
+    assert other.folds("one") == (Fold(("c", "d"), (), ("a", "b")),)
+    assert other.split_fingerprint("one") != old[1]
+    assert other.sample("b").case_id == "z"
+    with pytest.raises(KeyError):
+        other.sample("d")
+    assert (first.folds("one"), first.split_fingerprint("one"), first.sample("b")) == old

@@ -14,6 +14,7 @@ import pytest
 from helpers import finished, predictions_file, spec
 
 from milbench import MilbenchError
+from milbench.errors import Unwritable
 from milbench.recipes import Recipe
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import Store
@@ -23,7 +24,7 @@ FILES = predictions_file(["a", "b"], [0, 1], SCORE)
 
 
 def test_trial_id_is_fixed_for_ever():
-    assert spec().trial_id == "2a4d4a540e802bdf", (
+    assert spec().trial_id == "b06e5198e08edf4b", (
         "the identity of trials changed: raise the result schema, or every store is orphaned"
     )
 
@@ -53,7 +54,7 @@ def test_a_result_comes_back_as_it_was(tmp_path):
     assert store.status(result.trial_id) == "pending"
     assert store.write(result, FILES)
     assert store.read(result.trial_id) == result
-    assert store.raw(result.trial_id)["schema"] == 1
+    assert store.raw(result.trial_id)["schema"] == 2
     assert (store.folder(result.trial_id) / "predictions.csv").read_text().splitlines()[1] == "a,a,0,0,0.25,0.75"
 
 
@@ -64,7 +65,7 @@ def test_a_crash_while_writing_leaves_nothing(tmp_path):
         path.write_text("half a fi")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(Unwritable, match="disk full"):
         store.write(finished(spec()), {"predictions.csv": crash})
     assert list(store.trials.iterdir()) == []
 
@@ -131,7 +132,7 @@ def test_of_concurrent_writers_one_wins_and_nothing_is_mixed(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda d: d.update(schema=2), "result schema 2, this milbench reads 1"),
+        (lambda d: d.update(schema=3), "result schema 3, this milbench reads 2"),
         (lambda d: d.pop("schema"), "result schema None"),
         (
             lambda d: d.update(status="fine"),

@@ -457,3 +457,46 @@ def test_packs_are_written_before_the_first_trial(tmp_path):
     assert told == [f"packing toy: 20 bags, 0.0 MB, into {read.path}"]
     suites.pack([job], told.append, load)
     assert len(told) == 1
+
+
+def test_rows_that_are_asked_for_stay_in_their_own_tables(tmp_path):
+    """--aggregators filters: a row stays in the suites that have it, what no suite has is added to all."""
+    from milbench.suites.expand import narrowed
+
+    text = (
+        'title = "T"\n[grid]\ndataset = ["musk1"]\nencoder = ["hand-crafted"]\nsplit = ["kfold5"]\nseed = [0]\naggregator = [{rows}]\n'
+        '[table]\nname = "{name}"\nmetrics = ["macro_auc"]\nreference = "abmil"\nlabels = {{"transmil[landmarks=32]" = "Trans"}}\n'
+    )
+    rows = {"one": '"abmil", "mean", "transmil[landmarks=32]"', "two": '"max", "abmil", "transmil[landmarks=32,heads=8]"'}
+    for name, listed in rows.items():
+        (tmp_path / f"{name}.toml").write_text(text.format(name=name, rows=listed))
+    both = [suites.load(str(tmp_path / f"{name}.toml")) for name in rows]
+
+    def told(*wanted):
+        return {suite.name: names for suite, names in narrowed(both, wanted)}
+
+    assert [names for _, names in narrowed(both, None)] == [None, None]
+    assert told("mean") == {"one": ["mean"]}
+    assert told("abmil") == {"one": ["abmil"], "two": ["abmil"]}
+    assert told("max", "mean") == {"one": ["mean"], "two": ["max"]}
+    assert told("Max-pooling") == {"two": ["max"]}
+    assert (
+        told("Trans")
+        == told("transmil[ landmarks = 32.0 ]")
+        == {"one": ["transmil[landmarks=32]"], "two": ["transmil[landmarks=32]"]}
+    )
+    assert told("transmil") == {"one": ["transmil"], "two": ["transmil"]}, "another variant is another row"
+    assert told("dsmil", "mean") == {"one": ["dsmil", "mean"], "two": ["dsmil"]}
+    with pytest.raises(MilbenchError, match="unknown aggregator 'abmill'; did you mean abmil"):
+        told("abmill")
+    with pytest.raises(MilbenchError, match="unknown aggregator 'Nobody'"):
+        suites.expand(both[0], aggregators=told("Nobody")["one"])
+    plan, jobs = suites.expand(both[0], aggregators=told("mean")["one"], folds=[0])
+    assert [job.spec.aggregator for job in jobs] == ["mean"]
+    assert plan.definition["grid"]["aggregator"] == ["abmil", "mean", "transmil[landmarks=32]"], "the table keeps its rows"
+
+
+@pytest.mark.parametrize("what", ["aggregators", "seeds", "folds"])
+def test_none_of_something_is_not_all_of_it(what):
+    with pytest.raises(MilbenchError, match=f"{what}: none is given for suite quickstart"):
+        suites.expand(suites.load("quickstart"), **{what: []})

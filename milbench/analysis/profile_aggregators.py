@@ -35,6 +35,7 @@ from milbench.analysis.profile_ops import tissue, window_sizes
 from milbench.bags import Bag
 from milbench.datasets.published import COHORTS
 from milbench.errors import SkipTrial
+from milbench.files import csv_cell
 from milbench.ops import backends
 from milbench.report.figure import OTHERS, PAGE, Figure, style
 from milbench.tasks import Subtyping
@@ -337,7 +338,7 @@ def table(rows: Sequence[Row]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in asdict(row).items()} for row in rows)
+    writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else csv_cell(v) for key, v in asdict(row).items()} for row in rows)
     return out.getvalue()
 
 

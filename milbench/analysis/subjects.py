@@ -87,16 +87,17 @@ class Trained:
         Raises:
             MilbenchError: no or several such trials, no weights, another implementation, or its data are not here.
         """
-        found = sorted(path.name for path in store.trials.glob(f"{trial_id}*"))
+        found = [known for known in store.ids() if known.startswith(trial_id)]
         if trial_id not in found and len(found) != 1:
             raise MilbenchError(f"{store.trials}: {'several trials begin' if found else 'no trial begins'} with {trial_id!r}")
         result = store.read(trial_id if trial_id in found else found[0])
         assert result is not None
-        spec, weights = result.spec, store.folder(result.trial_id) / MODEL
-        if not weights.is_file():
+        spec = result.spec
+        if MODEL not in result.sha256:
             raise MilbenchError(
                 f"trial {result.trial_id} ({result.status}) kept no weights; run its suite with --keep-models all"
             )
+        weights = store.verified(result.model_dump(), MODEL)
         entry = plugins.resolve(spec.aggregator).entry
         usual = entry.parameters().model_dump()
         changes = {name: value for name, value in spec.params.items() if value != usual.get(name)}

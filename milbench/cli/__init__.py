@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from milbench import __version__
+from milbench import __version__, interrupt
 from milbench.cli import show
 from milbench.cli.analyze import analyze
 from milbench.cli.data import data
 from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS
 from milbench.cli.profile import profile
 from milbench.cli.report import report
+from milbench.cli.results import results
 
 if TYPE_CHECKING:
     from milbench.plugins import Variant
@@ -28,20 +30,41 @@ if TYPE_CHECKING:
 WIDTHS = (384, 1024)  # of features, for which `ls aggregators` counts parameters
 
 
+# Errors of a folder that takes no more, not of the program.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 class _Commands(click.Group):
-    """Turns an error that the user can mend into one line and exit code 2."""
+    """Turns an error that the user can mend into one line and exit code 2, and obeys signals."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with interrupt.obeyed():
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         from milbench.errors import MilbenchError
+        from milbench.files import unusable
 
         try:
             return super().invoke(ctx)
         except MilbenchError as error:
-            click.echo(f"milbench: {error}", err=True)
-            ctx.exit(2)
+            _refuse(ctx, error)
+        except OSError as error:
+            if error.filename is None and error.errno not in _UNWRITABLE:
+                raise
+            _refuse(ctx, unusable(error.filename or "a file", error))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of use, not of the alphabet
+
+
+def _refuse(ctx: click.Context, error: Exception) -> None:
+    """The error in one line, of a length that can be read whatever was quoted in it."""
+    from milbench.errors import printable
+
+    text = "; ".join(map(printable, str(error).splitlines()))
+    click.echo(f"milbench: {text if len(text) <= 1200 else f'{text[:700]} ... {text[-400:]}'}", err=True)
+    ctx.exit(2)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -61,7 +84,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
+    if not all(part.isdecimal() and len(part) < 10 for part in parts):
         raise MilbenchError(f"--{option} {text!r}: write whole numbers from 0 up, with commas between them, such as 0,1,2")
     return [int(part) for part in parts]
 
@@ -70,7 +93,11 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
 @click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file.")
 @click.option("--small", "size", flag_value="small", help="The suite's small form, where it has one: a first look.")
 @click.option("--full", "size", flag_value="full", help="The suite's full form, where it has one: everything at full size.")
-@click.option("--aggregators", metavar="NAMES", help="Instead of the suite's: mean,transmil[landmarks=32],...")
+@click.option(
+    "--aggregators",
+    metavar="NAMES",
+    help="Only these rows of the suite, by name or label; others are added: mean,transmil[landmarks=32],...",
+)
 @click.option("--seeds", metavar="0,1,2", help="Instead of the suite's.")
 @click.option("--folds", metavar="0,1", help="Only these folds.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's maximum.")
@@ -122,7 +149,7 @@ def run(
     from milbench.errors import MilbenchError
     from milbench.ops import backends
     from milbench.suites import expand, load, pack, save_splits, sized, with_known
-    from milbench.suites.expand import Load
+    from milbench.suites.expand import Load, narrowed
     from milbench.suites.model import whole, with_includes
     from milbench.trials import plan as plans
     from milbench.trials.store import Store
@@ -134,6 +161,10 @@ def run(
     suite = sized(suite, size)
     asked = load(suite)
     names = plugins.split_list(aggregators) if aggregators is not None else None
+    if names == []:
+        raise MilbenchError(
+            f"--aggregators {aggregators!r}: names no aggregator; write names with commas between them, or leave it out"
+        )
     settings = Settings.from_environment(data=data_folder, results=results, pack=False if no_pack else None)
     give: Load = cache(partial(datasets.load, settings=settings))
     if rehearse:
@@ -143,7 +174,7 @@ def run(
     expanded = [
         expand(
             leaf,
-            aggregators=names,
+            aggregators=rows,
             seeds=wanted_seeds,
             folds=wanted_folds,
             epochs=epochs,
@@ -154,7 +185,7 @@ def run(
             load=give,
             settings=settings,
         )
-        for leaf in with_includes(asked)
+        for leaf, rows in narrowed(with_includes(asked), names, recipe=recipe, epochs=epochs)
     ]
     for other in whole(asked):
         if other.made_by:
@@ -194,7 +225,7 @@ def run(
 
     seeds_run = {job.spec.seed for job in jobs}
     kept_seeds = {"none": set(), "first-seed": {min(seeds_run)}, "all": seeds_run}[keep_models]
-    code = progress.run(
+    progress.run(
         todo,
         store,
         settings=settings,
@@ -204,8 +235,6 @@ def run(
         keep_model=lambda job: job.spec.seed in kept_seeds,
         already=len(jobs) - len(todo),
     )
-    if code == 130:
-        raise SystemExit(130)
     raise SystemExit(progress.summary(jobs, store, ran=len(todo), suite=suite, results=results))
 
 
@@ -289,15 +318,15 @@ def _show_grids(grids: list[Plan], state: Mapping[str, str]) -> None:
 @AS_JSON
 def status(suite: str | None, results: Path, as_json: bool) -> None:
     """How far every suite is, and what went wrong."""
-    from milbench.report.collect import leaves
     from milbench.trials import plan as plans
+    from milbench.trials.definition import leaves
     from milbench.trials.store import Store
 
     store = Store(results)
     rows, troubles, grids = [], [], []
     for name in plans.chosen(store, suite):
-        grids += leaves(store, name)
-        cells = {cell.place: cell for leaf in leaves(store, name) for cell in leaf.cells}.values()
+        grids += (of_suite := leaves(store, name))
+        cells = {cell.place: cell for leaf in of_suite for cell in leaf.cells}.values()
         here = {cell.trial_id: cell for cell in cells if not cell.missing}
         found = {trial_id: store.raw(trial_id) for trial_id in here}
         state = {trial_id: result["status"] if result else "pending" for trial_id, result in found.items()}
@@ -479,5 +508,5 @@ def new_aggregator(name: str, folder: Path) -> None:
 
 
 # In the order of `milbench --help`.
-for _command in (run, status, report, ls, data, check, analyze, profile, new):
+for _command in (run, status, report, results, ls, data, check, analyze, profile, new):
     main.add_command(_command)

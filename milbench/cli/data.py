@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def add(
     """Add features, labels or splits to the dataset NAME, all at once or one after the other.
 
     Writes a few lines to NAME.toml in the data folder; no data is copied. Everything is checked first, and nothing is written
-    when there are errors.
+    when there are errors. Each feature file is read once, so that a change of any byte is seen.
 
     \b
     milbench data add bracs --encoder uni --magnification 20 --patch-size 224 --features FEATURES \\
@@ -67,18 +68,20 @@ def add(
     from milbench.datasets.adding import joined
     from milbench.datasets.check import examine
     from milbench.datasets.manifest import save
+    from milbench.datasets.seen import Watch
 
+    settings = Settings.from_environment(data=data_folder)
     manifest = joined(
         name, task=task, unit=unit, label=label, published=published, labels=labels, columns=_columns(columns),
         classes=_classes(classes), splits=_splits(split_tables), encoder=encoder, magnification=magnification,
         patch_size=patch_size, features=features, patches=patches, step=step, exclude=_ids(exclude), replace=replace,
-        home=Settings.from_environment(data=data_folder).data,
+        home=settings.data,
     )  # fmt: skip
     added = [one for one in manifest.features if one.key == (encoder, magnification, patch_size)]
     everywhere = labels is not None or exclude is not None or replace  # then every set of features has other slides to hold
     chosen = [] if no_check else manifest.features if everywhere else added
-    with _Progress() as progress:
-        found = examine(manifest, chosen, progress=progress)
+    with Watch() as progress:
+        found = examine(manifest, chosen, cache=settings.cache, progress=progress)
     _show(found)
     if errors := found.of("error"):
         click.echo(f"milbench: {len(errors)} error{'s' * (len(errors) > 1)}, nothing was written", err=True)
@@ -92,27 +95,30 @@ def add(
 
 @data.command()
 @click.argument("name")
-@click.option("--deep", is_flag=True, help="Read every feature and every position; otherwise headers, positions and a few rows.")
+@click.option("--deep", is_flag=True, help="Look at every feature and position, and read files anew that were read before.")
 @DATA
 @AS_JSON
 def check(name: str, deep: bool, data_folder: Path | None, as_json: bool) -> None:
     """Look at every file of the dataset NAME; exit code 1 when there are errors.
 
-    Errors stop a run before its first epoch. Warnings are printed under its tables.
+    Errors stop a run before its first epoch. Warnings are printed under its tables. Without --deep a file is known again by its
+    size and times: only new ones and those that changed are read.
     """
     from milbench.config import Settings
     from milbench.datasets.check import examine
     from milbench.datasets.manifest import load, names
+    from milbench.datasets.seen import Watch
     from milbench.errors import MilbenchError, unknown
 
-    home = Settings.from_environment(data=data_folder).data
+    settings = Settings.from_environment(data=data_folder)
+    home = settings.data
     manifest = load(name, home)
     if manifest is None:
         if not names(home):
             raise MilbenchError(f"there are no datasets in {home} yet; add one with: milbench data add {name} (--help tells how)")
         raise unknown(f"dataset in {home}", name, names(home))
-    with _Progress() as progress:
-        found = examine(manifest, deep=deep, progress=progress)
+    with Watch() as progress:
+        found = examine(manifest, deep=deep, cache=settings.cache, progress=progress)
     found.remember()
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=1))
@@ -149,7 +155,7 @@ def _splits(given: tuple[str, ...]) -> dict[str, Path]:
     found = {}
     for text in given:
         name, equals, path = text.partition("=")
-        if not equals or Path(text).exists():
+        if not equals or os.path.exists(text):
             name, path = "", text
         found[name] = Path(path)
     return found
@@ -158,33 +164,27 @@ def _splits(given: tuple[str, ...]) -> dict[str, Path]:
 def _ids(text: str | None) -> list[str]:
     if text is None:
         return []
-    lines = Path(text).read_text().splitlines() if Path(text).is_file() else text.split(",")
+    lines = _lines(Path(text)) if os.path.isfile(text) else text.split(",")
     return [line.strip() for line in lines if line.strip()]
 
 
-class _Progress:
-    """Files looked at so far, on a terminal only and when it takes longer than a moment."""
+def _lines(path: Path) -> list[str]:
+    from milbench.errors import MilbenchError
+    from milbench.files import table_text
 
-    def __enter__(self) -> Any:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        console = Console(stderr=True)
-        self._progress = Progress(TextColumn("feature files"), BarColumn(), MofNCompleteColumn(), console=console, transient=True)
-        self._progress.disable = not console.is_terminal
-        task = self._progress.add_task("")
-        self._progress.start()
-        return lambda done, total: self._progress.update(task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    try:
+        return table_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        raise MilbenchError(f"--exclude {path}: no list of ids ({error})") from error
 
 
 def _show(found: Examined) -> None:
     """What was understood, then what was found."""
+    from milbench.errors import printable
+
     manifest, roster = found.manifest, found.roster
     for what, text in _understood(found):
-        click.echo(f"{what:9} {text}")
+        click.echo(f"{what:9} {printable(text)}")
     for name, lines in _split_lines(found).items():
         click.echo(f"{'split':9} {name}: {roster.forms[name]}")
         for line in lines:

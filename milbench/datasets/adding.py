@@ -1,7 +1,9 @@
 """`milbench data add`, in parts that can be tested: what the user says, joined with what the manifest says already."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ from pydantic import ValidationError
 
 from milbench.config import Settings
 from milbench.datasets import classic, formats, tables
-from milbench.datasets.manifest import Labels, Manifest, load, spelled, stored
+from milbench.datasets.manifest import Labels, Manifest, Origin, load, spelled, stored
 from milbench.datasets.published import BRACS_ORDER, BRACS_TYPES, COHORTS
-from milbench.errors import MilbenchError, from_validation, unknown
+from milbench.errors import MilbenchError, few, from_validation, unknown
 
 
 def joined(
@@ -35,7 +37,7 @@ def joined(
     replace: bool = False,
     home: Path | None = None,
 ) -> Manifest:
-    """The manifest of `name` with these additions. Nothing is written.
+    """The manifest of `name` with these additions. Nothing is written before :func:`milbench.datasets.manifest.save`.
 
     Args:
         name: of the dataset; that of a published cohort brings its task, its classes and its counts.
@@ -52,11 +54,12 @@ def joined(
     Raises:
         MilbenchError: a folder or table that cannot be used, or a contradiction to what the manifest has.
     """
+    home = home or Settings.from_environment().data
+    again = partial(joined, **locals())  # the same additions to what the file says by then
     if name in classic.TABLES:
         raise MilbenchError(f"{name} is a built-in dataset; choose another name")
     if published is not None and published not in COHORTS:
         raise unknown("published cohort", published, COHORTS)
-    home = home or Settings.from_environment().data
     old = load(name, home)
     cohort = COHORTS.get(published or name)
     values: dict[str, Any] = old.model_dump() if old else {
@@ -113,7 +116,7 @@ def joined(
     kept = [] if replace or not old else old.exclude
     values["exclude"] = sorted({*kept, *map(tables.clean, exclude)}) if exclude else values.get("exclude", [])
     try:
-        return Manifest.model_validate(values).at(home)
+        return Manifest.model_validate(values).at(home, Origin(old.origin.text if old and old.origin else None, again))
     except ValidationError as error:
         raise from_validation(error, f"dataset {name}") from error
 
@@ -156,7 +159,7 @@ def _labels(
         if strange := sorted(known - labels):
             raise unknown(f"label of {file}", strange[0], labels)
         if left := sorted(labels - known):
-            raise MilbenchError(f"{file}: --classes has no class for {', '.join(left[:5])}; write class=label+label,...")
+            raise MilbenchError(f"{file}: --classes has no class for {few(left)}; write class=label+label,...")
     return Labels(file=stored(file, home), columns=found, classes=own).model_dump()
 
 
@@ -177,7 +180,7 @@ def default_classes(labels: set[str], published: str | None) -> dict[str, list[s
         return {name: [by_name[name.lower()]] for name in names}
     if names and labels == {str(number) for number in range(len(names))}:
         return {name: [str(number)] for number, name in enumerate(names)}
-    numbers = all(label.lstrip("-").isdecimal() for label in labels)
+    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in labels)
     return {label: [label] for label in sorted(labels, key=lambda label: (int(label) if numbers else 0, label))}
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from milbench.errors import unknown
@@ -62,10 +63,14 @@ class Dataset:
         in_dim: width d of the features.
         has_coords: whether bags have positions.
         encoder, magnification, patch_size: where the features came from; None where it does not apply.
-        fingerprint: hash of everything the features and labels consist of.
+        fingerprint: hash of everything that the features and labels consist of.
         splits: name -> function that gives the folds.
         notes: what a reader of a table must know.
         sizes: gives id -> number of instances, without reading features; None where that is unknown.
+        former_fingerprint: what results of schema 1 call the dataset; None where it is `fingerprint`. Of one's own features it
+            hashes shapes, dtypes, steps, labels, and 8 rows of each file. Where today's files give the one that a result has,
+            labels, sizes and those rows are what they were, so other features, slides or positions are all but excluded; a
+            change of other rows is not.
     """
 
     name: str
@@ -84,7 +89,8 @@ class Dataset:
     patch_size: int | None = None
     notes: tuple[str, ...] = ()
     sizes: Callable[[], Mapping[str, int]] | None = None
-    _folds: dict[str, tuple[Fold, ...]] = field(default_factory=dict, repr=False)
+    former_fingerprint: str | None = None
+    _folds: dict[str, tuple[Fold, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def folds(self, split: str) -> tuple[Fold, ...]:
         """The folds of the split `split`, computed once.
@@ -106,8 +112,6 @@ class Dataset:
         """The sample with that id."""
         return self._by_id[id]
 
-    @property
+    @cached_property
     def _by_id(self) -> dict[str, Sample]:
-        if "by_id" not in self.__dict__:
-            self.__dict__["by_id"] = {s.id: s for s in self.samples}
-        return self.__dict__["by_id"]
+        return {s.id: s for s in self.samples}

@@ -1,14 +1,13 @@
 """Look at everything a manifest points to before anything is trained: what is missing, broken, inconsistent or odd.
 
-Feature files are looked at, not read: shapes, attributes, positions, a few rows. What was seen is remembered beside the manifest
-until a file changes, so a second look at hundreds of slides costs milliseconds.
+Feature files are looked at first: shapes, attributes, positions, a few rows. Where nothing is wrong each is then read whole, for
+the hash of its contents. Both are remembered until a file changes, so a second look at hundreds of slides costs milliseconds.
 """
 
-import dataclasses
-import json
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,12 @@ import numpy as np
 from milbench.datasets import roster as rosters
 from milbench.datasets import tables
 from milbench.datasets.findings import Finding, many
-from milbench.datasets.formats import BadFile, Facts, Layout, inspect
+from milbench.datasets.formats import BadFile, Facts, Layout
 from milbench.datasets.formats import read as read_file
 from milbench.datasets.manifest import Features, Manifest
 from milbench.datasets.published import ENCODERS
 from milbench.datasets.roster import Roster
-from milbench.files import write_atomically
-
-Progress = Callable[[int, int], None]
-REMEMBERED = 1  # version of what is remembered of a file
+from milbench.datasets.seen import Progress, Seen
 
 
 @dataclass
@@ -37,6 +33,7 @@ class FeatureSet:
         features: as in the manifest.
         files: slide -> its file and the patches file that belongs to it, of slides that are in the roster.
         facts: slide -> what is known of its file, of files that can be used.
+        contents: slide -> hash of all its features and positions; empty while anything is wrong, or labels are not there.
         slides: sample -> its slides here.
         steps: slide -> level-0 pixels between neighbouring patches; empty without positions.
         findings: what is odd.
@@ -44,9 +41,10 @@ class FeatureSet:
     """
 
     features: Features
-    memory: "_Memory"
+    memory: Seen
     files: dict[str, tuple[Path, Path | None]] = field(default_factory=dict)
     facts: dict[str, Facts] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
     slides: dict[str, tuple[str, ...]] = field(default_factory=dict)
     steps: dict[str, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -113,39 +111,77 @@ def examine(
     only: Sequence[Features] | None = None,
     *,
     deep: bool = False,
-    progress: Progress = lambda done, total: None,
+    cache: Path | None = None,
+    progress: Progress = lambda what, done, total: None,
 ) -> Examined:
     """Look at tables and feature files of a manifest.
 
     Args:
         manifest: of the dataset.
         only: sets of features to look at; all of the manifest unless given.
-        deep: read every feature and every position, too.
-        progress: called with files done and files in all.
+        deep: look at every feature and every position, too, and read files anew whose contents are remembered.
+        cache: where what was seen is remembered if the data folder cannot be written to.
+        progress: called with what is done, files done and files in all.
     """
     roster = rosters.read(manifest)
     rosters.against_published(roster, manifest)
     chosen = manifest.features if only is None else only
-    return Examined(manifest, roster, [_features(manifest, roster, one, deep, progress) for one in chosen])
+    found = Examined(manifest, roster, [_features(manifest, roster, one, deep, cache, progress) for one in chosen])
+    for one in found.sets:
+        if roster.samples and not any(finding.severity == "error" for finding in [*roster.findings, *one.findings]):
+            _contents(one, deep, progress)
+    return found
 
 
-def _features(manifest: Manifest, roster: Roster, features: Features, deep: bool, progress: Progress) -> FeatureSet:
-    found = FeatureSet(features, _Memory(manifest, features))
+def _features(
+    manifest: Manifest, roster: Roster, features: Features, deep: bool, cache: Path | None, progress: Progress
+) -> FeatureSet:
+    found = FeatureSet(features, _memory(manifest, features, cache))
     place = manifest.layout(features)
-    missing = [path for path in (place.folder, place.patches) if path is not None and not path.is_dir()]
+    missing = [path for path in (place.folder, place.patches) if path is not None and not os.path.isdir(path)]
     if missing:
         found.add("error", "folder", f"folder {missing[0]} does not exist", "mend the path in the manifest, or add it again")
         return found
     _match(found, manifest, roster, place)
-    broken: dict[str, list[tuple[str, BadFile]]] = defaultdict(list)
-    for done, (slide, (path, patches)) in enumerate(found.files.items()):
-        progress(done, len(found.files))
+    broken: dict[str, BadFile] = {}
+    for done, (slide, (path, patches)) in enumerate(found.files.items(), 1):
         try:
-            found.facts[slide] = found.memory.facts(path, patches, thorough=deep)
+            found.facts[slide] = found.memory.facts(path, patches, anew=deep)
         except BadFile as error:
-            broken[error.kind].append((slide, error))
-    progress(len(found.files), len(found.files))
-    for kind, cases in broken.items():
+            broken[slide] = error
+        progress("looking at feature files", done, len(found.files))
+    _tell_broken(found, broken)
+    _compare(found)
+    _positions(found, deep)
+    if deep:
+        _bodies(found, progress)
+    return found
+
+
+def _memory(manifest: Manifest, features: Features, cache: Path | None) -> Seen:
+    name = f"{manifest.name}-{re.sub(r'[^A-Za-z0-9]+', '-', features.name)}"
+    places = [manifest.home / ".seen" / f"{name}.{manifest.key_of(features)}.json"]
+    if cache:
+        places.append(cache / f"{name}.{manifest.key_of(features, shared=True)}.seen.json")
+    return Seen(places, (features.folder, features.patches))
+
+
+def _contents(found: FeatureSet, deep: bool, progress: Progress) -> None:
+    """The hash of every file, which is what makes the identity of a dataset."""
+    files = {slide: found.files[slide] for slide in found.facts}
+    found.contents, broken, unseen = found.memory.contents(files, progress)
+    _tell_broken(found, broken)
+    if unseen:
+        what = f"{many(len(unseen), 'slide')} whose features changed while the size and the time of change of the file did not"
+        found.add("warning" if deep else "note", "unseen", what, ids=unseen)
+
+
+def _tell_broken(found: FeatureSet, broken: Mapping[str, BadFile]) -> None:
+    """One finding for each kind of fault."""
+    by_kind: dict[str, list[tuple[str, BadFile]]] = defaultdict(list)
+    for slide, error in broken.items():
+        by_kind[error.kind].append((slide, error))
+    for kind, cases in by_kind.items():
         first = cases[0][1]
         what = (
             f"{first.path.name} {first.what}"
@@ -153,11 +189,6 @@ def _features(manifest: Manifest, roster: Roster, features: Features, deep: bool
             else f"{len(cases)} files, of which {first.path.name} {first.what}"
         )
         found.add("error", kind, what, first.do, [slide for slide, _ in cases] if len(cases) > 1 else ())
-    _compare(found)
-    _positions(found, deep)
-    if deep:
-        _bodies(found, progress)
-    return found
 
 
 def _match(found: FeatureSet, manifest: Manifest, roster: Roster, place: Layout) -> None:
@@ -223,41 +254,6 @@ def _tell_missing(
         what = f"{len(absent)} of {many(max(of, len(absent)), 'slide')} without a .{place.format} file in {place.folder}"
         do = f"extract them, or leave them out everywhere: milbench data add {manifest.name} --exclude {leave_out}"
         found.add("error", "missing", what, do, absent)
-
-
-class _Memory:
-    """What was seen of feature files, by their size and time of change."""
-
-    def __init__(self, manifest: Manifest, features: Features) -> None:
-        key = re.sub(r"[^A-Za-z0-9]+", "-", features.name)
-        self._path = manifest.home / ".seen" / f"{manifest.name}-{key}.json"
-        self._old, self._new = self._load(), dict[str, Any]()
-
-    def _load(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self._path.read_text())
-        except (OSError, ValueError):  # not there, or half of it: then files are looked at again
-            return {}
-        return content["files"] if content.get("version") == REMEMBERED else {}
-
-    def facts(self, path: Path, patches: Path | None, *, thorough: bool) -> Facts:
-        """See :func:`milbench.datasets.formats.inspect`."""
-        stat = [(s.st_size, s.st_mtime_ns) for file in (path, patches) if file is not None for s in [file.stat()]]
-        key, state = str(path), [str(patches), *(number for pair in stat for number in pair)]
-        if not thorough and (old := self._old.get(key)) and old["state"] == state:
-            facts = Facts(**old["facts"])
-        else:
-            facts = inspect(path, patches, thorough=thorough)
-        self._new[key] = {"state": state, "facts": dataclasses.asdict(facts)}
-        return facts
-
-    def save(self) -> None:
-        """Write it, where there is anything new and the folder can be written to."""
-        if self._new and self._new != self._old:
-            try:
-                write_atomically(self._path, json.dumps({"version": REMEMBERED, "files": self._new}))
-            except OSError:  # a data folder that is shared read-only: files are looked at again next time
-                return
 
 
 def _compare(found: FeatureSet) -> None:
@@ -345,8 +341,8 @@ def _positions(found: FeatureSet, deep: bool) -> None:
 def _bodies(found: FeatureSet, progress: Progress) -> None:
     """Read every feature."""
     nan, zero, constant, broken = [], [], [], []
-    for done, slide in enumerate(found.facts):
-        progress(done, len(found.facts))
+    for done, slide in enumerate(found.facts, 1):
+        progress("looking at every feature", done, len(found.facts))
         try:
             features, _ = read_file(*found.files[slide])
         except BadFile as error:
@@ -358,7 +354,6 @@ def _bodies(found: FeatureSet, progress: Progress) -> None:
             zero.append(f"{slide} ({count:,} of {len(features):,} patches)")
         elif len(features) > 1 and (features == features[0]).all():
             constant.append(slide)
-    progress(len(found.facts), len(found.facts))
     if nan:
         found.findings = [finding for finding in found.findings if finding.kind != "nan"]  # now it is known of all patches
         found.add("error", "nan", f"{many(len(nan), 'slide')} with NaN or infinite values", "extract them again", nan)

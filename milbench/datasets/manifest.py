@@ -3,22 +3,25 @@
 `milbench data add` writes it, step by step; it may be edited by hand.
 """
 
+import hashlib
 import json
 import os
 import re
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from milbench.config import Settings
 from milbench.datasets.base import TaskName
-from milbench.datasets.formats import Format, Layout
+from milbench.datasets.formats import STEPS, Format, Layout
 from milbench.datasets.published import COHORTS
 from milbench.errors import MilbenchError, from_validation
-from milbench.files import write_atomically
+from milbench.files import parse_toml, read_bytes, write_atomically
+from milbench.names import Name, checked
 
 
 class _Form(BaseModel):
@@ -36,13 +39,13 @@ class Features(_Form):
         step: level-0 pixels between neighbouring patches, where no file says them or files are wrong.
     """
 
-    encoder: str = Field(min_length=1)
+    encoder: Name
     magnification: int | None = Field(None, ge=1)
     patch_size: int | None = Field(None, ge=1)
     folder: str
     format: Format
     patches: str | None = None
-    step: float | None = Field(None, gt=0)
+    step: float | None = Field(None, ge=STEPS[0], le=STEPS[1])
 
     @property
     def key(self) -> tuple[str, int | None, int | None]:
@@ -81,6 +84,19 @@ class Labels(_Form):
         return self
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a manifest was made of, so that two who change one at a time lose nothing.
+
+    Args:
+        text: what the file said; None where there was none.
+        again: makes the same change to what the file says by now; None where that is not known.
+    """
+
+    text: str | None
+    again: "Callable[[], Manifest] | None" = field(default=None, compare=False)
+
+
 class Manifest(_Form):
     """A dataset.
 
@@ -98,26 +114,37 @@ class Manifest(_Form):
     `home` is the data folder that it belongs to: relative paths start there.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: Name = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     label: str
     task: TaskName = "subtyping"
     unit: Literal["slide", "case"] = "slide"
     published: str | None = None
     exclude: list[str] = []
     labels: Labels | None = None
-    splits: dict[str, str] = {}
+    splits: dict[Name, str] = {}
     features: list[Features] = []
     _home: Path = PrivateAttr(Settings.data)
+    _origin: "Origin | None" = PrivateAttr(None)
 
     @property
     def home(self) -> Path:
         """The data folder that it belongs to."""
         return self._home
 
-    def at(self, home: Path) -> "Manifest":
-        """The same manifest in the data folder `home`."""
-        self._home = home
+    @property
+    def origin(self) -> "Origin | None":
+        """What it was made of; None where it was made by hand."""
+        return self._origin
+
+    def at(self, home: Path, origin: "Origin | None" = None) -> "Manifest":
+        """The same manifest in the data folder `home`, made of what its file said then."""
+        self._home, self._origin = home, origin
         return self
+
+    def model_copy(self, **how: Any) -> "Manifest":
+        """As of any pydantic model; what was joined is not known of a copy, which may say something else."""
+        origin = self._origin and Origin(self._origin.text)
+        return super().model_copy(**how).at(self.home, origin)
 
     @model_validator(mode="after")
     def _agree(self) -> "Manifest":
@@ -136,6 +163,16 @@ class Manifest(_Form):
         """The set of features of that encoder, magnification and patch size."""
         return next((one for one in self.features if one.key == (encoder, magnification, patch_size)), None)
 
+    def key_of(self, features: Features, *, shared: bool = False) -> str:
+        """Eight digits for names of files about a set of features, where dataset and encoder run together to the same name.
+
+        Args:
+            features: the set.
+            shared: whether such files of other data folders lie beside them.
+        """
+        home = [str(self.home.resolve())] if shared else []
+        return hashlib.sha256(json.dumps([self.name, features.key, *home]).encode()).hexdigest()[:8]
+
     def resolved(self, path: str) -> Path:
         """The file or folder that one of its paths means."""
         return Path(os.path.normpath(self.home / path))
@@ -148,7 +185,7 @@ class Manifest(_Form):
 
 def path_of(name: str, home: Path) -> Path:
     """The file of the dataset `name` in the data folder `home`, whether or not it is there."""
-    return home / f"{name}.toml"
+    return home / f"{checked(name, 'dataset')}.toml"
 
 
 def names(home: Path) -> list[str]:
@@ -167,23 +204,52 @@ def load(name: str, home: Path | None = None) -> Manifest | None:
         MilbenchError: the file is wrong; says key and what is allowed.
     """
     home = home or Settings.from_environment().data
-    path = path_of(name, home)
-    if not path.is_file():
+    path, text = path_of(name, home), written(name, home)
+    if text is None:
         return None
     try:
-        return Manifest.model_validate({"name": name, **tomllib.loads(path.read_text())}).at(home)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MilbenchError(f"{path}: not TOML: {error}") from error
+        return Manifest.model_validate({"name": name, **parse_toml(text.encode(), path)}).at(home, Origin(text))
     except ValidationError as error:
         raise from_validation(error, path) from error
 
 
+def written(name: str, home: Path) -> str | None:
+    """What the file of the dataset `name` says, or None without one.
+
+    Raises:
+        MilbenchError: it is no text.
+    """
+    path = path_of(name, home)
+    data = read_bytes(path)
+    try:
+        return None if data is None else data.decode()
+    except UnicodeDecodeError as error:
+        raise MilbenchError(f"{path}: not TOML: {error}") from error
+
+
 def save(manifest: Manifest) -> Path | None:
-    """Write a manifest to its data folder; returns its file, or None when it says just this already."""
-    path, text = path_of(manifest.name, manifest.home), "".join(f"{line}\n" for line in _lines(manifest))
-    if path.is_file() and path.read_text() == text:
-        return None
-    write_atomically(path, text)
+    """Write a manifest to its data folder; returns its file, or None when it says just this already.
+
+    Where the file changed since the manifest was read or joined, what was joined is joined anew with what it says by now: of two
+    `milbench data add` at once neither is lost. One waits for the other by a lock in the data folder, as far as its file system
+    keeps locks: local ones and NFS 4 do, some older network file systems do not.
+
+    Raises:
+        MilbenchError: it changed, and was not joined, or both say different things.
+    """
+    path = path_of(manifest.name, manifest.home)
+    lock = manifest.home / ".seen" / f"{manifest.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        before = written(manifest.name, manifest.home)
+        if (origin := manifest.origin) is not None and origin.text != before:
+            if origin.again is None:
+                raise MilbenchError(f"{path} changed since it was read; read it again and repeat the change")
+            manifest = origin.again()
+        text = "".join(f"{line}\n" for line in _lines(manifest))
+        if text == before:
+            return None
+        write_atomically(path, text)
     return path
 
 
@@ -215,6 +281,14 @@ def stored(path: Path, home: Path) -> str:
 
     So a project can be moved or mounted elsewhere as a whole, and what lies outside is found from wherever it is.
     """
-    path, home = path.resolve(), home.resolve()
+    try:
+        path, home = path.resolve(), home.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself
+        raise MilbenchError(
+            f"{path} cannot be reached; it is a link that leads in a circle, or lies in a closed folder"
+        ) from error
     inside = path.is_relative_to(home.parent) and home.parent != Path(home.anchor)
-    return Path(os.path.relpath(path, home)).as_posix() if inside else path.as_posix()
+    kept = Path(os.path.relpath(path, home)).as_posix() if inside else path.as_posix()
+    if any("\udc80" <= c <= "\udcff" for c in kept):  # bytes that are not UTF-8
+        raise MilbenchError(f"{path}: names of folders and tables must be UTF-8 to be kept in a manifest; rename it")
+    return kept

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ from milbench.datasets.check import Examined, FeatureSet, examine
 from milbench.datasets.findings import many
 from milbench.datasets.manifest import Features, Manifest
 from milbench.datasets.packed import packed
+from milbench.datasets.seen import State, Watch, changing, state_of, too_young
 from milbench.errors import MilbenchError, NotHere
 
 
@@ -25,6 +28,9 @@ def dataset(
     manifest: Manifest, features: Features, settings: Settings, dtype: Literal["float32", "float16"] = "float32"
 ) -> Dataset:
     """The dataset with one set of features, checked before it is given away.
+
+    The last one stays in the process and is given again while no table and no file of it changed, so that a worker does not
+    parse, check and verify it for every trial.
 
     Args:
         manifest, features: which.
@@ -35,7 +41,34 @@ def dataset(
         NotHere: the labels were not added yet.
         MilbenchError: the check finds errors.
     """
-    found = examine(manifest, [features])
+    now, states = time.time_ns(), _states(manifest, features)
+    key = (manifest.name, manifest.home, manifest.model_dump_json(), features.key, settings, dtype, states)
+    for known, seen, given in _last:
+        if states and known == key and not any(too_young(state, seen) for _, state in states):
+            return given
+    found = _checked(manifest, features, settings, dtype)
+    _last[:] = [(key, now, found)]
+    return found
+
+
+_last: list[tuple[Any, int, Dataset]] = []  # what it depends on, when that was looked at, and the dataset
+
+
+def _states(manifest: Manifest, features: Features) -> list[tuple[Path, State]]:
+    """Every file that a dataset is read from, and by what it is known again; nothing where one is missing."""
+    place = manifest.layout(features)
+    given = [*([manifest.labels.file] if manifest.labels else []), *manifest.splits.values()]
+    named = [manifest.resolved(path) for path in given] + ([place.patches] if place.patches else [])
+    try:
+        inside = [sorted(path.iterdir()) if path.is_dir() else [path] for path in named]
+        return [(path, state_of(path, None)) for path in (*place.files(), *(path for some in inside for path in some))]
+    except OSError:
+        return []
+
+
+def _checked(manifest: Manifest, features: Features, settings: Settings, dtype: str) -> Dataset:
+    with Watch() as progress:
+        found = examine(manifest, [features], cache=settings.cache, progress=progress)
     found.remember()
     if found.lacking:
         raise NotHere(f"dataset {manifest.name}: {found.lacking}")
@@ -47,7 +80,7 @@ def dataset(
     (files,) = found.sets
     sizes = {id: sum(files.facts[slide].n for slide in slides) for id, slides in files.slides.items()}
     samples, salt = found.roster.samples, manifest.name
-    fingerprint = _fingerprint(found, files)
+    fingerprint = _fingerprint(found, files, files.contents)
     read = packed(
         partial(_bag, files, {sample.id: sample for sample in samples}, manifest.unit),
         sizes,
@@ -56,6 +89,7 @@ def dataset(
         fingerprint=fingerprint,
         name=f"{manifest.name} {features.name}",
         folder=settings.packs if settings.pack else None,
+        owner=manifest.key_of(features, shared=settings.cache is not None),
     )
     given: dict[str, Callable[[], Sequence[Fold]]] = {name: partial(list, folds) for name, folds in found.roster.splits.items()}
     twins = {
@@ -75,6 +109,7 @@ def dataset(
         has_coords=bool(files.steps),
         encoder=features.encoder,
         fingerprint=fingerprint,
+        former_fingerprint=_fingerprint(found, files, {slide: facts.digest for slide, facts in files.facts.items()}),
         splits={
             **{f"kfold{k}": partial(splits.k_fold, samples, k, salt=salt) for k in (5, 10)},
             "extrapolation": partial(splits.extrapolation, samples, sizes, salt=salt),
@@ -89,25 +124,31 @@ def dataset(
     )
 
 
-def _fingerprint(found: Examined, files: FeatureSet) -> str:
-    """Hash of who is in the dataset with which outcome, and of every file's shape, sampled rows and step.
+def _fingerprint(found: Examined, files: FeatureSet, contents: Mapping[str, str]) -> str:
+    """Hash of who is in the dataset with which outcome, and of every file's contents and step.
 
     Names of folders and formats are not in it: the same features elsewhere are the same dataset.
+
+    Args:
+        found: the roster, and of what task.
+        files: of these features.
+        contents: slide -> hash of what its file holds.
     """
     who = [[s.id, s.case_id, s.label, s.time, s.event] for s in sorted(found.roster.samples, key=lambda sample: sample.id)]
-    what = {
-        id: [[slide, files.facts[slide].digest, files.steps.get(slide)] for slide in slides]
-        for id, slides in files.slides.items()
-    }
+    what = {id: [[slide, contents[slide], files.steps.get(slide)] for slide in slides] for id, slides in files.slides.items()}
     classes = list(found.manifest.labels.classes) if found.manifest.labels else []
     text = json.dumps([found.manifest.task, found.manifest.unit, classes, who, what], sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _bag(files: FeatureSet, samples: Mapping[str, Sample], unit: str, id: str) -> Bag:
-    """Read one slide, or all slides of a case."""
+    """Read one slide, or all slides of a case.
+
+    Raises:
+        BadFile: a file cannot be used, or is no longer the one that the dataset's fingerprint was made of.
+    """
     slides = files.slides[id]
-    read = [formats.read(*files.files[slide]) for slide in slides]
+    read = [_read(files, slide) for slide in slides]
     features = torch.from_numpy(np.concatenate([features for features, _ in read]) if len(read) > 1 else read[0][0])  # (n, d)
     source = str(files.files[slides[0]][0]) + (f" and {len(slides) - 1} more" if len(slides) > 1 else "")
     coords, step = None, None
@@ -126,6 +167,14 @@ def _bag(files: FeatureSet, samples: Mapping[str, Sample], unit: str, id: str) -
         slide_index=torch.cat(index) if index else None,
         source=source,
     )
+
+
+def _read(files: FeatureSet, slide: str) -> tuple[NDArray[np.float32], NDArray[Any] | None]:
+    path, patches = files.files[slide]
+    found = formats.read(path, patches)
+    if state_of(path, patches) != files.memory.state(path):
+        raise changing(path)
+    return found
 
 
 def _scaled(xy: NDArray[Any] | None, factor: float) -> NDArray[Any]:

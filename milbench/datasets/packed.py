@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -25,8 +26,10 @@ from torch import Tensor
 from milbench.bags import Bag
 from milbench.errors import MilbenchError
 from milbench.files import flush
+from milbench.interrupt import unfinished
 
-MAGIC = b"milbench pack 1\n"
+MAGIC = b"milbench pack 2\n"
+FORMER = b"milbench pack 1\n"  # which nothing reads any more
 ALIGNMENT = 64  # bytes, of every array in the file
 _ADVICE = "set MILBENCH_CACHE to a folder with more room, or read the files directly with --no-pack"
 _log = logging.getLogger("milbench.datasets")
@@ -41,6 +44,7 @@ def packed(
     fingerprint: str,
     name: str,
     folder: Path | None,
+    owner: str = "",
 ) -> Callable[[str], Bag]:
     """A function that gives the same bags as `read`, from one memory-mapped file that all processes share.
 
@@ -56,6 +60,8 @@ def packed(
         fingerprint: of all that `read` gives; another fingerprint means another file, and the old one goes.
         name: of dataset, encoder, magnification and patch size, for the name of the file.
         folder: where the file lies; made when needed. None packs nothing.
+        owner: key of what the pack is of, where the name alone may be that of another dataset, too. Only packs of the same name
+            and owner are ever removed, and those of the name alone that earlier versions left.
 
     Raises:
         MilbenchError: another dtype.
@@ -64,9 +70,8 @@ def packed(
         raise MilbenchError(f"{name}: features are packed as float16 or float32, not {dtype}")
     if folder is None:
         return read if dtype == "float32" else lambda id: rounded(read(id))
-    return Pack(
-        read, {id: int(n) for id, n in sizes.items()}, in_dim, dtype, fingerprint, re.sub(r"[^\w.+-]+", "-", name), folder
-    )
+    counts, plain = {id: int(n) for id, n in sizes.items()}, re.sub(r"[^\w.+-]+", "-", name)
+    return Pack(read, counts, in_dim, dtype, fingerprint, plain, folder, owner)
 
 
 @dataclass(eq=False)
@@ -74,7 +79,9 @@ class Pack:
     """Reads bags from a pack, and writes it where it is missing. Fields as :func:`packed` takes them.
 
     The file holds, one after the other, each bag's features, coordinates and slide index, and at its end, as JSON, where they
-    are, what they are, and the fingerprint. Whatever does not end that way was not written to its end.
+    are, what they are, the fingerprint, and a checksum of each bag (CRC-32, as zip files have: it finds every flipped bit and
+    every hole, and costs less than any hash). The JSON has one, too. Whatever does not end that way was not written to its end.
+    A bag is held against its checksum when this object first reads it, so later epochs pay nothing.
 
     Tensors of a bag are views of a read-only map of the file: writing into one ends the process. Float16 features are converted
     into memory of their own.
@@ -87,15 +94,23 @@ class Pack:
     fingerprint: str
     name: str
     folder: Path
-    _map: mmap.mmap | None = None
-    _bytes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
-    _bags: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _touched: tuple[int, int] = (0, 0)
+    owner: str = ""
+    _map: mmap.mmap | None = field(default=None, init=False)
+    _bytes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8), init=False)
+    _bags: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
+    _sound: set[str] = field(default_factory=set, init=False)  # bags whose checksum was right
+    _touched: tuple[int, int] = field(default=(0, 0), init=False)
+    _inode: int = field(default=0, init=False)  # of the file that is mapped, which may no longer be the one at `path`
+
+    @property
+    def stem(self) -> str:
+        """What names of its files begin with."""
+        return f"{self.name}.{self.owner}" if self.owner else self.name
 
     @property
     def path(self) -> Path:
         """The file."""
-        return self.folder / f"{self.name}.{self.dtype}.{hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]}.pack"
+        return self.folder / f"{self.stem}.{self.dtype}.{hashlib.sha256(self.fingerprint.encode()).hexdigest()[:16]}.pack"
 
     @property
     def bytes_needed(self) -> int:
@@ -104,11 +119,17 @@ class Pack:
         return sum(self.sizes.values()) * instance + len(self.sizes) * (3 * ALIGNMENT + 1024)
 
     def __call__(self, id: str) -> Bag:
-        """The bag `id`; builds the pack if need be."""
+        """The bag `id`; builds the pack if need be.
+
+        Raises:
+            MilbenchError: its bytes are not those that were written; the pack is gone then, and the next reader writes it again.
+        """
         if self._map is None:
             self.build()
         found = self._bags[id]
         self._release(found["at"], found["end"])
+        if id not in self._sound:
+            self._verify(id, found)
         n, at = found["n"], found["arrays"]
         return Bag(
             _float32(self._view(at["features"], self.dtype, n * self.in_dim).view(n, self.in_dim)),
@@ -135,6 +156,28 @@ class Pack:
             self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
         self._touched = (at, end)
 
+    def _verify(self, id: str, found: Mapping[str, Any]) -> None:
+        assert self._map is not None
+        if zlib.crc32(memoryview(self._map)[found["at"] : found["end"]]) == found["crc"]:
+            self._sound.add(id)
+            return
+        says = f"slide {id}: its bytes in the pack {self.path} are not those that were written; is the disk sound?"
+        try:
+            self._remove()
+        except OSError as error:
+            raise MilbenchError(f"{says} The pack cannot be removed ({error.strerror}): remove it") from error
+        raise MilbenchError(f"{says} The pack is removed, and the next run writes it again: milbench run --retry-failed")
+
+    def _remove(self) -> None:
+        """Remove the pack, unless another process has done so and written a new one, and let go of it."""
+        with self._lock(), suppress(FileNotFoundError):
+            if self.path.stat().st_ino == self._inode:
+                self.path.unlink()
+        self._map, self._bags, self._touched = None, {}, (0, 0)
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder / f".{self.stem}.lock")
+
     def build(self, tell: Callable[[str], None] = lambda text: None) -> None:
         """Open the pack, and write it first where it is missing. Of several processes one writes and the others wait.
 
@@ -148,7 +191,7 @@ class Pack:
             if self._open():
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / f".{self.name}.lock"):
+            with self._lock():
                 if self._open():
                     return
                 if self.path.exists():
@@ -176,12 +219,14 @@ class Pack:
 
     def _useless(self) -> list[Path]:
         """What a killed writer left, packs of sources that have changed since, and the pack itself where it is damaged."""
-        form = re.compile(re.escape(self.name) + r"\.float(?:16|32)(\.[0-9a-f]{16})\.pack(\.part)?")
+        end = r"\.float(?:16|32)(\.[0-9a-f]{16})\.pack(\.part)?"
+        own, former = re.compile(re.escape(self.stem) + end), re.compile(re.escape(self.name) + end)
         key = self.path.suffixes[-2]
         return [
             path
             for path in self.folder.iterdir()
-            if (found := form.fullmatch(path.name)) and (found[2] or found[1] != key or path == self.path)
+            if ((found := own.fullmatch(path.name)) and (found[2] or found[1] != key or path == self.path))
+            or (former.fullmatch(path.name) and _begins(path, FORMER))
         ]
 
     def _write(self) -> None:
@@ -189,7 +234,7 @@ class Pack:
             file.write(MAGIC)
             bags = {id: self._append(file, id) for id in self.sizes}
             index = json.dumps({**self._contents, "bags": bags}).encode()
-            file.write(index + len(index).to_bytes(8, "little") + MAGIC)
+            file.write(index + _number(len(index)) + _number(zlib.crc32(index)) + MAGIC)
 
     def _append(self, file: BinaryIO, id: str) -> dict[str, Any]:
         """Write a bag; returns where it is and what the index says of it."""
@@ -203,9 +248,12 @@ class Pack:
         start = file.tell()
         slides = None if bag.slide_index is None else bag.slide_index.long()
         arrays = {"features": bag.features.to(getattr(torch, self.dtype)), "coords": bag.coords, "slides": slides}
-        at = {what: None if array is None else _append_array(file, array) for what, array in arrays.items()}
+        at: dict[str, int | None] = {}
+        crc = 0
+        for what, array in arrays.items():
+            at[what], crc = (None, crc) if array is None else _append_array(file, array, crc)
         return {
-            "n": len(bag), "at": start, "end": file.tell(), "arrays": at,
+            "n": len(bag), "at": start, "end": file.tell(), "crc": crc, "arrays": at,
             "step": None if bag.step is None else float(bag.step), "case": bag.case_id,
             "coords_dtype": None if bag.coords is None else str(bag.coords.dtype).removeprefix("torch."), "source": bag.source,
         }  # fmt: skip
@@ -214,15 +262,16 @@ class Pack:
         """Map the file; False where it is missing, cut short, foreign, or made of other features."""
         try:
             with self.path.open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (FileNotFoundError, ValueError):  # ValueError: empty
             return False
-        end = len(mapped) - len(MAGIC) - 8
+        end = len(mapped) - len(MAGIC) - 16
         if end < len(MAGIC) or mapped[: len(MAGIC)] != MAGIC or mapped[-len(MAGIC) :] != MAGIC:
             return False
-        length = int.from_bytes(mapped[end : end + 8], "little")
+        length, crc = (int.from_bytes(mapped[at : at + 8], "little") for at in (end, end + 8))
         try:
-            index = json.loads(mapped[max(0, end - length) : end])
+            index = json.loads(text) if zlib.crc32(text := mapped[max(0, end - length) : end]) == crc else None
         except ValueError:
             return False
         if not isinstance(index, dict) or any(index.get(key) != value for key, value in self._contents.items()):
@@ -231,7 +280,7 @@ class Pack:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")  # it is meant to be
             self._bytes = torch.frombuffer(mapped, dtype=torch.uint8)
-        self._map = mapped
+        self._map, self._inode, self._sound = mapped, inode, set()
         return True
 
 
@@ -259,12 +308,22 @@ def rounded(bag: Bag) -> Bag:
     return replace(bag, features=features)
 
 
-def _append_array(file: BinaryIO, array: Tensor) -> int:
-    """Write the array at the next aligned place, and return it."""
-    file.write(b"\0" * (-file.tell() % ALIGNMENT))
+def _append_array(file: BinaryIO, array: Tensor, crc: int) -> tuple[int, int]:
+    """Write the array at the next aligned place; returns that, and the checksum of what was written since `crc` was it."""
+    padding, content = b"\0" * (-file.tell() % ALIGNMENT), array.contiguous().numpy().data
+    file.write(padding)
     at = file.tell()
-    file.write(array.contiguous().numpy().data)
-    return at
+    file.write(content)
+    return at, zlib.crc32(content, zlib.crc32(padding, crc))
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(8, "little")
+
+
+def _begins(path: Path, start: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
 
 
 @contextmanager
@@ -275,11 +334,12 @@ def _whole_or_nothing(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with unfinished(part):
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
         flush(path.parent)
     except BaseException:
         with suppress(FileNotFoundError):

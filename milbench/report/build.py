@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from milbench.errors import MilbenchError
-from milbench.files import write_atomically
+from milbench.files import replacing, write_atomically
+from milbench.names import checked, slug
 from milbench.report import appendix, capability, claims, classic, collect, document, figure, latex, ranks, render, tables
-from milbench.report.figure import Figure, Saved
+from milbench.report.figure import Figure, Saved, own_file
 from milbench.report.figures import suite_figures
 from milbench.report.tables import Beside, Table
 from milbench.trials.plan import Plan
@@ -162,7 +163,7 @@ def write(report: Report, folder: Path, formats: Collection[Format] = FORMATS) -
     forms = {"latex": (".tex", latex.table), "md": (".md", render.markdown), "csv": (".csv", render.tidy_csv)}
     for table in report.tables:
         for suffix, form in (forms[name] for name in FORMATS if name in forms and name in formats):
-            path = folder / "tables" / f"{table.name}{suffix}"
+            path = folder / "tables" / f"{checked(table.name, 'table')}{suffix}"
             write_atomically(path, form(table))
             written.append(path)
     documents = []
@@ -180,15 +181,15 @@ def write(report: Report, folder: Path, formats: Collection[Format] = FORMATS) -
 def _figures(report: Report, folder: Path) -> dict[str, Saved]:
     """Draw the sections' figures, and copy those of an analysis; by name."""
     drawn = [one for section in report.sections for one in section.figures]
-    _distinct("figure", [one.name for one in drawn] + [one.name for one in report.figures])
+    _distinct("figure", [one.name for one in drawn] + [slug(one.name) for one in report.figures])
     found = {one.name: one.save(folder) for one in drawn}
     for one in report.figures:
-        copy = Saved(one.name, one.title, one.caption, folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        copy = Saved(slug(one.name), one.title, one.caption, folder)
         for source, target in ((one.pdf, copy.pdf), (one.png, copy.png), (one.csv, copy.csv)):
             if not source.is_file():
                 raise MilbenchError(f"figure {one.name}: {source} is missing; make the figure again, or remove {one.name}.json")
-            shutil.copyfile(source, target)
+            with replacing(target) as path:
+                shutil.copyfile(own_file(source), path)
         found[one.name] = copy
     return found
 

@@ -1,21 +1,20 @@
 """From the store to plain rows: which trial stands where, and what it gave."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import itemgetter
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from milbench import stats
 from milbench.errors import MilbenchError
-from milbench.spelling import parsed
+from milbench.spelling import parsed, spelled
 from milbench.trials import plan as plans
+from milbench.trials import predictions
+from milbench.trials.definition import leaves, not_run
 from milbench.trials.plan import Cell, Plan
-from milbench.trials.store import PREDICTIONS, Store
+from milbench.trials.store import Store
+
+__all__ = ["Run", "joined", "leaves", "not_run", "runs", "title"]
 
 
 @dataclass(frozen=True)
@@ -46,33 +45,15 @@ class Run:
         return float("nan") if test[name] is None else stats.rounded(test[name], step=stats.TINY)
 
     @cached_property
-    def predictions(self) -> dict[str, NDArray[Any]]:
+    def predictions(self) -> predictions.Columns:
         """Columns of predictions.csv in the order of the slides: slide, and target with score (n, C), or time, event and risk.
 
         And instances, the size of each bag, where the trial recorded it.
 
         Raises:
-            MilbenchError: the file is missing or cannot be read.
+            MilbenchError: the file is missing, cannot be read, or disagrees with trial.json.
         """
-        path = self.store.folder(self.cell.trial_id) / PREDICTIONS
-        again = f"remove the folder {path.parent} and run the suite again"
-        if not path.is_file():
-            raise MilbenchError(f"{path} is missing; {again}")
-        try:
-            with path.open(newline="") as file:
-                names, *rows = csv.reader(file)
-            columns = dict(zip(names, zip(*sorted(rows, key=itemgetter(names.index("slide"))), strict=True), strict=True))
-            shared = {"slide": np.array(columns["slide"])}
-            if "instances" in columns:
-                shared["instances"] = np.array(columns["instances"]).astype(int)
-            if "risk" in columns:
-                time, risk = (np.array(columns[name]).astype(np.float64) for name in ("time", "risk"))
-                return {**shared, "time": time, "event": np.array(columns["event"]) == "1", "risk": risk}
-            scores = [columns[name] for name in names if name.startswith("p") and name[1:].isdigit()]
-            score = np.array(scores).astype(np.float64).T  # (n, C)
-            return {**shared, "target": np.array(columns["target"]).astype(int), "score": score}
-        except (KeyError, ValueError) as error:
-            raise MilbenchError(f"{path} cannot be read ({error}); {again}") from error
+        return predictions.read(self.store, self.result)
 
 
 def usual(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
@@ -87,28 +68,6 @@ def usual(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
             values = spec["params"] | {f"recipe.{key}": value for key, value in spec["recipe"].items()}
             found.setdefault(name, {}).update({key: value for key, value in values.items() if key not in changes})
     return found
-
-
-def leaves(store: Store, suite: str) -> list[Plan]:
-    """The plans with cells behind `suite`, each once: those of the suites it includes, then its own.
-
-    Raises:
-        MilbenchError: the suite was not run into this store.
-    """
-    plan = plans.read(store, suite)
-    found = [leaf for name in _included(plan) if plans.path_of(store, name).exists() for leaf in leaves(store, name)]
-    return list({leaf.suite: leaf for leaf in [*found, *([plan] if plan.cells else [])]}.values())
-
-
-def not_run(store: Store, suite: str) -> list[str]:
-    """The included suites of which this store has nothing."""
-    here = {name: plans.path_of(store, name).exists() for name in _included(plans.read(store, suite))}
-    below = [deeper for name, known in here.items() if known for deeper in not_run(store, name)]
-    return list(dict.fromkeys(below + [name for name, known in here.items() if not known]))
-
-
-def _included(plan: Plan) -> list[str]:
-    return list(plan.definition.get("includes", []))
 
 
 def joined(leaves: Sequence[Plan]) -> list[Plan]:
@@ -146,12 +105,41 @@ SELECTED_ON = {"subtyping": "macro_auc", "survival": "c_index"}
 
 
 def runs(store: Store, plan: Plan) -> list[Run]:
-    """Every trial of the plan, in its order; of a suite that searches, those of the draw that validation chose."""
+    """Every trial of the plan, in its order; of a suite that searches, those of the draw that validation chose.
+
+    Raises:
+        MilbenchError: a result cannot be read, or is not of the place that the plan gives it.
+    """
     out = []
     for cell in plan.cells:
         result = None if cell.missing else store.raw(cell.trial_id)
+        if result and (wrong := _elsewhere(cell, result)):
+            raise MilbenchError(
+                f"{plans.path_of(store, plan.suite)}: trial {cell.trial_id} {wrong}; remove it and run the suite again"
+            )
         out.append(Run(cell, "absent" if cell.missing else result["status"] if result else "pending", result or {}, store))
     return plans.select_draws(out, SELECTED_ON[plan.definition["task"]])
+
+
+_PLACE = ("dataset", "encoder", "magnification", "patch_size", "split", "fold", "seed")
+
+
+def _elsewhere(cell: Cell, result: dict[str, Any]) -> str:
+    """What a trial is of instead of the cell that lists it; empty where it is in its place."""
+    spec = result["spec"]
+    for name in _PLACE:
+        if spec[name] != getattr(cell, name):
+            return f"is of {name} {spec[name]}, not {getattr(cell, name)}"
+    inside = cell.aggregator.removeprefix(spec["aggregator"])
+    if inside == cell.aggregator or not (inside == "" or inside.startswith("[")):
+        return f"is of aggregator {spec['aggregator']}, not {cell.aggregator}"
+    held = spec["params"] | {f"recipe.{key}": value for key, value in spec["recipe"].items()}
+    for key, value in parsed(f"x{inside}")[1].items():
+        if key in held and parsed(spelled("x", {key: held[key]}))[1][key] != value:
+            return f"has {key}={held[key]}, not {value}"
+    if result["status"] == "ok" and "test" not in result["metrics"]:
+        return "is finished and has no test metrics"
+    return ""
 
 
 def title(store: Store, suite: str) -> str:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milbench.files import write_atomically
+from milbench.errors import MilbenchError
+from milbench.files import parse_json, read_bytes, replacing, write_atomically
+from milbench.names import checked
 from milbench.report.numbers import cells, written
 
 if TYPE_CHECKING:
@@ -104,14 +106,15 @@ class Figure:
         """Write NAME.pdf, .png, .csv and .json (name, title, caption) to `folder`; the same numbers give the same bytes."""
         from matplotlib import pyplot as plt
 
-        folder.mkdir(parents=True, exist_ok=True)
-        saved = Saved(self.name, self.title, self.caption, folder)
+        saved = Saved(checked(self.name, "figure"), self.title, self.caption, folder)
         with look():
             drawing = self.draw()
-            drawing.savefig(saved.pdf, metadata={"CreationDate": None, "Producer": None, "Creator": "milbench"})
-            drawing.savefig(saved.png, metadata={"Software": "milbench"})
+            with replacing(saved.pdf) as path:
+                drawing.savefig(path, metadata={"CreationDate": None, "Producer": None, "Creator": "milbench"})
+            with replacing(saved.png) as path:
+                drawing.savefig(path, metadata={"Software": "milbench"})
+                _shrink(path)
             plt.close(drawing)
-        _shrink(saved.png)
         write_atomically(saved.csv, self.numbers())
         text = {"name": self.name, "title": self.title, "caption": self.caption}
         write_atomically(folder / f"{self.name}.json", json.dumps(text, indent=1, ensure_ascii=False) + "\n")
@@ -144,10 +147,31 @@ class Saved:
 
 
 def saved(folder: Path) -> list[Saved]:
-    """The figures in `folder`, in the order of names: what `milbench analyze` and `milbench profile` left in results/analysis."""
+    """The figures in `folder`, in the order of names: what `milbench analyze` and `milbench profile` left in results/analysis.
+
+    Raises:
+        MilbenchError: a figure's text cannot be read, or it names files that are not the folder's own.
+    """
     found = []
     for path in sorted(folder.glob("*.json")):
-        text = json.loads(path.read_text())
+        text = parse_json(read_bytes(own_file(path)) or b"", path, "make the figure again, or move it away")
         if isinstance(text, dict) and text.keys() == {"name", "title", "caption"}:
-            found.append(Saved(text["name"], text["title"], text["caption"], folder))
+            if not all(isinstance(value, str) for value in text.values()) or text["name"] != path.stem:
+                raise MilbenchError(f"{path}: is no figure of that name; make the figure again, or move it away")
+            found.append(Saved(checked(text["name"], "figure"), text["title"], text["caption"], folder))
     return found
+
+
+def own_file(path: Path) -> Path:
+    """The path, when it is a file of its own folder and no link to somewhere else.
+
+    Raises:
+        MilbenchError: it is a link that leaves the folder.
+    """
+    try:
+        leaves = path.resolve(strict=True).parent != path.parent.resolve(strict=True)
+    except (OSError, RuntimeError):
+        leaves = path.is_symlink()
+    if leaves:
+        raise MilbenchError(f"{path}: is a link to somewhere else; put the file itself there, or remove the link")
+    return path

@@ -15,7 +15,9 @@ from scipy import stats as scipy
 
 from milbench import stats
 from milbench.errors import MilbenchError
+from milbench.files import csv_text, unusable
 from milbench.report.evidence import Estimate
+from milbench.report.figure import own_file
 from milbench.spelling import canonical
 
 FITTED = 4  # largest sizes that an exponent is fitted over
@@ -24,14 +26,40 @@ PROFILE, RANK = "run milbench profile aggregators", "run milbench analyze rank -
 
 def _rows(folder: Path, pattern: str, needed: tuple[str, ...]) -> list[dict[str, str]]:
     rows = []
+    again = "make it again, or move it away"
     for path in sorted(folder.glob(pattern)):
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
-                found = ", ".join(reader.fieldnames or ()) or "nothing"
-                raise MilbenchError(f"{path}: no column {', '.join(missing)}; it has {found}; make it again, or move it away")
-            rows += list(reader)
+        try:
+            with own_file(path).open(newline="") as file:
+                reader = csv.DictReader(file, restval="")
+                some = [{name: csv_text(cell) for name, cell in row.items() if name} for row in reader]
+        except OSError as error:
+            raise unusable(path, error) from error
+        except (ValueError, csv.Error) as error:
+            raise MilbenchError(f"{path}: cannot be read ({error!s:.80}); {again}") from error
+        if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
+            found = ", ".join(reader.fieldnames or ()) or "nothing"
+            raise MilbenchError(f"{path}: no column {', '.join(missing)}; it has {found:.200}; {again}")
+        for row in some:
+            _numbers(row, path, again)
+        rows += some
     return rows
+
+
+_COUNTED = ("n", "d", "b")
+_MEASURED = ("train_seconds", "peak_bytes", "sparsity", "rank", "effective_rank")
+_NUMBERS = (*_COUNTED, *(f"{name}{end}" for name in _MEASURED for end in ("", "_low", "_high")))
+
+
+def _numbers(row: dict[str, str], path: Path, again: str) -> None:
+    """Refuse a row whose numbers are none."""
+    for name in _NUMBERS:
+        value = row.get(name, "")
+        try:
+            wrong = value and not math.isfinite(int(value) if name in _COUNTED else float(value))
+        except (ValueError, OverflowError):
+            wrong = True
+        if wrong:
+            raise MilbenchError(f"{path}: {name} cannot be {value!r:.40}; {again}")
 
 
 def _curve(folder: Path, quantity: str, aggregator: str) -> dict[int, float]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from milbench import stats
+from milbench.files import csv_cell
 
 NONE = "–"
 DIGITS = 6  # of a number in a CSV file, and of what a figure draws
@@ -71,5 +72,5 @@ def written(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def cells(row: dict[str, Any]) -> dict[str, Any]:
-    """A row for a CSV file; an undefined number is an empty field."""
-    return {key: "" if v is None or (isinstance(v, float) and math.isnan(v)) else v for key, v in row.items()}
+    """A row for a CSV file; an undefined number is an empty field, and no text is a formula."""
+    return {key: "" if v is None or (isinstance(v, float) and math.isnan(v)) else csv_cell(v) for key, v in row.items()}

@@ -53,7 +53,7 @@ def markdown(table: Table) -> str:
 
 
 def tidy_csv(table: Table) -> str:
-    """The numbers to 6 significant digits, one line each; an undefined number is an empty field."""
+    """The numbers to 6 significant digits, one line each; an undefined number is an empty field, and no text is a formula."""
     out = io.StringIO()
     if table.tidy:
         writer = csv.DictWriter(out, table.tidy[0].keys(), lineterminator="\n")

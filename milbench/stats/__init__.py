@@ -13,6 +13,8 @@ from milbench.stats.metrics import (
     confusion,
     macro_auc,
     macro_f1,
+    of_subtyping,
+    of_survival,
     per_class_auc,
 )
 from milbench.stats.outcome import Outcome
@@ -25,7 +27,7 @@ from milbench.stats.summary import Welch, power, welch_error, welch_from_summary
 
 __all__ = [
     "TINY", "Comparison", "Outcome", "Pair", "PairedFold", "Ranking", "Rounded", "Welch", "accuracy", "anova", "auc",
-    "balanced_accuracy", "brier", "c_index", "confusion", "delong", "holm", "macro_auc", "macro_f1", "mcnemar", "nadeau_bengio",
-    "paired_bootstrap", "per_class_auc", "permutation", "power", "ranking", "rounded", "superiority", "welch_error",
-    "welch_from_summary", "wilcoxon",
+    "balanced_accuracy", "brier", "c_index", "confusion", "delong", "holm", "macro_auc", "macro_f1", "mcnemar",
+    "nadeau_bengio", "of_subtyping", "of_survival", "paired_bootstrap", "per_class_auc", "permutation", "power", "ranking",
+    "rounded", "superiority", "welch_error", "welch_from_summary", "wilcoxon",
 ]  # fmt: skip

@@ -6,10 +6,31 @@ A metric that the data do not define (a class without cases) is NaN, never a gue
 whatever that case's weight. None of this warns.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+
+
+def of_subtyping(target: ArrayLike, score: ArrayLike) -> dict[str, Any]:
+    """Every stored metric of a subtyping fold. target: (n,) class indices; score: (n, C)."""
+    by_class = per_class_auc(target, score)
+    return {
+        "macro_auc": float(by_class.mean()),
+        "macro_f1": float(macro_f1(target, score)),
+        "balanced_accuracy": float(balanced_accuracy(target, score)),
+        "accuracy": float(accuracy(target, score)),
+        "brier": float(brier(target, score)),
+        "per_class_auc": by_class.tolist(),
+        "confusion": [[value if np.isnan(value) else int(value) for value in row] for row in confusion(target, score)],
+    }
+
+
+def of_survival(time: ArrayLike, event: ArrayLike, risk: ArrayLike) -> dict[str, Any]:
+    """Every stored metric of a survival fold. time: (n,) any unit; event: (n,) bool; risk: (n,), higher means earlier failure."""
+    return {"c_index": float(c_index(time, event, risk)), "events": int(np.sum(np.asarray(event, dtype=bool)))}
 
 
 def _weights(weight: ArrayLike | None, n: int, *data: Array) -> Array:
@@ -73,6 +94,8 @@ def confusion(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = No
     score = np.asarray(score, dtype=np.float64)
     classes = score.shape[1]
     cell = np.asarray(target) * classes + predicted(score)  # (n,)
+    if weight is None and not np.isnan(score).any():
+        return np.bincount(cell, minlength=classes**2).astype(np.float64).reshape(classes, classes)
     counts = _weights(weight, len(score), score) @ np.eye(classes**2)[cell]
     return counts.reshape(*counts.shape[:-1], classes, classes)
 

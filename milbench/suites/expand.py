@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +17,7 @@ from milbench import datasets, plugins, recipes
 from milbench.config import Settings
 from milbench.datasets.splits import PUBLISHED, count
 from milbench.errors import MilbenchError, NotHere, from_validation, unknown
-from milbench.files import write_atomically
+from milbench.files import csv_cell, write_atomically
 from milbench.ops import backends
 from milbench.spelling import literal, spelled
 from milbench.suites.model import Search, Suite
@@ -101,6 +102,65 @@ def _draws(row: Row, search: Search) -> Iterator[Row]:
         yield replace(row, variant=variant, changes={**values, **row.changes}, draw=draw)
 
 
+def _asked(suite: Suite, recipe: str | None, epochs: int | None) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The values of the recipe that are asked for, and those of single datasets."""
+    asked: dict[str, Any] = {"name": recipe} if recipe else dict(suite.recipe)
+    own_values = asked.pop("on", {})
+    known = suite.grid.dataset if suite.grid else []
+    if strangers := own_values.keys() - set(known):
+        raise unknown(f"dataset in recipe.on of suite {suite.name}", min(strangers), known)
+    if epochs is not None:
+        asked["max_epochs"] = epochs
+        own_values = {dataset: {**values, "max_epochs": epochs} for dataset, values in own_values.items()}
+    return asked, own_values
+
+
+def _rows(suite: Suite, fitted: Callable[..., recipes.Recipe]) -> tuple[list[Row], dict[str, str]]:
+    """The rows that the suite lists, as it prints them, and its own labels by their names."""
+    listed = [row(text, fitted) for text in suite.grid.aggregator] if suite.grid else []
+    labels = {row(text, fitted).name: label for text, label in (suite.table.labels if suite.table else {}).items()}
+    for name in labels.keys() - {r.name for r in listed}:
+        raise unknown(f"row in suite {suite.name}, table.labels", name, [r.name for r in listed])
+    return [replace(r, label=labels.get(r.name, r.label)) for r in listed], labels
+
+
+def narrowed(
+    suites: Sequence[Suite], wanted: Sequence[str] | None, *, recipe: str | None = None, epochs: int | None = None
+) -> list[tuple[Suite, list[str] | None]]:
+    """Which rows each of the suites runs when only some are wanted.
+
+    A name or label that is a row of some of the suites stays in those, and no table gets a row that it did not have. What is a
+    row of none is added to all. A suite of which nothing is wanted is left out.
+
+    Args:
+        suites: each with a grid.
+        wanted: names, or labels as the tables print them; None leaves everything as it is.
+        recipe, epochs: as :func:`expand` takes them; they decide how rows with recipe values of their own are called.
+
+    Raises:
+        MilbenchError: a name that is neither a row nor an aggregator, with near misses.
+    """
+    if wanted is None:
+        return [(suite, None) for suite in suites]
+    fits = [partial(_recipe, _asked(suite, recipe, epochs)[0], suite) for suite in suites]
+    rows = [_rows(suite, fitted)[0] for suite, fitted in zip(suites, fits, strict=True)]
+    found: list[list[str]] = [[] for _ in suites]
+    for text in wanted:
+        own = [_rows_of(text, listed, fitted) for listed, fitted in zip(rows, fits, strict=True)]
+        for names, here in zip(found, own, strict=True):
+            names += here if any(own) else [text]
+    return [(suite, names) for suite, names in zip(suites, found, strict=True) if names]
+
+
+def _rows_of(text: str, listed: Sequence[Row], fitted: Callable[..., recipes.Recipe]) -> list[str]:
+    """The listed rows of this label or name."""
+    labelled = [r.name for r in listed if r.label == text]
+    if labelled or not re.match(r"[a-z]", text):
+        return labelled
+    name = row(text, fitted).name
+    return [r.name for r in listed if r.name == name]
+
+
 def expand(
     suite: Suite,
     *,
@@ -136,18 +196,12 @@ def expand(
     grid = suite.grid
     if grid is None:
         raise MilbenchError(f"suite {suite.name} has no grid of its own")
-    asked: dict[str, Any] = {"name": recipe} if recipe else dict(suite.recipe)
-    own_values = asked.pop("on", {})  # of single datasets
-    if strangers := own_values.keys() - set(grid.dataset):
-        raise unknown(f"dataset in recipe.on of suite {suite.name}", min(strangers), grid.dataset)
-    if epochs is not None:
-        asked["max_epochs"] = epochs
-        own_values = {dataset: {**values, "max_epochs": epochs} for dataset, values in own_values.items()}
+    for what, given in (("aggregators", aggregators), ("seeds", seeds), ("folds", folds)):
+        if given is not None and not given:
+            raise MilbenchError(f"{what}: none is given for suite {suite.name}; leave it out, or name at least one")
+    asked, own_values = _asked(suite, recipe, epochs)
     fitted = partial(_recipe, asked, suite)
-    listed = [row(text, fitted) for text in grid.aggregator]
-    labels = {row(text, fitted).name: label for text, label in (suite.table.labels if suite.table else {}).items()}
-    for name in labels.keys() - {r.name for r in listed}:
-        raise unknown(f"row in suite {suite.name}, table.labels", name, [r.name for r in listed])
+    listed, labels = _rows(suite, fitted)
     named = listed if aggregators is None else [row(text, fitted) for text in aggregators]
     rows = list({r.name: replace(r, label=labels.get(r.name, r.label)) for r in named}.values())
     implementations = {r.name: r.variant.implementation for r in rows}  # reads and hashes files, so once and not per trial
@@ -269,7 +323,7 @@ def save_splits(jobs: Iterable[Job], store: Store, load: Load = datasets.load) -
         writer.writerow(["fold", "part", "id", "case"])
         for number, fold in enumerate(dataset.folds(s.split)):
             for part, ids in zip(("train", "val", "test"), fold, strict=True):
-                writer.writerows([number, part, id, dataset.sample(id).case_id] for id in ids)
+                writer.writerows([number, part, csv_cell(id), csv_cell(dataset.sample(id).case_id)] for id in ids)
         write_atomically(path, out.getvalue())
     return list(paths)
 

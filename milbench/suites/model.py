@@ -2,20 +2,26 @@
 
 import hashlib
 import math
-import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from milbench import recipes
 from milbench.errors import MilbenchError, from_validation, unknown
+from milbench.files import read_toml
+from milbench.names import Name, checked
+from milbench.trials.definition import TABLE
 
 HERE = Path(__file__).parent
 
 
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Value = str | int | float | bool | None | list[str | int | float]  # of a recipe
+
+
 class _Form(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Grid(_Form):
@@ -31,13 +37,13 @@ class Grid(_Form):
         dtype: what features are stored and read as before they become float32; part of a trial's identity.
     """
 
-    dataset: list[str] = Field(min_length=1)
-    encoder: list[str] = Field(min_length=1)
-    magnification: list[int] = []
-    patch_size: list[int] = []
-    split: list[str] = Field(min_length=1)
-    fold: list[int] | None = None
-    seed: list[int] = Field(min_length=1)
+    dataset: list[Name] = Field(min_length=1)
+    encoder: list[Name] = Field(min_length=1)
+    magnification: list[Count] = []
+    patch_size: list[Count] = []
+    split: list[Name] = Field(min_length=1)
+    fold: list[Count] | None = Field(None, min_length=1)
+    seed: list[Count] = Field(min_length=1)
     aggregator: list[str] = Field(min_length=1)
     standardise: bool | list[str] = False
     dtype: Literal["float32", "float16"] = "float32"
@@ -100,10 +106,10 @@ class Table(_Form):
         joined: title of the one table that suites with the same `published` make in a report that has them all.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*$")
+    name: Name = Field(pattern=TABLE)
     top: str = ""
     columns: list[Literal["dataset", "encoder", "magnification", "patch_size", "split", "metric"]] = ["metric"]
-    metrics: list[str] = Field(min_length=1)
+    metrics: list[Name] = Field(min_length=1)
     heads: dict[str, str] = {}
     groups: list[tuple[str, str]] = []
     reference: str = "longmil"
@@ -133,13 +139,13 @@ class Suite(_Form):
             prediction. For generated datasets, of which chance and the best score are known.
     """
 
-    name: str
+    name: Name
     title: str
     reproduces: str = ""
     task: Literal["subtyping", "survival"] = "subtyping"
-    includes: list[str] = []
+    includes: list[Name] = []
     grid: Grid | None = None
-    recipe: dict[str, Any] = {"name": "paper"}
+    recipe: dict[str, Value | dict[str, dict[str, Value]]] = {"name": "paper"}
     search: Search | None = None
     table: Table | None = None
     made_by: str = ""
@@ -147,6 +153,8 @@ class Suite(_Form):
 
     @model_validator(mode="after")
     def _complete(self) -> "Suite":
+        if not isinstance(self.recipe.get("name"), str) or not isinstance(self.recipe.get("on", {}), dict):
+            raise ValueError("recipe needs a name; recipe.on has a table for each dataset")
         if self.grid is None and not self.includes and not self.made_by:
             raise ValueError("a suite needs a [grid] or includes")
         if self.search and self.grid is None:
@@ -186,18 +194,18 @@ def load(name: str) -> Suite:
     Raises:
         MilbenchError: no such suite, or the file is wrong; says file, key and what is allowed.
     """
-    path = Path(name) if name.endswith(".toml") else HERE / f"{name}.toml"
-    if not path.is_file():
-        raise MilbenchError(f"suite file {path} does not exist") if name.endswith(".toml") else unknown("suite", name, names())
+    if name.endswith(".toml"):
+        path = Path(name)
+    elif checked(name, "suite") in names():
+        path = HERE / f"{name}.toml"
+    else:
+        raise unknown("suite", name, names())
     try:
-        content = tomllib.loads(path.read_text())
-        suite = Suite.model_validate({"name": path.stem, **content})
-    except tomllib.TOMLDecodeError as error:
-        raise MilbenchError(f"{path}: not TOML: {error}") from error
+        suite = Suite.model_validate({"name": path.stem, **read_toml(path, "suite file")})
     except ValidationError as error:
         raise from_validation(error, path) from error
-    if suite.recipe.get("name") not in recipes.names():
-        raise unknown(f"recipe in {path}", str(suite.recipe.get("name")), recipes.names())
+    if suite.recipe["name"] not in recipes.names():
+        raise unknown(f"recipe in {path}", str(suite.recipe["name"]), recipes.names())
     return suite
 
 

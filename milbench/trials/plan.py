@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from milbench.errors import MilbenchError, from_validation, unknown
-from milbench.files import write_atomically
-from milbench.stats import TINY, rounded
+from milbench.files import parse_json, read_bytes, unusable, write_atomically
+from milbench.names import TRIAL_ID, Name, checked
 from milbench.trials.spec import SCHEMA
-from milbench.trials.store import Store
+from milbench.trials.store import REHEARSAL, Store
 
 
 class Cell(BaseModel):
@@ -36,20 +36,26 @@ class Cell(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    trial_id: str
+    trial_id: str = Field(pattern=f"^$|{TRIAL_ID}")
     context: str
     aggregator: str
     label: str
-    dataset: str
+    dataset: Name
     dataset_label: str
-    encoder: str
+    encoder: Name
     magnification: int | None
     patch_size: int | None
-    split: str
+    split: Name
     fold: int
     seed: int
     draw: int | None = None
     missing: str = ""
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> "Cell":
+        if not self.trial_id and not self.missing:
+            raise ValueError("a cell has a trial, or says why there is none")
+        return self
 
     @property
     def column(self) -> tuple[object, ...]:
@@ -75,7 +81,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_by_name=True, serialize_by_alias=True)
 
     schema_version: int = Field(SCHEMA, alias="schema")
-    suite: str
+    suite: Name
     definition: dict[str, Any]
     notes: list[str] = []
     cells: list[Cell] = []
@@ -88,7 +94,7 @@ class Plan(BaseModel):
 
 def marker(store: Store) -> Path:
     """The file that marks a store as a rehearsal's."""
-    return store.root / "REHEARSAL.json"
+    return store.root / REHEARSAL
 
 
 def refuse_rehearsal(store: Store) -> None:
@@ -104,8 +110,12 @@ def refuse_rehearsal(store: Store) -> None:
 
 
 def path_of(store: Store, suite: str) -> Path:
-    """Where a suite's plan is kept."""
-    return store.root / "suites" / f"{suite}.json"
+    """Where a suite's plan is kept.
+
+    Raises:
+        MilbenchError: no suite can have that name.
+    """
+    return store.root / "suites" / f"{checked(suite, 'suite')}.json"
 
 
 def names(store: Store) -> list[str]:
@@ -139,22 +149,22 @@ def read(store: Store, suite: str) -> Plan:
     """
     refuse_rehearsal(store)
     path = path_of(store, suite)
-    try:
-        found = json.loads(path.read_bytes())
-        if isinstance(found, dict) and found.get("schema") != SCHEMA:
-            raise MilbenchError(
-                f"{path}: schema {found.get('schema')}, this milbench reads {SCHEMA}; use another --results folder"
-            )
-        return Plan.model_validate(found)
-    except FileNotFoundError:
+    data = read_bytes(path)
+    if data is None:
         known = names(store)
-        if not known:
-            raise _nothing_yet(store) from None
-        raise unknown(f"suite in {store.root}", suite, known) from None
+        raise unknown(f"suite in {store.root}", suite, known) if known else _nothing_yet(store)
+    again = "remove it and run the suite again"
+    found = parse_json(data, path, again)
+    if isinstance(found, dict) and found.get("schema") != SCHEMA:
+        version = found.get("schema")
+        raise MilbenchError(f"{path}: schema {version!r:.20}, this milbench reads {SCHEMA}; {store.other_schema(version)}")
+    try:
+        plan = Plan.model_validate_json(data)
     except ValidationError as error:
-        raise from_validation(error, path) from error
-    except ValueError as error:
-        raise MilbenchError(f"{path}: not JSON ({error}); remove it and run the suite again") from error
+        raise MilbenchError(f"{from_validation(error, path)}; {again}") from error
+    if plan.suite != suite:
+        raise MilbenchError(f"{path}: is the plan of suite {plan.suite}; give the file its name, or {again}")
+    return plan
 
 
 def merge(store: Store, new: Plan) -> Plan:
@@ -169,16 +179,19 @@ def merge(store: Store, new: Plan) -> Plan:
     """
     refuse_rehearsal(store)
     path = path_of(store, new.suite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        earlier = read(store, new.suite).cells if path.exists() else []
-        contexts = {cell.column: cell.context for cell in new.cells if not cell.missing}
-        ran = {cell.column for cell in earlier if not cell.missing}
-        cells = [c for c in new.cells if not c.missing or c.column not in ran]
-        places = {cell.place for cell in cells}
-        kept = [c for c in earlier if c.place not in places and contexts.get(c.column, c.context) == c.context]
-        merged = new.model_copy(update={"cells": _in_order(kept + cells, new)})
-        write_atomically(path, json.dumps(merged.model_dump(mode="json"), indent=1) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            earlier = read(store, new.suite).cells if path.exists() else []
+            contexts = {cell.column: cell.context for cell in new.cells if not cell.missing}
+            ran = {cell.column for cell in earlier if not cell.missing}
+            cells = [c for c in new.cells if not c.missing or c.column not in ran]
+            places = {cell.place for cell in cells}
+            kept = [c for c in earlier if c.place not in places and contexts.get(c.column, c.context) == c.context]
+            merged = new.model_copy(update={"cells": _in_order(kept + cells, new)})
+            write_atomically(path, json.dumps(merged.model_dump(mode="json"), indent=1) + "\n")
+    except OSError as error:
+        raise unusable(path, error) from error
     return merged
 
 
@@ -243,6 +256,8 @@ def _best(group: Sequence[R], metric: str) -> list[R]:
 
     def score(draw: int) -> float:
         values = [run.result["metrics"].get("val", {}).get(metric) for run in whole[draw]]
+        from milbench.stats import TINY, rounded  # takes a second, which `milbench status` does not have
+
         return -math.inf if None in values else rounded(sum(values) / len(values), step=TINY)
 
     return whole[max(whole, key=score)]

@@ -1,7 +1,6 @@
 """Run one trial: data, model, fit, test, result. Whatever happens is recorded."""
 
 import contextlib
-import csv
 import logging
 import platform
 import subprocess
@@ -26,11 +25,12 @@ from milbench.datasets import Dataset
 from milbench.errors import MilbenchError, SkipTrial
 from milbench.ops import backends
 from milbench.training import Bags, derive_seed, fit, fold_bags, predict
+from milbench.trials import predictions
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import MODEL, PREDICTIONS, Result, Status, Store
 
 OnEpoch = Callable[[int, dict[str, float | None]], None]
-Files = dict[str, Callable[[Path], None]]
+Files = dict[str, Callable[[Path], object]]
 
 
 def run_trial(
@@ -110,6 +110,7 @@ def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, settings: Setting
     dataset = datasets.load(*where, dtype=spec.feature_dtype, settings=settings)
     if (dataset.fingerprint, dataset.split_fingerprint(spec.split)) != (spec.fingerprint, spec.split_fingerprint):
         raise MilbenchError(f"dataset {spec.dataset} changed since this trial was planned; run the suite again")
+    plugins.unchanged(spec.aggregator, spec.params, spec.implementation)
     fold = dataset.folds(spec.split)[spec.fold]
     task = tasks.for_fold(dataset, fold.train)
     process.seed(derive_seed(*spec.axes, "weights"))
@@ -132,9 +133,10 @@ def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, settings: Setting
         curve=done.curve,
         cost={"seconds_per_step": done.seconds_per_step, "parameters": sum(p.numel() for p in model.parameters())},
     )
-    files: Files = {PREDICTIONS: lambda path: _write_predictions(path, task, spec.fold, test, scores)}
+    files: Files = {PREDICTIONS: lambda path: predictions.write(path, _predicted(task, spec.fold, test, scores))}
     if keep_model and (state := model.state_dict()):
-        files[MODEL] = lambda path: safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in state.items()}, path)
+        # Not save_file: its own error for a full disk would pass for a fault of the trial.
+        files[MODEL] = lambda path: path.write_bytes(safetensors.torch.save({k: v.contiguous().cpu() for k, v in state.items()}))
     return result, files
 
 
@@ -165,19 +167,14 @@ def _plain_value(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _write_predictions(
-    path: Path, task: tasks.Subtyping | tasks.Survival, fold: int, bags: Bags, scores: NDArray[np.float32]
-) -> None:
-    rows = [
+def _predicted(
+    task: tasks.Subtyping | tasks.Survival, fold: int, bags: Bags, scores: NDArray[np.float32]
+) -> list[dict[str, Any]]:
+    """The rows of predictions.csv."""
+    return [
         {"slide": s.id, "case": s.case_id, "fold": fold, "instances": bags.instances[s.id], **task.columns(s, score)}
         for s, score in zip(bags.samples, scores, strict=True)
     ]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.9g}" if isinstance(v, np.floating | np.ndarray) else v for k, v in row.items()} for row in rows
-        )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -9,7 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from milbench.recipes import Recipe
 
-SCHEMA = 1  # of a result; raised when old results can no longer be read as new ones
+SCHEMA = 2  # of a result; raised when old results can no longer be read as new ones
+
+
+def id_of(spec: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of a spec's canonical JSON: sorted keys, no spaces. Equal specs, equal text.
+
+    Args:
+        spec: as :class:`TrialSpec` dumps it, or as trial.json has it, of whatever schema.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class TrialSpec(BaseModel):
@@ -54,14 +67,10 @@ class TrialSpec(BaseModel):
     backends: dict[str, str] = {}
     result_schema: int = SCHEMA
 
-    def canonical(self) -> str:
-        """JSON with sorted keys and no spaces: equal specs, equal text."""
-        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
     @property
     def trial_id(self) -> str:
-        """First 16 hex digits of the SHA-256 of the canonical JSON."""
-        return hashlib.sha256(self.canonical().encode()).hexdigest()[:16]
+        """The trial's name, as :func:`id_of` gives it."""
+        return id_of(self.model_dump())
 
     @property
     def axes(self) -> tuple[object, ...]:

@@ -8,25 +8,33 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from milbench.errors import MilbenchError, from_validation
-from milbench.files import flush
-from milbench.trials.spec import SCHEMA, TrialSpec
+from milbench import names
+from milbench.errors import MilbenchError, Unwritable, from_validation
+from milbench.files import flush, parse_json, read_bytes, sha256, unusable
+from milbench.trials.spec import SCHEMA, TrialSpec, id_of
 
 Status = Literal["ok", "failed", "oom", "skipped"]
+TRIAL = "trial.json"
 PREDICTIONS = "predictions.csv"
 MODEL = "model.safetensors"
+REHEARSAL = "REHEARSAL.json"  # the file that marks a store as a rehearsal's
+
+# What a metric can be, by name; of any other it is only known that it is finite.
+_LARGEST = dict.fromkeys(("macro_auc", "macro_f1", "balanced_accuracy", "accuracy", "per_class_auc", "c_index"), 1.0)
+_SMALLEST = dict.fromkeys((*_LARGEST, "brier", "confusion", "events"), 0.0)
+_LISTS = ("per_class_auc", "confusion", "bin_edges")
 
 
 class Result(BaseModel):
     """trial.json. Field by field in results/README.md."""
 
-    model_config = ConfigDict(extra="forbid", validate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(extra="forbid", validate_by_name=True, serialize_by_alias=True, allow_inf_nan=False)
 
     schema_version: int = Field(SCHEMA, alias="schema")
     trial_id: str
@@ -35,12 +43,47 @@ class Result(BaseModel):
     traceback: str | None = None
     spec: TrialSpec
     labels: dict[str, str] = {}
-    metrics: dict[str, dict[str, Any]] = {}
-    selected: dict[str, Any] = {}
+    metrics: dict[Literal["test", "val"], dict[str, Any]] = {}
+    selected: dict[str, int | str | None] = {}
     curve: list[dict[str, float | None]] = []
     messages: list[str] = []
     cost: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
+    sha256: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Result":
+        for part, values in self.metrics.items():
+            for name, value in values.items():
+                if isinstance(value, list) and name not in _LISTS:
+                    raise ValueError(f"metrics.{part}.{name} is one number, not {value!r:.40}")
+                low, high = _SMALLEST.get(name, -1e300), _LARGEST.get(name, 1e300)
+                if wrong := [v for v in _flat(value) if v is not None and not (_is_number(v) and low <= v <= high)]:
+                    raise ValueError(f"metrics.{part}.{name} cannot be {wrong[0]!r:.40}")
+        seconds = self.cost.get("seconds", 0.0)
+        if not (_is_number(seconds) and 0 <= seconds < 1e300):
+            raise ValueError(f"cost.seconds cannot be {seconds!r:.40}")
+        if not _is_number(self.selected.get("epoch", 0)):
+            raise ValueError(f"selected.epoch cannot be {self.selected['epoch']!r:.40}")
+        if any("train_loss" not in row for row in self.curve):
+            raise ValueError("curve has a row without train_loss")
+        return self
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """The numbers of a metric: itself, or those of a list or table."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _flat(one)
+    else:
+        yield value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_KEYS = {field.alias or name for name, field in Result.model_fields.items()}
 
 
 class Store:
@@ -48,36 +91,63 @@ class Store:
 
     Args:
         root: usually `results`; made when first written to.
+        writer: names what this one has not finished writing, so that :meth:`abandon` finds it; drawn unless given.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, writer: str | None = None) -> None:
         self.root = Path(root)
         self.trials = self.root / "trials"
+        self.writer = writer or uuid.uuid4().hex[:12]
 
     def folder(self, trial_id: str) -> Path:
-        """Where the trial is, or would be."""
+        """Where the trial is, or would be.
+
+        Raises:
+            MilbenchError: no trial can have that id.
+        """
+        if not names.is_trial_id(trial_id):
+            raise MilbenchError(f"{trial_id!r:.60} is no trial's id, which has 16 digits of 0-9 and a-f")
         return self.trials / trial_id
 
     def raw(self, trial_id: str) -> dict[str, Any] | None:
-        """trial.json as it stands, or None when the trial has no result yet.
+        """trial.json as it stands, checked against itself, or None when the trial has no result yet.
+
+        Its id is the folder's name and the hash of its spec, every key is there with a value of its type, and metrics are
+        numbers that they can be. Whether they are those of the predictions is :mod:`milbench.trials.predictions`' business.
 
         Raises:
-            MilbenchError: the file is broken, or of another schema version.
+            MilbenchError: the file is broken, of another trial, or of another schema version.
         """
-        path = self.folder(trial_id) / "trial.json"
-        try:
-            found = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        path = self.folder(trial_id) / TRIAL
+        again = "remove the folder to run the trial again"
+        data = read_bytes(path)
+        if data is None:
             return None
-        except ValueError as error:
-            raise MilbenchError(f"{path}: not JSON ({error}); remove the folder to run the trial again") from error
+        found = parse_json(data, path, again)
         version = found.get("schema") if isinstance(found, dict) else None
         if version != SCHEMA:
             raise MilbenchError(
-                f"{path}: result schema {version}, this milbench reads {SCHEMA}; "
-                "read it with the version that wrote it, or use another --results folder"
+                f"{path}: result schema {version!r:.20}, this milbench reads {SCHEMA}; {self.other_schema(version)}"
+            )
+        if lacking := sorted(_KEYS - found.keys()):
+            raise MilbenchError(f"{path}: {lacking[0]} is missing; {again}")
+        try:
+            spec = Result.model_validate_json(data, strict=True).spec
+        except ValidationError as error:
+            raise MilbenchError(f"{from_validation(error, path)}; {again}") from error
+        if not found["trial_id"] == trial_id == _hashed(found["spec"]) == spec.trial_id:  # written out, with every default
+            raise MilbenchError(
+                f"{path}: says to be trial {found['trial_id']:.20}, its spec is {_hashed(found['spec'])}'s; {again}"
             )
         return found
+
+    def other_schema(self, version: object) -> str:
+        """What to do with results or plans of another schema version."""
+        if (self.root / REHEARSAL).exists():
+            return f"remove {self.root} to rehearse again"
+        if version == 1:
+            return f"bring the store over with: milbench results migrate --results {self.root}"
+        return "read it with the version that wrote it, or use another --results folder"
 
     def read(self, trial_id: str) -> Result | None:
         """The checked result, or None when the trial has none yet.
@@ -86,19 +156,50 @@ class Store:
             MilbenchError: the file is broken, or of another schema version.
         """
         found = self.raw(trial_id)
-        if found is None:
-            return None
+        return None if found is None else Result.model_validate(found)
+
+    def ids(self) -> list[str]:
+        """Every trial that has a folder here.
+
+        Raises:
+            MilbenchError: the folder cannot be read.
+        """
         try:
-            return Result.model_validate(found)
-        except ValidationError as error:
-            raise from_validation(error, self.folder(trial_id) / "trial.json") from error
+            found = [path.name for path in self.trials.iterdir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise unusable(self.trials, error) from error
+        return sorted(filter(names.is_trial_id, found))
+
+    def verified(self, result: Mapping[str, Any], name: str) -> Path:
+        """A file of a trial, whose bytes are those that the trial wrote.
+
+        Args:
+            result: trial.json, as :meth:`raw` gives it.
+            name: of the file.
+
+        Raises:
+            MilbenchError: it is missing, or is another file.
+        """
+        path = self.folder(result["trial_id"]) / name
+        again = f"remove the folder {path.parent} and run the suite again"
+        try:
+            digest = sha256(path)
+        except FileNotFoundError:
+            raise MilbenchError(f"{path} is missing; {again}") from None
+        except OSError as error:
+            raise unusable(path, error) from error
+        if result["sha256"].get(name) != digest:
+            raise MilbenchError(f"{path} is not the file that the trial wrote (another SHA-256 than in {TRIAL}); {again}")
+        return path
 
     def status(self, trial_id: str) -> Status | Literal["pending"]:
         """The trial's status without checking the whole result."""
         found = self.raw(trial_id)
         return "pending" if found is None else found["status"]
 
-    def write(self, result: Result, files: dict[str, Callable[[Path], None]] | None = None) -> bool:
+    def write(self, result: Result, files: Mapping[str, Callable[[Path], object]] | None = None) -> bool:
         """Put a result in place, atomically.
 
         A finished trial is never replaced; a failed one is.
@@ -109,20 +210,32 @@ class Store:
 
         Returns:
             False when another writer finished the same trial first; this one is then discarded.
+
+        Raises:
+            Unwritable: the disk is full, or the folder may not be written to; nothing is left.
         """
-        self.trials.mkdir(parents=True, exist_ok=True)
-        final = self.folder(result.trial_id)
-        temporary = self.trials / f".writing-{result.trial_id}-{uuid.uuid4().hex[:8]}"
-        temporary.mkdir()
+        final, temporary = self.folder(result.trial_id), self._hidden("writing", result.trial_id)
         try:
+            self.trials.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
             for name, save in (files or {}).items():
                 save(temporary / name)
-            (temporary / "trial.json").write_text(json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+                result.sha256[name] = sha256(temporary / name)
+            (temporary / TRIAL).write_text(json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
             for path in [*temporary.iterdir(), temporary]:
                 flush(path)
             return self._put(temporary, final)
+        except OSError as error:
+            raise Unwritable(
+                f"{self.trials}: a result cannot be written: {error.strerror or error}; "
+                "mend that and give the same command again: finished trials are kept"
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _hidden(self, what: str, trial_id: str) -> Path:
+        """A name for a folder that readers do not look at."""
+        return self.trials / f".{what}-{trial_id}-{self.writer}-{uuid.uuid4().hex[:8]}"
 
     def _put(self, temporary: Path, final: Path) -> bool:
         while True:
@@ -133,7 +246,7 @@ class Store:
                     raise
                 if self.status(final.name) in ("ok", "skipped"):
                     return False
-                old = final.with_name(f".replaced-{final.name}-{uuid.uuid4().hex[:8]}")
+                old = self._hidden("replaced", final.name)
                 try:
                     final.rename(old)
                 except FileNotFoundError:
@@ -148,6 +261,18 @@ class Store:
         for left in [*self.trials.glob(".writing-*"), *self.trials.glob(".replaced-*")]:
             if time.time() - left.stat().st_mtime > older_than:
                 shutil.rmtree(left, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Remove what this writer has not finished, in whatever process. None of them may still write."""
+        for left in self.trials.glob(f".*-{self.writer}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _hashed(spec: Mapping[str, Any]) -> str:
+    try:
+        return id_of(spec)
+    except ValueError:  # a number that is not finite is of no trial
+        return "no trial"
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,93 @@
+"""`milbench results`: hold stored results against themselves, and bring old ones over."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import click
+
+from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS
+
+
+@click.group()
+def results() -> None:
+    """Hold stored results against themselves, and bring old ones over."""
+
+
+@results.command()
+@RESULTS
+@AS_JSON
+def check(results: Path, as_json: bool) -> None:
+    """Is every trial what it says? Ids, SHA-256 of files, and all metrics computed again from the predictions.
+
+    One line for each bad trial, and exit code 1.
+    """
+    from milbench.trials.audit import audit
+    from milbench.trials.store import Store
+
+    store = Store(results)
+    with _bar("checking") as progress:
+        wrong = audit(store, progress)
+    count = len(store.ids())
+    if as_json:
+        rows = [{"trial_id": trial_id, "problem": why} for trial_id, why in wrong.items()]
+        click.echo(json.dumps({"trials": count, "bad": rows}, indent=1))
+    else:
+        for why in wrong.values():
+            click.echo(why)
+        click.echo(f"{count:,} trials, {len(wrong):,} bad." if wrong else f"{count:,} trials, all are what they say.")
+    raise SystemExit(1 if wrong else 0)
+
+
+@results.command()
+@RESULTS
+@click.option("--to", "target", type=click.Path(path_type=Path), help="Another results folder to write to. [default: the same]")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@DATA
+@PLUGIN
+def migrate(results: Path, target: Path | None, dry_run: bool, data_folder: Path | None, plugin_files: tuple[str, ...]) -> None:
+    """Bring results of schema 1 over to this version, which names trials otherwise.
+
+    Old trials and plans are kept, in RESULTS/schema-1. A trial whose data or plug-in is not here, or is another one, stays behind
+    with the reason; run its suite again.
+    """
+    from milbench import datasets, plugins
+    from milbench.config import Settings
+    from milbench.trials.migrate import KEPT
+    from milbench.trials.migrate import migrate as bring_over
+    from milbench.trials.store import Store
+
+    plugins.discover(plugin_files)
+    settings = Settings.from_environment(data=data_folder, results=results)
+    source = Store(results)
+    load = partial(datasets.load, settings=settings)
+    with _bar("looking at") as progress:
+        done = bring_over(source, Store(target or results), load, dry_run=dry_run, progress=progress)
+    for why, count in Counter(done.left.values()).most_common():
+        click.echo(f"stays behind: {count:,} trial{'s' * (count > 1)}: {why}")
+    if not (done.carried or done.left or done.suites):
+        click.echo(f"nothing of schema 1 in {results}")
+        return
+    would, suites = "would be " * dry_run, ", ".join(done.suites) or "none"
+    click.echo(f"{len(done.carried):,} trials {would}brought over, {len(done.left):,} left behind; suites: {suites}.")
+    if done.left and not dry_run and target in (None, results):
+        click.echo(f"Once that is mended: milbench results migrate --results {results / KEPT} --to {results}")
+    raise SystemExit(1 if done.left else 0)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over trials, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(f"{what} trials"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,44 @@
+"""Every trial of a store held against itself: what `milbench results check` says. Needs no torch."""
+
+from collections.abc import Callable
+
+from milbench.errors import MilbenchError
+from milbench.trials import predictions
+from milbench.trials.store import PREDICTIONS, TRIAL, Store
+
+
+def audit(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, str]:
+    """Trials that are not what they say, each with what is wrong.
+
+    Of every trial: its id is its folder's name and the hash of its spec, its files are those that it wrote, and the metrics come
+    out of the predictions again.
+
+    Args:
+        store: where the trials are.
+        progress: told how many trials of how many were checked.
+
+    Raises:
+        MilbenchError: the store cannot be read.
+    """
+    wrong: dict[str, str] = {}
+    ids = store.ids()
+    for done, trial_id in enumerate(ids):
+        progress(done, len(ids))
+        try:
+            _audit(store, trial_id)
+        except MilbenchError as error:
+            wrong[trial_id] = str(error)
+    progress(len(ids), len(ids))
+    return wrong
+
+
+def _audit(store: Store, trial_id: str) -> None:
+    folder, result = store.folder(trial_id), store.raw(trial_id)
+    if result is None:
+        raise MilbenchError(f"{folder} has no {TRIAL}; remove the folder to run the trial again")
+    for name in result["sha256"].keys() - {PREDICTIONS}:
+        store.verified(result, name)
+    if result["status"] == "ok" or PREDICTIONS in result["sha256"]:
+        predictions.read(store, result)
+    if strays := sorted({path.name for path in folder.iterdir()} - result["sha256"].keys() - {TRIAL}):
+        raise MilbenchError(f"{folder / strays[0]} is not a file that the trial wrote; remove it")
