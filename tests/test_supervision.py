@@ -139,6 +139,7 @@ def babbles(pipe, store):
     job = take(pipe)
     trial = job.spec.trial_id
     os.write(pipe.fileno(), b"\x00\xff\n" + b"[" * 5000 + b"\n1\n[]\n{}\n" + os.urandom(3000))
+    say(pipe, said="started", trial=trial)
     say(pipe, said="done", trial="another")
     say(pipe, said="epoch", trial=trial, epoch="three", row=None)
     say(pipe, said=["done"], trial=[trial])

@@ -219,7 +219,7 @@ class _Supervisor:
                     raise Unwritable(reason)
                 case {"trial": trial} if job is None or trial != job.spec.trial_id:
                     pass
-                case {"said": "started", "trial": trial}:
+                case {"said": "started", "trial": trial} if not worker.acknowledged:
                     worker.acknowledged = worker.proven = True
                     self.tell(Started(trial))
                 case {"said": "epoch", "trial": trial, "epoch": int(epoch), "row": dict(row)}:
