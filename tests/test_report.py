@@ -179,6 +179,13 @@ def test_groups_are_separated_by_rules(tmp_path):
     assert [row.rule for row in main_table(store).rows] == [False, True, False, True], "rows of one's own stand below a rule"
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Metrics and predictions may be made up apart from each other."""
+    monkeypatch.setattr("milbench.trials.predictions.disagreement", lambda columns, result: "")
+    monkeypatch.setattr("milbench.trials.store.Store.verified", lambda self, result, name: self.folder(result["trial_id"]) / name)
+
+
 def rewrite(store, cell, **test):
     """Other test metrics of a trial."""
     path = store.folder(cell.trial_id) / "trial.json"
@@ -187,7 +194,7 @@ def rewrite(store, cell, **test):
     path.write_text(json.dumps(content))
 
 
-def test_ties_tie(tmp_path):
+def test_ties_tie(tmp_path, unchecked):
     """The same fold values in another order have another floating-point mean, and one rational mean two texts."""
     store, plan = made_up_suite(tmp_path, {"mean": 1.0, "abmil": 1.0, "dsmil": 1.0, "max": 1.0}, folds=4)
     auc = {"mean": [0.7, 0.8, 0.9, 0.8], "abmil": [0.9, 0.8, 0.8, 0.7], "dsmil": [0.6] * 4, "max": [0.8, 0.79, 0.81, 0.8002]}
@@ -209,7 +216,7 @@ def test_ties_tie(tmp_path):
     assert {row["mean"] for row in table.tidy if row["metric"] == "macro_f1"} == {0.8125, 1.0}
 
 
-def test_no_zero_has_a_minus_and_no_number_is_nan(tmp_path):
+def test_no_zero_has_a_minus_and_no_number_is_nan(tmp_path, unchecked):
     """Differences of nothing, and a fold that lacks a class: every text of the report."""
     store, plan = made_up_suite(tmp_path, {"mean": 1.5, "abmil": 1.0, "dsmil": 1.0}, folds=2, n=6)
     same = {c.fold: store.folder(c.trial_id) / "predictions.csv" for c in plan.cells if c.aggregator == "abmil"}
@@ -248,7 +255,7 @@ def test_no_zero_has_a_minus_and_no_number_is_nan(tmp_path):
             assert not found, (path.name, found)
 
 
-def test_a_missing_prediction_is_told(tmp_path):
+def test_a_missing_prediction_is_told(tmp_path, unchecked):
     store, plan = made_up_suite(tmp_path, METHODS)
     cell = next(c for c in plan.cells if c.aggregator == "mean")
     path = store.folder(cell.trial_id) / "predictions.csv"
