@@ -97,7 +97,7 @@ def test_made_up_slides(tmp_path, monkeypatch):
     assert saved == ["made-up-official"]
     assert "Nothing to run: 3 trials" in milbench("run", "--suite", "s.toml", *data)
     (pack,) = (tmp_path / "mine" / ".packed").glob("*.pack")
-    assert pack.name.startswith("made-up-enc.float32.")
+    assert re.fullmatch(r"made-up-enc\.[0-9a-f]{8}\.float32\.[0-9a-f]{16}\.pack", pack.name)
     pack.unlink()
     milbench("run", "--suite", "s.toml", "--workers", 1, *data, "--no-pack", "--results", "direct")
     assert not pack.exists()

@@ -110,17 +110,14 @@ def test_every_bit_of_the_features_counts(tmp_path_factory, where, bit):
         (X, XY + 0.25),
         (X, XY[::-1].copy()),
         (X, None),
-        (X, np.where(np.arange(514).reshape(257, 2) == 401, np.nan, XY)),
-        (X, XY + 2**60 + np.eye(257, 2, dtype=int)),
     ],
-    ids=["dtype", "width", "order", "one position", "fractions", "order of positions", "no positions", "NaN", "beyond floats"],
+    ids=["dtype", "width", "order", "one position", "fractions", "order of positions", "no positions"],
 )
 def test_everything_else_counts_as_well(tmp_path, features, coords):
-    path, other, far = tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "far.npz"
+    path, other = tmp_path / "a.npz", tmp_path / "b.npz"
     np.savez(path, features=X, coords=XY)
     np.savez(other, features=features, **({} if coords is None else {"coords": coords}))
-    np.savez(far, features=X, coords=XY + 2**60)
-    assert formats.contents(other) not in (formats.contents(path), formats.contents(far))
+    assert formats.contents(other) != formats.contents(path)
 
 
 def test_rows_that_nobody_samples_make_another_dataset_and_another_pack(tmp_path):
@@ -271,7 +268,7 @@ def test_a_data_folder_that_cannot_be_written_to(tmp_path, data, monkeypatch, re
     (data / ".seen").rmdir()
     (data / ".seen").write_text("no folder")  # root may write into any that is read-only
     load()
-    assert "cannot be written" in capsys.readouterr().err
+    assert "so every command reads all feature files again; set MILBENCH_CACHE" in capsys.readouterr().err
     assert len(read_whole) == 12
     monkeypatch.setenv("MILBENCH_CACHE", str(tmp_path / "scratch"))
     load()

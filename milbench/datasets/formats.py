@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from milbench.datasets.containers import Array, BadFile, Stored, attributes, h5, npz, pt
 from milbench.errors import MilbenchError
 
-__all__ = ["STEPS", "BadFile", "Facts", "Format", "Layout", "inspect", "layout", "read"]
+__all__ = ["STEPS", "BadFile", "Facts", "Format", "Layout", "contents", "inspect", "layout", "read"]
 
 Format = Literal["h5", "pt", "npz"]
 
@@ -292,6 +292,7 @@ def contents(path: Path, patches: Path | None = None) -> str:
         BadFile: the file cannot be used, or breaks off.
     """
     with _opened(path, patches) as raw:
+        raw.verify()
         features, (n, d) = raw.features, _shape(raw.features)
         dtype = features.dtype.newbyteorder("<")
         chunk = features.chunks[-2] if features.chunks else 1  # no chunk is read twice
@@ -302,8 +303,7 @@ def contents(path: Path, patches: Path | None = None) -> str:
         if raw.coords is not None:
             xy = _rows(raw.coords, slice(None))
             _within_a_slide(path, xy)
-            with np.errstate(invalid="ignore"):  # what has no place among integers is not whole
-                whole = xy.astype("<i8")
+            whole = xy.astype("<i8")
             is_whole = np.array_equal(whole, xy)
             digest.update(b"|whole|" if is_whole else b"|positions|")
             digest.update(_bytes(whole, "<i8") if is_whole else _bytes(xy, "<f8"))
