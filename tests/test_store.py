@@ -32,7 +32,7 @@ def test_trial_id_is_fixed_for_ever():
 def test_everything_that_decides_a_number_changes_the_id(field):
     other = {
         "unit": "case", "task": "survival", "magnification": 40, "patch_size": 448, "feature_dtype": "float16", "standardise": True,
-        "params": {"hidden": 9}, "fold": 1, "seed": 1, "recipe": Recipe(name="paper", lr=2e-4), "threads": 2, "device": "cuda",
+        "params": {"hidden": 9}, "backends": {"full_attention": "flex"}, "fold": 1, "seed": 1, "recipe": Recipe(name="paper", lr=2e-4), "threads": 2, "device": "cuda",
     }.get(field, "other")  # fmt: skip
     assert spec(**{field: other}).trial_id != spec().trial_id
 
