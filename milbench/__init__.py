@@ -4,7 +4,6 @@ The names a plug-in needs are here and load on first use, so that reading result
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,8 +12,9 @@ if TYPE_CHECKING:
     from milbench.errors import MilbenchError
     from milbench.plugins import register
 
+    __version__: str
+
 __all__ = ["Aggregator", "Bag", "MilbenchError", "Prediction", "register"]
-__version__ = version("milbench")
 
 _HOME = {
     "Aggregator": "milbench.aggregator",
@@ -26,6 +26,10 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("milbench")
     if name not in _HOME:
         raise AttributeError(f"module 'milbench' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -9,6 +10,10 @@ from pydantic import ValidationError
 
 class MilbenchError(Exception):
     """Bad input from outside. The command line prints it in one line and exits with code 2."""
+
+
+class Unwritable(MilbenchError):  # noqa: N818 - named for what it says
+    """The results folder takes no more: the disk is full, or it may not be written to. No fault of the trial at hand."""
 
 
 class NotHere(MilbenchError):  # noqa: N818 - named for what it says
@@ -22,6 +27,13 @@ class SkipTrial(Exception):  # noqa: N818 - not an error: the trial does not app
     """This aggregator cannot run on this dataset; the reason is recorded as status `skipped`."""
 
 
+def printable(text: str) -> str:
+    """The text in one line: line breaks, control characters and bytes that are not UTF-8 are written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> MilbenchError:
     """The error for a name that nobody registered, with its near misses.
 
@@ -32,8 +44,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> MilbenchError:
     """
     known = sorted(known)
     near = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {few(known, 60) or 'none'}"
     return MilbenchError(f"unknown {kind} {name!r}; {hint}")
+
+
+def few(names: Iterable[str], most: int = 8) -> str:
+    """The first of many names, for a message."""
+    names = map(printable, names)
+    first = [name if len(name) <= 60 else f"{name[:57]}..." for name in islice(names, most + 1)]
+    return ", ".join(first[:most]) + (", ..." if len(first) > most else "")
 
 
 def from_validation(error: ValidationError, where: str | Path) -> MilbenchError:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from milbench import interrupt
+
 
 def settle(device: str = "cpu", threads: int | None = None) -> None:
     """Set everything global that arithmetic or messages depend on to milbench's own values.
@@ -76,7 +78,7 @@ def seed(value: int) -> None:
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
     """While code of others runs: afterwards current folder, filters of warnings and answers to signals are as before."""
-    asked = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    asked = {s: signal.getsignal(s) for s in interrupt.SIGNALS}
     with contextlib.chdir(os.curdir), warnings.catch_warnings():
         try:
             yield

@@ -1,13 +1,21 @@
 """The command through its entry point, as a user types it."""
 
 import csv
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from helpers import made_up_suite
+from click.testing import CliRunner
+from helpers import made_up_suite, spec
+
+from milbench import files
+from milbench.cli import main, progress
+from milbench.suites import Job
 
 MILBENCH = [str(Path(sys.executable).parent / "milbench")]
 
@@ -163,3 +171,63 @@ def test_reading_imports_no_torch(words, tmp_path):
 
 def test_help_loads_nothing_heavy(tmp_path):
     assert not imported(["--help"], ["torch", "pandas", "scipy", "numpy", "pydantic", "rich"], tmp_path)
+
+
+def test_a_trial_without_a_result_is_told(tmp_path, capsys):
+    """The exit code is 0 only when everything that was asked for is there."""
+    store, plan = made_up_suite(
+        tmp_path / "results", {"abmil": 0.5}, skip={("abmil", 1, 0): "pending", ("abmil", 2, 0): "pending"}
+    )
+    jobs = [Job(store.read(cell.trial_id).spec if store.read(cell.trial_id) else spec_of(cell), {}, cell) for cell in plan.cells]
+    assert progress.summary(jobs, store, ran=3, suite="made-up", results=store.root) == 1
+    out, err = capsys.readouterr()
+    assert "3 trials, 1 ok, 2 pending." in out and "Next:" not in out
+    assert err == (
+        f"2 trials have no result in {store.trials}: ABMIL · toy none · fold 1 · seed 0; ABMIL · toy none · fold 2 · seed 0. "
+        "The same command runs what is missing.\n"
+    )
+    assert progress.summary(jobs[:1], store, ran=1, suite="made-up", results=store.root) == 0
+
+
+def spec_of(cell):
+    return spec(aggregator=cell.aggregator, fold=cell.fold, seed=cell.seed, params={})
+
+
+def test_time_left_is_what_waits_at_the_mean_of_its_kind(monkeypatch):
+    """Against the sum over every waiting trial, for trials that take 1 s to 9 s, on three workers."""
+    now, took, waiting = [100.0], {}, {}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "duration", lambda seconds: f"{seconds:.9f}")
+    jobs = [
+        SimpleNamespace(spec=SimpleNamespace(trial_id=str(i)), cell=SimpleNamespace(aggregator=f"a{i % 4}")) for i in range(40)
+    ]
+    clock = progress._Clock(jobs, 3)
+    waiting = {job.spec.trial_id: job.cell.aggregator for job in jobs}
+    since = {}
+    for i in range(40):
+        for j in range(i, min(40, i + 3)):
+            if str(j) not in since:
+                clock.start(str(j))
+                since[str(j)] = now[0]
+        now[0] += 1 + i * 7 % 9
+        took.setdefault(waiting.pop(str(i)), []).append(clock.stop(str(i)))
+        assert took[f"a{i % 4}"][-1] == now[0] - since[str(i)]
+        every = [seconds for some in took.values() for seconds in some]
+        expected = 0.0
+        for trial, kind in waiting.items():
+            own = took.get(kind, every)
+            expected += max(0.0, sum(own) / len(own) - (now[0] - since.get(trial, now[0])))
+        assert clock.left() == (f"{expected / 3:.9f} left" if waiting else "")
+
+
+def test_a_folder_that_takes_nothing_is_one_line(tmp_path, monkeypatch):
+    def refused(path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(files, "flush", refused)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["run", "--suite", "quickstart", "--aggregators", "mean", "--folds", "0"])
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("milbench: ") and line.endswith(": Read-only file system; mend that and run it again")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 
 import pytest
 
@@ -31,7 +31,8 @@ metrics = ["macro_auc"]
 """
 
 TROUBLE = """
-import os, signal
+import os, signal, sys
+from pathlib import Path
 import torch
 from torch import nn
 from milbench import Aggregator, Prediction, register
@@ -63,6 +64,44 @@ class Crashes(Plain):
 class Hungry(Plain):
     def forward(self, bag):
         torch.empty(1 << 60)
+
+@register("leaves", label="Leaves")
+class Leaves(Plain):
+    def forward(self, bag):
+        raise SystemExit(0)
+
+@register("interrupts", label="Interrupts")
+class Interrupts(Plain):
+    def forward(self, bag):
+        raise KeyboardInterrupt
+
+@register("ends", label="Ends")
+class Ends(Plain):
+    def forward(self, bag):
+        os._exit(0)
+
+@register("closes", label="Closes")
+class Closes(Plain):
+    def forward(self, bag):
+        os.closerange(3, 4096)
+        return super().forward(bag)
+
+@register("leaves-a-child", label="Leaves a child")
+class LeavesAChild(Plain):
+    def forward(self, bag):
+        if os.fork() == 0:
+            Path("child").write_text(str(os.getpid()))
+            os.execvp("sleep", ["sleep", "300"])
+        while not Path("child").exists():
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+@register("wanders", label="Wanders")
+class Wanders(Plain):
+    def forward(self, bag):
+        os.chdir("/")
+        sys.stdout.write("x" * 1_000_000)
+        return super().forward(bag)
 
 @register("needs-coords", label="Needs coords")
 class NeedsCoords(Plain):
@@ -154,47 +193,70 @@ def test_trouble_is_recorded_and_siblings_go_on(tmp_path, suite_file, plugin):
     assert all(result.labels["aggregator"] and result.provenance["python"] for result in found.values())
 
 
-def test_ctrl_c_ends_cleanly_and_the_next_run_continues(tmp_path, suite_file, plugin):
+def test_whatever_a_plugin_does_to_its_process(tmp_path, suite_file, plugin, monkeypatch):
+    """Exits, closed descriptors, another folder, a child that outlives it: one trial each, and the run comes to its end."""
+    monkeypatch.chdir(tmp_path)
+    plugins.discover([plugin])
+    names = ["leaves", "interrupts", "closes", "wanders", "leaves-a-child", "mean", "ends", "abmil"]
+    _, jobs = suites.expand(suites.load(str(suite_file)), aggregators=names, folds=[0])
+    store = Store("r")
+    try:
+        run_local(jobs, store, workers=2, plugins=[plugin])
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+    found = {job.spec.aggregator: store.read(job.spec.trial_id) for job in jobs}
+    assert {name: result.status for name, result in found.items()} == {
+        "leaves": "failed", "interrupts": "failed", "closes": "failed", "wanders": "ok", "leaves-a-child": "oom",
+        "mean": "ok", "ends": "failed", "abmil": "ok",
+    }  # fmt: skip
+    assert [found[name].reason for name in ("leaves", "interrupts", "ends")] == [
+        "SystemExit: 0", "KeyboardInterrupt", "the worker process ended with exit code 0",
+    ]  # fmt: skip
+    assert "raise SystemExit(0)" in found["leaves"].traceback
+    assert "closes files which are not its own" in found["closes"].reason
+
+
+FULL = """
+import errno, os
+from milbench.trials import store
+
+flush = store.flush
+
+def full(path):
+    if path.name == store.MODEL:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    flush(path)
+
+store.flush = full
+"""
+
+
+def test_a_full_disk_stops_the_run_with_one_line(tmp_path, suite_file):
+    """What is finished stays, the rest is pending and not failed; with room the same command goes on."""
+    (tmp_path / "full.py").write_text(FULL)
     command = [
         sys.executable,
         "-m",
         "milbench",
         "run",
         "--suite",
-        str(suite_file),
-        "--results",
-        str(tmp_path / "r"),
-        "--plugin",
-        str(plugin),
+        suite_file.name,
+        "--aggregators",
+        "mean,abmil",
+        "--workers",
+        "1",
     ]
-    process = subprocess.Popen(
-        [*command, "--aggregators", "mean,slow", "--workers", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-        # What a shell starts in the background ignores Ctrl-C, and so does all that it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    run = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run([*command, "--folds", "0", "--aggregators", "mean", "--keep-models", "none"]).returncode == 0
+    done = run([*command, "--plugin", "full.py"])
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"milbench: {tmp_path}/results/trials: a result cannot be written: No space left on device; "
+        "mend that and give the same command again: finished trials are kept\n"
     )
-    assert process.stdout is not None
-    while "[1/4]" not in (line := process.stdout.readline()):
-        assert line, process.stderr.read()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "the same command continues" in out
-    assert "Traceback" not in err
-    time.sleep(0.5)
-    store = Store(tmp_path / "r")
-    left = [path.name for path in store.trials.iterdir()]
-    assert 1 <= len(left) < 4
-    assert not any(name.startswith(".") for name in left)
-    assert all(store.status(name) == "ok" for name in left)
-    again = subprocess.run([*command, "--aggregators", "mean"], capture_output=True, text=True, check=True)
-    assert (
-        f"{len([n for n in left if store.read(n).spec.aggregator == 'mean'])} have a result" in again.stdout
-        or "Nothing to run" in again.stdout
-    )
+    assert len(list((tmp_path / "results" / "trials").iterdir())) == 1
+    dry = run([*command, "--dry-run"])
+    assert "4 trials: 1 done, 3 to run." in dry.stdout
 
 
 def test_a_stolen_dataset_is_noticed(tmp_path, suite_file):

@@ -14,6 +14,7 @@ import pytest
 from helpers import finished, predictions_file, spec
 
 from milbench import MilbenchError
+from milbench.errors import Unwritable
 from milbench.recipes import Recipe
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import Store
@@ -62,7 +63,7 @@ def test_a_crash_while_writing_leaves_nothing(tmp_path):
         path.write_text("half a fi")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(Unwritable, match="disk full"):
         store.write(finished(spec()), {"predictions.csv": crash})
     assert list(store.trials.iterdir()) == []
 

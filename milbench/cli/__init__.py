@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from milbench import __version__
+from milbench import __version__, interrupt
 from milbench.cli import show
 from milbench.cli.analyze import analyze
 from milbench.cli.data import data
@@ -29,8 +30,16 @@ if TYPE_CHECKING:
 WIDTHS = (384, 1024)  # of features, for which `ls aggregators` counts parameters
 
 
+# Errors of a folder that takes no more, not of the program.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 class _Commands(click.Group):
-    """Turns an error that the user can mend into one line and exit code 2."""
+    """Turns an error that the user can mend into one line and exit code 2, and obeys signals."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with interrupt.obeyed():
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         from milbench.errors import MilbenchError
@@ -41,9 +50,9 @@ class _Commands(click.Group):
         except MilbenchError as error:
             _refuse(ctx, error)
         except OSError as error:
-            if error.filename is None:
+            if error.filename is None and error.errno not in _UNWRITABLE:
                 raise
-            _refuse(ctx, unusable(error.filename, error))
+            _refuse(ctx, unusable(error.filename or "a file", error))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of use, not of the alphabet
@@ -51,7 +60,9 @@ class _Commands(click.Group):
 
 def _refuse(ctx: click.Context, error: Exception) -> None:
     """The error in one line, of a length that can be read whatever was quoted in it."""
-    text = "; ".join(str(error).splitlines())
+    from milbench.errors import printable
+
+    text = "; ".join(map(printable, str(error).splitlines()))
     click.echo(f"milbench: {text if len(text) <= 1200 else f'{text[:700]} ... {text[-400:]}'}", err=True)
     ctx.exit(2)
 
@@ -214,7 +225,7 @@ def run(
 
     seeds_run = {job.spec.seed for job in jobs}
     kept_seeds = {"none": set(), "first-seed": {min(seeds_run)}, "all": seeds_run}[keep_models]
-    code = progress.run(
+    progress.run(
         todo,
         store,
         settings=settings,
@@ -224,8 +235,6 @@ def run(
         keep_model=lambda job: job.spec.seed in kept_seeds,
         already=len(jobs) - len(todo),
     )
-    if code == 130:
-        raise SystemExit(130)
     raise SystemExit(progress.summary(jobs, store, ran=len(todo), suite=suite, results=results))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,7 @@ def _splits(given: tuple[str, ...]) -> dict[str, Path]:
     found = {}
     for text in given:
         name, equals, path = text.partition("=")
-        if not equals or Path(text).exists():
+        if not equals or os.path.exists(text):
             name, path = "", text
         found[name] = Path(path)
     return found
@@ -163,15 +164,27 @@ def _splits(given: tuple[str, ...]) -> dict[str, Path]:
 def _ids(text: str | None) -> list[str]:
     if text is None:
         return []
-    lines = Path(text).read_text().splitlines() if Path(text).is_file() else text.split(",")
+    lines = _lines(Path(text)) if os.path.isfile(text) else text.split(",")
     return [line.strip() for line in lines if line.strip()]
+
+
+def _lines(path: Path) -> list[str]:
+    from milbench.errors import MilbenchError
+    from milbench.files import table_text
+
+    try:
+        return table_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        raise MilbenchError(f"--exclude {path}: no list of ids ({error})") from error
 
 
 def _show(found: Examined) -> None:
     """What was understood, then what was found."""
+    from milbench.errors import printable
+
     manifest, roster = found.manifest, found.roster
     for what, text in _understood(found):
-        click.echo(f"{what:9} {text}")
+        click.echo(f"{what:9} {printable(text)}")
     for name, lines in _split_lines(found).items():
         click.echo(f"{'split':9} {name}: {roster.forms[name]}")
         for line in lines:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from milbench import interrupt
 from milbench.config import Settings
 from milbench.engines import Done, Epoch, Event, Started, run_local
 from milbench.suites import Job
@@ -22,34 +23,40 @@ MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "s
 
 
 class _Clock:
-    """Time left: what is still to run, at the mean duration of its own aggregator, shared by the workers."""
+    """Time left: what is still to run, at the mean duration of its own aggregator, shared by the workers.
+
+    Kept as sums, so that asking costs the same however many trials wait.
+    """
 
     def __init__(self, jobs: Sequence[Job], workers: int) -> None:
-        self._jobs = {job.spec.trial_id: job for job in jobs}
-        self._waiting = dict(self._jobs)
+        self._kind = {job.spec.trial_id: job.cell.aggregator for job in jobs}
+        self._waiting = Counter(self._kind.values())  # not begun, by aggregator
         self._workers = workers
         self._since: dict[str, float] = {}
-        self._took: dict[str, list[float]] = defaultdict(list)
+        self._took: dict[str, float] = defaultdict(float)
+        self._done: Counter[str] = Counter()
 
     def start(self, trial_id: str) -> None:
+        self._waiting[self._kind[trial_id]] -= 1
         self._since[trial_id] = time.monotonic()
 
     def stop(self, trial_id: str) -> float:
         took = time.monotonic() - self._since.pop(trial_id)
-        self._took[self._waiting.pop(trial_id).cell.aggregator].append(took)
+        self._took[self._kind[trial_id]] += took
+        self._done[self._kind[trial_id]] += 1
         return took
 
     def left(self) -> str:
-        every = [t for some in self._took.values() for t in some]
-        if not every or not self._waiting:
+        if not self._done or self._done.total() == len(self._kind):
             return ""
-        mean = sum(every) / len(every)
+        mean = sum(self._took.values()) / self._done.total()
         now = time.monotonic()
-        total = 0.0
-        for trial_id, job in self._waiting.items():
-            own = self._took[job.cell.aggregator]
-            whole = sum(own) / len(own) if own else mean
-            total += max(0.0, whole - (now - self._since.get(trial_id, now)))
+
+        def whole(kind: str) -> float:
+            return self._took[kind] / self._done[kind] if self._done[kind] else mean
+
+        total = sum(count * whole(kind) for kind, count in self._waiting.items())
+        total += sum(max(0.0, whole(self._kind[trial_id]) - (now - since)) for trial_id, since in self._since.items())
         return f"{duration(total / self._workers)} left"
 
 
@@ -77,35 +84,29 @@ def run(
     keep_model: Callable[[Job], bool],
     already: int,
     trial: Callable[..., Status] | None = None,
-) -> int:
-    """Run `jobs` and show how it goes: bars on a terminal, plain lines elsewhere. `trial` is the engine's.
-
-    Returns:
-        0, or 130 when interrupted.
-    """
+) -> None:
+    """Run `jobs` and show how it goes: bars on a terminal, plain lines elsewhere. `trial` is the engine's."""
     if not jobs:
-        return 0
+        return
     clock, by_id = _Clock(jobs, workers), {job.spec.trial_id: job for job in jobs}
     where = f"{workers} worker{'s' * (workers > 1)} on {jobs[0].spec.device}"
     click.echo(f"{len(jobs)} trials to run, {already} have a result. {where}. Ctrl-C stops; run again to go on.")
     view: _Bars | _Lines = _Bars(by_id, clock) if sys.stdout.isatty() else _Lines(by_id, clock, store)
-    try:
-        with view:
-            run_local(
-                jobs,
-                store,
-                settings=settings,
-                workers=workers,
-                plugins=plugins,
-                backends=backends,
-                keep_model=keep_model,
-                trial=trial,
-                on_event=view.show,
-            )
-    except KeyboardInterrupt:
-        click.echo(f"\nStopped. {view.done} of {len(jobs)} trials were finished and are kept; the same command continues.")
-        return 130
-    return 0
+    interrupt.say_at_the_end(
+        lambda: f"Stopped. {view.done} of {len(jobs)} trials were finished and are kept; the same command continues."
+    )
+    with interrupt.noted(), view:  # so that the view can close, too
+        run_local(
+            jobs,
+            store,
+            settings=settings,
+            workers=workers,
+            plugins=plugins,
+            backends=backends,
+            keep_model=keep_model,
+            trial=trial,
+            on_event=view.show,
+        )
 
 
 class _Lines:
@@ -182,23 +183,33 @@ class _Bars:
 
 
 def summary(jobs: Sequence[Job], store: Store, *, ran: int, suite: str, results: Path) -> int:
-    """Say what there is now, and what failed; returns the exit code: 1 when a trial failed or ran out of memory."""
+    """Say what there is now, what failed and what is missing.
+
+    Returns:
+        The exit code: 1 when a trial failed, ran out of memory or has no result.
+    """
     state = {job.spec.trial_id: store.raw(job.spec.trial_id) for job in jobs}
     counts: dict[str, int] = defaultdict(int)
     for found in state.values():
         counts[found["status"] if found else "pending"] += 1
     told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     click.echo(f"{'Nothing to run: ' if not ran else ''}{len(jobs)} trials, {told}.")
-    bad = [job for job in jobs if (found := state[job.spec.trial_id]) and found["status"] in ("failed", "oom")]
     where = f" --results {results}" if str(results) != "results" else ""
+    absent = [job for job in jobs if state[job.spec.trial_id] is None]
+    bad = [job for job in jobs if (found := state[job.spec.trial_id]) and found["status"] in ("failed", "oom")]
     for job in bad:
         found = state[job.spec.trial_id] or {}
         click.echo(
             f"{found['status']}: {_name(job)}: {found['reason']} (traceback: {store.folder(job.spec.trial_id) / 'trial.json'})",
             err=True,
         )
+    if absent:
+        some = "; ".join(map(_name, absent[:3])) + ("; ..." if len(absent) > 3 else "")
+        count = f"{len(absent)} trials have" if len(absent) > 1 else "1 trial has"
+        click.echo(f"{count} no result in {store.trials}: {some}. The same command runs what is missing.", err=True)
     if bad:
         click.echo(f"Retry with: milbench run --suite {suite}{where} --retry-failed", err=True)
+    if bad or absent:
         return 1
     click.echo(f"Next: milbench report --suite {Path(suite).stem}{where}")
     return 0

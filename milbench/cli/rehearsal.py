@@ -40,7 +40,7 @@ def run(
     """Rehearse the distinct models of `jobs` in the results folder's `rehearsal` and print the needs of the real run.
 
     Returns:
-        Exit code: 0, 1 when something failed, 130 when interrupted.
+        Exit code: 0, or 1 when something failed.
     """
     settings = dataclasses.replace(settings, results=settings.results / "rehearsal")
     store = Store(settings.results)
@@ -54,7 +54,7 @@ def run(
     waiting = [job for job in todo if store.status(job.spec.trial_id) in again]
     if earlier := len(todo) - len(waiting):
         click.echo(f"{earlier} of {len(todo)} models were measured earlier; remove {store.root} to measure them again.")
-    code = progress.run(
+    progress.run(
         waiting,
         store,
         settings=settings,
@@ -65,8 +65,6 @@ def run(
         already=earlier,
         trial=partial(run_trial, body=partial(rehearse.measured, scale=scale, settings=settings.absolute())),
     )
-    if code:
-        return code
     found = rehearse.needs(jobs, chosen, store, scale, settings)
     path = store.root / f"needs-{suite}.json"
     text = {"REHEARSAL": "stand-in bags: nothing in this file is a result", "workers": workers, **dataclasses.asdict(found)}

@@ -1,6 +1,7 @@
 """`milbench data add`, in parts that can be tested: what the user says, joined with what the manifest says already."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from milbench.config import Settings
 from milbench.datasets import classic, formats, tables
 from milbench.datasets.manifest import Labels, Manifest, Origin, load, spelled, stored
 from milbench.datasets.published import BRACS_ORDER, BRACS_TYPES, COHORTS
-from milbench.errors import MilbenchError, from_validation, unknown
+from milbench.errors import MilbenchError, few, from_validation, unknown
 
 
 def joined(
@@ -158,7 +159,7 @@ def _labels(
         if strange := sorted(known - labels):
             raise unknown(f"label of {file}", strange[0], labels)
         if left := sorted(labels - known):
-            raise MilbenchError(f"{file}: --classes has no class for {', '.join(left[:5])}; write class=label+label,...")
+            raise MilbenchError(f"{file}: --classes has no class for {few(left)}; write class=label+label,...")
     return Labels(file=stored(file, home), columns=found, classes=own).model_dump()
 
 
@@ -179,7 +180,7 @@ def default_classes(labels: set[str], published: str | None) -> dict[str, list[s
         return {name: [by_name[name.lower()]] for name in names}
     if names and labels == {str(number) for number in range(len(names))}:
         return {name: [str(number)] for number, name in enumerate(names)}
-    numbers = all(label.lstrip("-").isdecimal() for label in labels)
+    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in labels)
     return {label: [label] for label in sorted(labels, key=lambda label: (int(label) if numbers else 0, label))}
 
 

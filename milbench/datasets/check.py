@@ -4,6 +4,7 @@ Feature files are looked at first: shapes, attributes, positions, a few rows. Wh
 the hash of its contents. Both are remembered until a file changes, so a second look at hundreds of slides costs milliseconds.
 """
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -137,7 +138,7 @@ def _features(
 ) -> FeatureSet:
     found = FeatureSet(features, _memory(manifest, features, cache))
     place = manifest.layout(features)
-    missing = [path for path in (place.folder, place.patches) if path is not None and not path.is_dir()]
+    missing = [path for path in (place.folder, place.patches) if path is not None and not os.path.isdir(path)]
     if missing:
         found.add("error", "folder", f"folder {missing[0]} does not exist", "mend the path in the manifest, or add it again")
         return found

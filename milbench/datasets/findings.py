@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from milbench.errors import printable
+
 Severity = Literal["error", "warning", "note"]
 
 
@@ -28,7 +30,7 @@ class Finding:
     ids: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}{named(self.ids)}" + (f"; {self.do}" if self.do else "")
+        return printable(f"{self.where}: {self.what}{named(self.ids)}" + (f"; {self.do}" if self.do else ""))
 
 
 def named(ids: Sequence[str], most: int = 3) -> str:
@@ -36,7 +38,8 @@ def named(ids: Sequence[str], most: int = 3) -> str:
     if not ids:
         return ""
     more = len(ids) - most
-    return f": {', '.join(ids[:most])}" + (f" and {more:,} more" if more > 0 else "")
+    first = [id if len(id) <= 200 else f"{id[:197]}..." for id in ids[:most]]
+    return f": {', '.join(first)}" + (f" and {more:,} more" if more > 0 else "")
 
 
 def many(count: int, thing: str) -> str:

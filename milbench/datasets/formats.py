@@ -1,45 +1,33 @@
 """Feature files as they circulate, read as they are: CLAM (h5, or pt beside its patches file), TRIDENT (h5) and plain npz.
 
 `inspect` looks at shapes, attributes, positions and a few rows; `read` takes the whole file. Both see a file through `_opened`,
-whose arrays are read when they are indexed.
+whose arrays are read when they are indexed; `containers` has a room for each kind of file.
 """
 
 import hashlib
-import pickle
-import struct
-import zipfile
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from milbench.datasets.containers import Array, BadFile, Stored, attributes, h5, npz, pt
 from milbench.errors import MilbenchError
+
+__all__ = ["STEPS", "BadFile", "Facts", "Format", "Layout", "inspect", "layout", "read"]
 
 Format = Literal["h5", "pt", "npz"]
 
 SAMPLED = 8  # rows of features that are looked at without reading a file
 BLOCK = 2**23  # bytes of features that are hashed at a time
+STEPS = (attributes.NUMBERS["step"], attributes.LARGEST)  # level-0 pixels between patches that make sense
+WIDEST = 2**31  # level-0 pixels from the origin, in any direction: farther out is no slide, and sums of positions stay exact
 LOOK = 2000  # positions looked at where a file stores nearly every one in a chunk of its own, as TRIDENT does
-
-
-class BadFile(MilbenchError):  # noqa: N818 - named for what it says
-    """A feature file that cannot be used.
-
-    Args:
-        path: the file.
-        kind: one word for lists.
-        what: what is wrong with it.
-        do: how to mend it.
-    """
-
-    def __init__(self, path: Path, kind: str, what: str, do: str) -> None:
-        super().__init__(f"{path}: {what}; {do}")
-        self.path, self.kind, self.what, self.do = path, kind, what, do
 
 
 @dataclass(frozen=True)
@@ -95,11 +83,19 @@ class Layout:
     def patches_of(self, file: Path) -> Path | None:
         """The patches file that belongs to a feature file."""
         names = (f"{file.stem}.h5", f"{file.stem}_patches.h5") if self.patches else ()
-        return next((path for name in names if self.patches and (path := self.patches / name).is_file()), None)
+        return next((path for name in names if self.patches and os.path.lexists(path := self.patches / name)), None)
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
-    return sorted(path for path in folder.glob(f"*.{suffix}") if not path.name.startswith("."))
+    """Whatever is called as a feature file is, be it a folder or a pipe: a slide of that name is meant, and it is told."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.name.endswith(f".{suffix}") and not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise MilbenchError(f"folder {folder} cannot be read ({error.strerror})") from error
+    return sorted(folder / name for name in names)
 
 
 def layout(folder: Path, patches: Path | None = None) -> Layout:
@@ -113,8 +109,8 @@ def layout(folder: Path, patches: Path | None = None) -> Layout:
         MilbenchError: no such folder, or no feature files in it.
     """
     for given, what in ((folder, "features"), (patches, "patches")):
-        if given is not None and not given.is_dir():
-            raise MilbenchError(f"folder of {what} {given} does not exist" + ("; it is a file" if given.exists() else ""))
+        if given is not None and not os.path.isdir(given):
+            raise MilbenchError(f"folder of {what} {given} does not exist" + ("; it is a file" if os.path.exists(given) else ""))
     places: list[tuple[Path, Format]] = [
         (folder / "h5_files", "h5"), (folder / "pt_files", "pt"), (folder, "h5"), (folder, "pt"), (folder, "npz"),
     ]  # fmt: skip
@@ -130,42 +126,32 @@ def layout(folder: Path, patches: Path | None = None) -> Layout:
     return Layout(place, suffix, patches)
 
 
-@dataclass
-class _Raw:
-    """Arrays that are read when indexed, and what attributes say."""
-
-    features: Any
-    coords: Any
-    says: dict[str, Any]
-
-
 @contextmanager
-def _opened(path: Path, patches: Path | None) -> Iterator[_Raw]:
+def _opened(path: Path, patches: Path | None) -> Iterator[Stored]:
     with ExitStack() as stack:
-        raw = {".h5": _h5, ".pt": _pt, ".npz": _npz}[path.suffix](path, stack)
+        room = {".h5": h5, ".pt": pt, ".npz": npz}.get(path.suffix)
+        if room is None:
+            raise BadFile(path, "no-format", "is no .h5, .pt or .npz file", "give a file of features")
+        raw = room.opened(path, stack)
         _check_features(path, raw.features)
-        if patches is not None and (raw.coords is None or _step(raw.says) is None):
-            beside = _hdf5(patches, stack)
-            if "coords" not in beside:
-                raise BadFile(patches, "patches", "is no patches file: it has no array `coords`", "point --patches elsewhere")
-            if len(beside["coords"]) != _shape(raw.features)[0]:
+        if patches is not None and (raw.coords is None or _step(path, raw.says) is None):
+            coords, says = h5.patches(patches, stack)
+            n, listed = _shape(raw.features)[0], math.prod(coords.shape[:-1])
+            if listed != n:
                 raise BadFile(
-                    path, "mismatch", f"has {_shape(raw.features)[0]:,} patches, {patches} lists {len(beside['coords']):,}",
+                    path, "mismatch", f"has {n:,} patches, {patches} lists {listed:,}",
                     "they are not of one extraction: point --patches at the files these features were made from",
                 )  # fmt: skip
-            raw.coords = beside["coords"] if raw.coords is None else raw.coords
-            raw.says = {**beside["coords"].attrs, **raw.says}
+            raw.coords = coords if raw.coords is None else raw.coords
+            raw.says = {**says, **raw.says}
         if raw.coords is not None:
             _check_coords(path, raw.coords, _shape(raw.features)[0])
-        try:
-            yield raw
-        except OSError as error:
-            raise BadFile(path, "unreadable", f"breaks off while being read ({error})", "copy or extract it again") from error
+        yield raw
 
 
-def _check_features(path: Path, features: Any) -> None:
-    shape = tuple(features.shape)
-    if len(shape) == 1 and shape[0] > 0:
+def _check_features(path: Path, features: Array) -> None:
+    shape, dtype = features.shape, features.dtype
+    if len(shape) == 1 and shape[0] > 0 and dtype.kind == "f":
         raise BadFile(
             path,
             "slide-vector",
@@ -174,130 +160,75 @@ def _check_features(path: Path, features: Any) -> None:
         )
     if 0 in shape:
         raise BadFile(path, "empty", "holds no patches", "segment the slide again with other settings, or leave it out")
-    if len(shape) > 3 or (len(shape) == 3 and shape[0] != 1):
+    if dtype.kind != "f":
+        raise BadFile(path, "dtype", f"features are {_named(dtype)}, not floating point", "store them as float32 or float16")
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] != 1):
         raise BadFile(path, "shape", f"features are {shape}, not (n, d)", "store one row per patch")
-    if not np.issubdtype(features.dtype, np.floating):
-        raise BadFile(path, "dtype", f"features are {features.dtype}, not floating point", "store them as float32 or float16")
 
 
-def _check_coords(path: Path, coords: Any, n: int) -> None:
-    shape = tuple(coords.shape)
-    shape = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+def _check_coords(path: Path, coords: Array, n: int) -> None:
+    shape = coords.shape[1:] if coords.ndim == 3 and coords.shape[0] == 1 else coords.shape
     if shape != (n, 2):
         raise BadFile(
             path, "mismatch", f"has {n:,} rows of features and coords of shape {shape}",
             "one (x, y) belongs to each patch: extract the slide again",
         )  # fmt: skip
+    if coords.dtype.kind not in "iuf":
+        raise BadFile(path, "coords", f"has coords that are {_named(coords.dtype)}, not numbers", "store level-0 pixels as int64")
 
 
-def _shape(features: Any) -> tuple[int, int]:
-    """(n, d), without a leading axis of length one."""
-    return tuple(features.shape[-2:])
+def _named(dtype: np.dtype[Any]) -> str:
+    """A dtype for a message; a record of many fields is long."""
+    return "Python objects or text" if dtype.kind == "O" else str(dtype) if len(str(dtype)) <= 60 else "records"
 
 
-def _rows(array: Any, rows: Any) -> NDArray[Any]:
-    return np.asarray(array[0, rows] if array.ndim == 3 else array[rows])
-
-
-def _hdf5(path: Path, stack: ExitStack) -> Any:
-    try:
-        return stack.enter_context(h5py.File(path, "r", locking=False))
-    except OSError as error:
-        raise BadFile(path, "unreadable", f"cannot be read as HDF5 ({error})", "copy or extract it again") from error
-
-
-def _h5(path: Path, stack: ExitStack) -> _Raw:
-    file = _hdf5(path, stack)
-    if "features" not in file:
-        only = set(file) == {"coords"}
-        raise BadFile(
-            path, "no-features", f"has no array `features`, only {', '.join(sorted(file)) or 'nothing'}",
-            "this is a patches file: give the folder of features" if only else "rename the array that holds one row per patch",
-        )  # fmt: skip
-    coords = file.get("coords")
-    says = {**file.attrs, **file["features"].attrs, **(coords.attrs if coords is not None else {})}
-    return _Raw(file["features"], coords, says)
-
-
-def _pt(path: Path, stack: ExitStack) -> _Raw:
-    import torch
-
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        if "unsupported" in str(error).lower():
-            raise BadFile(
-                path, "pickle", "holds Python objects instead of a tensor (TRIDENT's .pt files hold a NumPy array); "
-                "reading them can run code, so it was not read",
-                "let TRIDENT write h5 files, or store a plain tensor: torch.save(torch.from_numpy(features), path)",
-            ) from None  # fmt: skip
-        raise BadFile(path, "unreadable", "cannot be read as a torch file", "copy or extract it again") from error
-    if not isinstance(found, torch.Tensor):
-        keys = f" with {', '.join(map(str, list(found)[:5]))}" if isinstance(found, dict) else ""
-        raise BadFile(
-            path, "no-features", f"holds a {type(found).__name__}{keys} instead of a tensor", "store the (n, d) tensor alone"
+def _within_a_slide(path: Path, xy: NDArray[Any]) -> None:
+    with np.errstate(invalid="ignore"):
+        good = (np.abs(xy.astype(np.float64)) <= WIDEST).all()  # false for NaN
+    if not good:
+        what = (
+            "has positions that are NaN or infinite" if not np.isfinite(xy).all() else f"has positions beyond {WIDEST:,} pixels"
         )
-    tensor = found.detach()
-    if tensor.dtype == torch.bfloat16:  # numpy has none
-        tensor = tensor.float()
-    return _Raw(tensor.numpy(), None, {})
+        raise BadFile(path, "coords", what, "extract the slide again")
 
 
-def _npz(path: Path, stack: ExitStack) -> _Raw:
-    try:
-        archive = stack.enter_context(zipfile.ZipFile(path))
-        names = {name.removesuffix(".npy") for name in archive.namelist()}
-        arrays = {name: _npy(path, archive, name) for name in names & {"features", "coords", "step", "patch_size_level0"}}
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, EOFError) as error:
-        if "Object arrays" in str(error):
-            raise BadFile(
-                path, "pickle", "holds Python objects; reading them can run code, so it was not read", "store plain arrays"
-            ) from None
-        raise BadFile(path, "unreadable", f"cannot be read as npz ({error})", "write it again with numpy.savez") from error
-    if "features" not in arrays:
-        raise BadFile(
-            path, "no-features", f"has no array `features`, only {', '.join(sorted(names)) or 'nothing'}",
-            "store one row per patch as `features`",
-        )  # fmt: skip
-    says: dict[str, Any] = {key: float(arrays[key]) for key in ("step", "patch_size_level0") if key in arrays}
-    return _Raw(arrays["features"], arrays.get("coords"), says)
+def _shape(features: Array) -> tuple[int, int]:
+    """(n, d), without a leading axis of length one."""
+    n, d = features.shape[-2:]
+    return n, d
 
 
-def _npy(path: Path, archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """One array of an npz file, mapped where it is stored uncompressed, so that its shape costs no reading."""
-    entry = archive.getinfo(f"{name}.npy")
-    if entry.compress_type != zipfile.ZIP_STORED:
-        with archive.open(entry) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    with path.open("rb") as file:
-        file.seek(entry.header_offset + 26)
-        file.seek(sum(struct.unpack("<HH", file.read(4))), 1)  # past the entry's name and extra field
-        version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = header(file)
-        if dtype.hasobject:
-            raise ValueError("Object arrays cannot be loaded")
-        if 0 in shape:
-            return np.zeros(shape, dtype)
-        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+def _rows(array: Array, rows: Any) -> NDArray[Any]:
+    return array[0, rows] if array.ndim == 3 else array[rows]
 
 
-def _step(says: Mapping[str, Any]) -> float | None:
+def _float32(features: NDArray[Any]) -> NDArray[np.float32]:
+    """A copy, even of float32: mapped files close. What float32 cannot hold is infinite, and found by whoever looks for that."""
+    with np.errstate(over="ignore"):
+        return features.astype(np.float32)
+
+
+def _step(path: Path, says: Mapping[str, Any]) -> float | None:
     """Level-0 pixels between neighbouring patches by attributes of TRIDENT or CLAM; None where they do not say.
 
     TRIDENT gives its overlap in pixels of the patch. CLAM does not store the stride that patches were cut with; it is the size of
     the patch unless `--step_size` was given.
     """
+    size, overlap = says.get("patch_size"), says.get("overlap", 0)
     if "step" in says:
-        return float(says["step"])
-    size = float(says.get("patch_size", 0))
-    if "patch_size_level0" in says:
-        overlap = float(says.get("overlap", 0)) / size if size else 0.0
-        return float(says["patch_size_level0"]) * (1 - overlap) if overlap < 1 else None
-    if size and ("downsample" in says or not says.get("patch_level")):
-        down = float(np.atleast_1d(says.get("downsample", 1.0))[0])
-        return size * down * float(np.atleast_1d(says.get("custom_downsample", 1.0))[0])
-    return None
+        step = float(says["step"])
+    elif "patch_size_level0" in says:
+        if overlap and not size:
+            return None
+        step = float(says["patch_size_level0"]) * (1 - overlap / size if size else 1)
+    elif size and ("downsample" in says or not says.get("patch_level")):
+        step = size * float(says.get("downsample", 1)) * float(says.get("custom_downsample", 1))
+    else:
+        return None
+    if not STEPS[0] <= step <= STEPS[1]:
+        known = ", ".join(f"{name} = {says[name]:g}" for name in attributes.NUMBERS if name in says)
+        raise BadFile(path, "attribute", f"says that patches lie {step:g} px apart ({known})", "mend these attributes")
+    return step
 
 
 def inspect(path: Path, patches: Path | None = None, *, thorough: bool = False) -> Facts:
@@ -319,15 +250,16 @@ def inspect(path: Path, patches: Path | None = None, *, thorough: bool = False) 
         digest = hashlib.sha256(f"{n}|{d}|{dtype}|".encode() + np.ascontiguousarray(sampled).tobytes())
         lattice, aligned, duplicates = None, 0.0, 0
         if raw.coords is not None:
-            chunks = getattr(raw.coords, "chunks", None)
+            chunks = raw.coords.chunks
             look = n if thorough or not chunks or chunks[-2] >= 16 else min(n, LOOK)
-            xy = _rows(raw.coords, slice(look)).astype(np.float64)
-            if not np.isfinite(xy).all():
-                raise BadFile(path, "coords", "has positions that are NaN or infinite", "extract the slide again")
+            xy = _rows(raw.coords, slice(look))
+            _within_a_slide(path, xy)
             digest.update(np.ascontiguousarray(_rows(raw.coords, rows), dtype=np.float64).tobytes())
-            lattice, aligned, duplicates = _lattice(xy)
+            lattice, aligned, duplicates = _lattice(xy.astype(np.float64))
+        if thorough:
+            raw.verify()
         said = {
-            name: value.item() if isinstance(value, np.generic) else value
+            name: value
             for name, key in (("encoder", "encoder"), ("magnification", "target_magnification"), ("patch_size", "patch_size"))
             if (value := raw.says.get(key)) is not None and (name == "encoder" or "patch_size_level0" in raw.says)
         }
@@ -337,8 +269,8 @@ def inspect(path: Path, patches: Path | None = None, *, thorough: bool = False) 
             dtype=dtype,
             coords=raw.coords is not None,
             digest=digest.hexdigest()[:16],
-            nonfinite=int((~np.isfinite(sampled)).any(axis=1).sum()),
-            step=_step(raw.says) if raw.coords is not None else None,
+            nonfinite=int((~np.isfinite(_float32(sampled))).any(axis=1).sum()),
+            step=_step(path, raw.says) if raw.coords is not None else None,
             lattice=lattice,
             aligned=round(aligned, 4),
             duplicates=duplicates,
@@ -362,13 +294,14 @@ def contents(path: Path, patches: Path | None = None) -> str:
     with _opened(path, patches) as raw:
         features, (n, d) = raw.features, _shape(raw.features)
         dtype = features.dtype.newbyteorder("<")
-        chunk = features.chunks[-2] if getattr(features, "chunks", None) else 1  # no chunk is read twice
+        chunk = features.chunks[-2] if features.chunks else 1  # no chunk is read twice
         rows = -(-max(1, BLOCK // (d * dtype.itemsize)) // chunk) * chunk
         digest = hashlib.sha256(f"{n}|{d}|{dtype.name}|".encode())
         for start in range(0, n, rows):
             digest.update(_bytes(_rows(features, slice(start, start + rows)), dtype))
         if raw.coords is not None:
             xy = _rows(raw.coords, slice(None))
+            _within_a_slide(path, xy)
             with np.errstate(invalid="ignore"):  # what has no place among integers is not whole
                 whole = xy.astype("<i8")
             is_whole = np.array_equal(whole, xy)
@@ -388,8 +321,13 @@ def read(path: Path, patches: Path | None = None) -> tuple[NDArray[np.float32], 
         BadFile: the file cannot be used.
     """
     with _opened(path, patches) as raw:
-        features = _rows(raw.features, slice(None)).astype(np.float32)  # a copy even of float32: mapped files close
-        return features, None if raw.coords is None else np.array(_rows(raw.coords, slice(None)))
+        raw.verify()
+        features = _float32(_rows(raw.features, slice(None)))
+        if raw.coords is None:
+            return features, None
+        xy = np.array(_rows(raw.coords, slice(None)))
+        _within_a_slide(path, xy)
+        return features, xy
 
 
 def _lattice(xy: NDArray[np.float64]) -> tuple[float | None, float, int]:
@@ -411,7 +349,8 @@ def _lattice(xy: NDArray[np.float64]) -> tuple[float | None, float, int]:
         for order in [np.lexsort((xy[:, along], xy[:, across]))]
     ]
     gaps = np.concatenate([gap for _, gap in lines])
-    values, counts = np.unique(gaps[np.isfinite(gaps)].round(3), return_counts=True)
+    rounded = gaps[np.isfinite(gaps)].round(3)
+    values, counts = np.unique(rounded[rounded > 0], return_counts=True)
     if not len(values):
         return None, 0.0, duplicates
     step = float(values[counts.argmax()])

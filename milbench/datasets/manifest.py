@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from milbench.config import Settings
 from milbench.datasets.base import TaskName
-from milbench.datasets.formats import Format, Layout
+from milbench.datasets.formats import STEPS, Format, Layout
 from milbench.datasets.published import COHORTS
 from milbench.errors import MilbenchError, from_validation
 from milbench.files import parse_toml, read_bytes, write_atomically
@@ -45,7 +45,7 @@ class Features(_Form):
     folder: str
     format: Format
     patches: str | None = None
-    step: float | None = Field(None, gt=0)
+    step: float | None = Field(None, ge=STEPS[0], le=STEPS[1])
 
     @property
     def key(self) -> tuple[str, int | None, int | None]:
@@ -281,6 +281,14 @@ def stored(path: Path, home: Path) -> str:
 
     So a project can be moved or mounted elsewhere as a whole, and what lies outside is found from wherever it is.
     """
-    path, home = path.resolve(), home.resolve()
+    try:
+        path, home = path.resolve(), home.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself
+        raise MilbenchError(
+            f"{path} cannot be reached; it is a link that leads in a circle, or lies in a closed folder"
+        ) from error
     inside = path.is_relative_to(home.parent) and home.parent != Path(home.anchor)
-    return Path(os.path.relpath(path, home)).as_posix() if inside else path.as_posix()
+    kept = Path(os.path.relpath(path, home)).as_posix() if inside else path.as_posix()
+    if any("\udc80" <= c <= "\udcff" for c in kept):  # bytes that are not UTF-8
+        raise MilbenchError(f"{path}: names of folders and tables must be UTF-8 to be kept in a manifest; rename it")
+    return kept

@@ -26,6 +26,7 @@ from torch import Tensor
 from milbench.bags import Bag
 from milbench.errors import MilbenchError
 from milbench.files import flush
+from milbench.interrupt import unfinished
 
 MAGIC = b"milbench pack 2\n"
 FORMER = b"milbench pack 1\n"  # which nothing reads any more
@@ -333,11 +334,12 @@ def _whole_or_nothing(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with unfinished(part):
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
         flush(path.parent)
     except BaseException:
         with suppress(FileNotFoundError):

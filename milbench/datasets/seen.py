@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from milbench.datasets.containers import regular
 from milbench.datasets.formats import BadFile, Facts, contents, inspect
+from milbench.errors import MilbenchError
 from milbench.files import write_atomically
 
 VERSION = 2  # of what is remembered
@@ -31,7 +33,7 @@ def state_of(path: Path, patches: Path | None) -> State:
 
     The last cannot be set by a program that copies the first, which is why both are here.
     """
-    stats = [file.stat() for file in (path, patches) if file is not None]
+    stats = [regular(file) for file in (path, patches) if file is not None]
     return [patches and patches.name, *(number for s in stats for number in (s.st_size, s.st_mtime_ns, s.st_ctime_ns))]
 
 
@@ -139,14 +141,14 @@ class Seen:
         for place in self._places:
             try:
                 write_atomically(place, text)
-            except OSError as error:
+            except MilbenchError as error:
                 failed = error
             else:
                 self._kept = dict(self._new)
                 return
         if any(one["contents"] for one in self._new.values()):
             console().print(
-                f"{self._places[0]} cannot be written ({failed.strerror}), so every command reads all feature files again; "
+                f"{failed}, so every command reads all feature files again; "
                 "set MILBENCH_CACHE to a folder that can be written to", **PLAIN,
             )  # fmt: skip
 

@@ -4,15 +4,21 @@ Columns are found by the names that CLAM, HIPT, TRIDENT, BRACS, TCGA-CDR and cBi
 extension of the slide file.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 
 from milbench.datasets.base import Fold
-from milbench.errors import MilbenchError, unknown
+from milbench.errors import MilbenchError, few, printable, unknown
+from milbench.files import LONGEST, table_text
+
+SEPARATORS = (",", "\t", ";")
+WIDEST = 10_000  # columns; more are no table of slides
 
 # What columns are called, the likeliest first; compared in lower case, with _ for every other character.
 COLUMNS = {
@@ -71,18 +77,24 @@ def read(path: Path) -> pd.DataFrame:
     Raises:
         MilbenchError: no such file, or no table in it.
     """
-    if not path.is_file():
-        raise MilbenchError(f"table {path} does not exist" + ("; it is a folder" if path.is_dir() else ""))
     try:
-        for separator in (",", "\t", ";"):
-            frame = pd.read_csv(path, sep=separator, index_col=False, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        text = table_text(path)
+        header = "".join(text[:LONGEST].lstrip().splitlines()[:1])
+        if max(map(header.count, SEPARATORS)) >= WIDEST:
+            raise ValueError(f"it has more than {WIDEST:,} columns")
+        for separator in SEPARATORS:
+            frame = pd.read_csv(StringIO(text), sep=separator, index_col=False, dtype=str, keep_default_na=False)
             if len(frame.columns) > 1:
                 break
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError, OSError) as error:
+    except OSError as error:
+        raise MilbenchError(f"table {path} {error}") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
         raise MilbenchError(f"{path}: not a table of comma- or tab-separated text ({error})".replace("\n", " ")) from error
     if frame.empty:
         raise MilbenchError(f"{path}: the table has no rows")
     frame.columns = [str(name).strip() for name in frame.columns]
+    if twice := sorted({name for name in frame.columns[frame.columns.duplicated()] if name}):
+        raise MilbenchError(f"{path}: several columns are called {few(twice)}; rename all but one")
     return frame.apply(lambda column: column.str.strip())
 
 
@@ -120,7 +132,7 @@ def columns(path: Path, task: str, asked: Mapping[str, str]) -> dict[str, str]:
     found = {role: column for role in roles if (column := asked.get(role) or find(frame, role))}
     if "event" in found and "censorship" in found:  # the name of the latter has one meaning only
         del found["censorship" if "event" in asked else "event"]
-    here = f"it has {', '.join(frame.columns)}; name yours with --columns"
+    here = f"it has {few(frame.columns)}; name yours with --columns"
     if "slide" not in found and "case" not in found:
         raise MilbenchError(f"{path}: no column of slides or cases such as slide_id or case_id; {here} slide=NAME")
     if task == "subtyping" and "label" not in found:
@@ -150,14 +162,15 @@ def rows(path: Path, columns: Mapping[str, str]) -> list[Row]:
         if slide == "" or (slide is None and not cell["case"]):
             raise MilbenchError(f"{where}: no {'slide' if slide == '' else 'case'} is named")
         case = clean(cell.get("case", "")) or _case_of(slide or "")
-        row = Row(slide, case, _label(cell, where, slide or case), _time(cell, where, case), _event(cell, where, case))
+        who, patient = printable(slide or case), printable(case)
+        row = Row(slide, case, _label(cell, where, who), _time(cell, where, patient), _event(cell, where, patient))
         other = found.setdefault(slide or case, row)
         if other != row:
-            told = [f"case {one.case} and {_outcome(one)}" for one in (other, row)]
-            raise MilbenchError(f"{where}: {slide or case} stands twice, once with {told[0]} and once with {told[1]}")
+            told = [printable(f"case {one.case} and {_outcome(one)}") for one in (other, row)]
+            raise MilbenchError(f"{where}: {who} stands twice, once with {told[0]} and once with {told[1]}")
         first = of_case.setdefault(case, row)
         if "time" in columns and (first.time, first.event) != (row.time, row.event):
-            raise MilbenchError(f"{where}: case {case} has {_outcome(row)} here and {_outcome(first)} in another row")
+            raise MilbenchError(f"{where}: case {patient} has {_outcome(row)} here and {_outcome(first)} in another row")
     return list(found.values())
 
 
@@ -214,8 +227,10 @@ def folds(path: Path) -> tuple[list[Fold], str]:
     Raises:
         MilbenchError: nothing of that kind, with what there is.
     """
-    if path.is_dir():
-        return _folder(path)
+    return _folder(path) if os.path.isdir(path) else _file(path)
+
+
+def _file(path: Path) -> tuple[list[Fold], str]:
     frame = read(path)
     if columns := _part_columns(frame):
         return [_wide(frame, columns, path)], f"columns {', '.join(columns.values())}"
@@ -223,18 +238,20 @@ def folds(path: Path) -> tuple[list[Fold], str]:
     if id is None:
         raise MilbenchError(
             f"{path}: a split table has columns train, val and test, or a column of slides or cases beside a column of parts; "
-            f"it has {', '.join(frame.columns)}"
+            f"it has {few(frame.columns)}"
         )
     ids = frame[id].map(clean)
     if split := find(frame, "split"):
         return [_long(ids, frame[split], f"{path}: column {split}")], f"column {split}"
-    numbered = sorted((int(m[1]), name) for name in frame.columns if (m := re.fullmatch(r"(?:fold|split)_?(\d+)", _plain(name))))
+    numbered = sorted(
+        (int(m[1]), name) for name in frame.columns if (m := re.fullmatch(r"(?:fold|split)_?(\d{1,9})", _plain(name)))
+    )
     if numbered:
         _check_numbers([number for number, _ in numbered], path)
         return [_long(ids, frame[name], f"{path}: column {name}") for _, name in numbered], f"{len(numbered)} columns of parts"
     if fold := find(frame, "fold"):
         return _numbers(ids, frame[fold], f"{path}: column {fold}"), f"column {fold}: each is tested once, the next validated on"
-    raise MilbenchError(f"{path}: no column of parts such as split, or of folds such as fold; it has {', '.join(frame.columns)}")
+    raise MilbenchError(f"{path}: no column of parts such as split, or of folds such as fold; it has {few(frame.columns)}")
 
 
 def _part_columns(frame: pd.DataFrame) -> dict[str, str]:
@@ -244,14 +261,16 @@ def _part_columns(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def _folder(path: Path) -> tuple[list[Fold], str]:
-    every = {file: m for file in sorted(path.glob("*.csv")) if (m := re.fullmatch(r"(?:splits?|fold)_?(\d+)(_bool)?", file.stem))}
+    every = {
+        file: m for file in sorted(path.glob("*.csv")) if (m := re.fullmatch(r"(?:splits?|fold)_?(\d{1,9})(_bool)?", file.stem))
+    }
     plain = {int(m[1]): file for file, m in every.items() if not m[2]} or {int(m[1]): file for file, m in every.items()}
     if not plain:
         raise MilbenchError(f"{path} holds no splits_0.csv, splits_1.csv and so on; give a folder that does, or one split table")
     _check_numbers(plain, path)
     found = []
     for number in sorted(plain):
-        some, _ = folds(plain[number])
+        some, _ = _file(plain[number])
         if len(some) != 1:
             raise MilbenchError(f"{plain[number]}: {len(some)} folds in one file of a folder that has a file for each")
         found += some
@@ -283,15 +302,15 @@ def _long(ids: Iterable[str], parts: Iterable[str], where: str) -> Fold:
         if not part:
             continue
         if part.lower() not in PARTS:
-            raise MilbenchError(f"{where}: {id} is in the part {part!r}; parts are train, val and test")
+            raise MilbenchError(f"{where}: {printable(id)} is in the part {part!r}; parts are train, val and test")
         found[PARTS[part.lower()]].append(id)
     return Fold(*map(tuple, found.values()))
 
 
 def _numbers(ids: Iterable[str], column: Iterable[str], where: str) -> list[Fold]:
     """Fold numbers: fold i tests part i and validates on the next."""
-    if not all(re.fullmatch(r"\d+(\.0+)?", value) for value in column):
-        bad = next(value for value in column if not re.fullmatch(r"\d+(\.0+)?", value))
+    if not all(re.fullmatch(r"\d{1,9}(\.0+)?", value) for value in column):
+        bad = next(value for value in column if not re.fullmatch(r"\d{1,9}(\.0+)?", value))
         raise MilbenchError(f"{where}: {bad or 'nothing'!r} is no number of a fold")
     parts: dict[int, list[str]] = {}
     for id, value in zip(ids, column, strict=True):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from milbench.errors import MilbenchError
-from milbench.files import write_atomically
+from milbench.files import replacing, write_atomically
 from milbench.names import checked, slug
 from milbench.report import appendix, capability, claims, classic, collect, document, figure, latex, ranks, render, tables
 from milbench.report.figure import Figure, Saved, own_file
@@ -185,11 +185,11 @@ def _figures(report: Report, folder: Path) -> dict[str, Saved]:
     found = {one.name: one.save(folder) for one in drawn}
     for one in report.figures:
         copy = Saved(slug(one.name), one.title, one.caption, folder)
-        folder.mkdir(parents=True, exist_ok=True)
         for source, target in ((one.pdf, copy.pdf), (one.png, copy.png), (one.csv, copy.csv)):
             if not source.is_file():
                 raise MilbenchError(f"figure {one.name}: {source} is missing; make the figure again, or remove {one.name}.json")
-            shutil.copyfile(own_file(source), target)
+            with replacing(target) as path:
+                shutil.copyfile(own_file(source), path)
         found[one.name] = copy
     return found
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milbench.errors import MilbenchError
-from milbench.files import parse_json, read_bytes, write_atomically
+from milbench.files import parse_json, read_bytes, replacing, write_atomically
 from milbench.names import checked
 from milbench.report.numbers import cells, written
 
@@ -107,13 +107,14 @@ class Figure:
         from matplotlib import pyplot as plt
 
         saved = Saved(checked(self.name, "figure"), self.title, self.caption, folder)
-        folder.mkdir(parents=True, exist_ok=True)
         with look():
             drawing = self.draw()
-            drawing.savefig(saved.pdf, metadata={"CreationDate": None, "Producer": None, "Creator": "milbench"})
-            drawing.savefig(saved.png, metadata={"Software": "milbench"})
+            with replacing(saved.pdf) as path:
+                drawing.savefig(path, metadata={"CreationDate": None, "Producer": None, "Creator": "milbench"})
+            with replacing(saved.png) as path:
+                drawing.savefig(path, metadata={"Software": "milbench"})
+                _shrink(path)
             plt.close(drawing)
-        _shrink(saved.png)
         write_atomically(saved.csv, self.numbers())
         text = {"name": self.name, "title": self.title, "caption": self.caption}
         write_atomically(folder / f"{self.name}.json", json.dumps(text, indent=1, ensure_ascii=False) + "\n")

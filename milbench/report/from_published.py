@@ -17,13 +17,13 @@ Tables of folds are grouped by all other columns, predictions by cohort, dataset
 """
 
 import csv
-import gzip
 import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milbench import stats
-from milbench.errors import MilbenchError, unknown
+from milbench.errors import MilbenchError, few, unknown
+from milbench.files import table_text
 from milbench.report import claims
 from milbench.report.build import Report
 from milbench.report.numbers import interval, number, p_value, signed, spread, styles, tally
@@ -79,10 +80,9 @@ class Sheet:
             MilbenchError: it is not there, not such a file, or without rows.
         """
         try:
-            with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
-                reader = csv.DictReader(file, strict=True)
-                rows = list(reader)
-        except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+            reader = csv.DictReader(StringIO(table_text(path), newline=""), strict=True)
+            rows = list(reader)
+        except (OSError, ValueError, csv.Error) as error:
             raise MilbenchError(f"{path}: cannot be read as CSV ({error})") from error
         if not rows:
             raise MilbenchError(f"{path}: no rows")
@@ -111,7 +111,7 @@ class Sheet:
         found = self.find(what, known)
         if found is None:
             raise MilbenchError(
-                f"{self.path}: no column for the {what}; needed is one of {', '.join(known)}, found are {', '.join(self.names)}"
+                f"{self.path}: no column for the {what}; needed is one of {', '.join(known)}, found are {few(self.names, 30)}"
             )
         return found
 

@@ -30,7 +30,7 @@ from milbench.trials.spec import TrialSpec
 from milbench.trials.store import MODEL, PREDICTIONS, Result, Status, Store
 
 OnEpoch = Callable[[int, dict[str, float | None]], None]
-Files = dict[str, Callable[[Path], None]]
+Files = dict[str, Callable[[Path], object]]
 
 
 def run_trial(
@@ -135,7 +135,8 @@ def _run(spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, settings: Setting
     )
     files: Files = {PREDICTIONS: lambda path: predictions.write(path, _predicted(task, spec.fold, test, scores))}
     if keep_model and (state := model.state_dict()):
-        files[MODEL] = lambda path: safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in state.items()}, path)
+        # Not save_file: its own error for a full disk would pass for a fault of the trial.
+        files[MODEL] = lambda path: path.write_bytes(safetensors.torch.save({k: v.contiguous().cpu() for k, v in state.items()}))
     return result, files
 
 

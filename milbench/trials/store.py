@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from milbench import names
-from milbench.errors import MilbenchError, from_validation
+from milbench.errors import MilbenchError, Unwritable, from_validation
 from milbench.files import flush, parse_json, read_bytes, sha256, unusable
 from milbench.trials.spec import SCHEMA, TrialSpec, id_of
 
@@ -91,11 +91,13 @@ class Store:
 
     Args:
         root: usually `results`; made when first written to.
+        writer: names what this one has not finished writing, so that :meth:`abandon` finds it; drawn unless given.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, writer: str | None = None) -> None:
         self.root = Path(root)
         self.trials = self.root / "trials"
+        self.writer = writer or uuid.uuid4().hex[:12]
 
     def folder(self, trial_id: str) -> Path:
         """Where the trial is, or would be.
@@ -197,7 +199,7 @@ class Store:
         found = self.raw(trial_id)
         return "pending" if found is None else found["status"]
 
-    def write(self, result: Result, files: dict[str, Callable[[Path], None]] | None = None) -> bool:
+    def write(self, result: Result, files: Mapping[str, Callable[[Path], object]] | None = None) -> bool:
         """Put a result in place, atomically.
 
         A finished trial is never replaced; a failed one is.
@@ -208,12 +210,14 @@ class Store:
 
         Returns:
             False when another writer finished the same trial first; this one is then discarded.
+
+        Raises:
+            Unwritable: the disk is full, or the folder may not be written to; nothing is left.
         """
-        self.trials.mkdir(parents=True, exist_ok=True)
-        final = self.folder(result.trial_id)
-        temporary = self.trials / f".writing-{result.trial_id}-{uuid.uuid4().hex[:8]}"
-        temporary.mkdir()
+        final, temporary = self.folder(result.trial_id), self._hidden("writing", result.trial_id)
         try:
+            self.trials.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
             for name, save in (files or {}).items():
                 save(temporary / name)
                 result.sha256[name] = sha256(temporary / name)
@@ -221,8 +225,17 @@ class Store:
             for path in [*temporary.iterdir(), temporary]:
                 flush(path)
             return self._put(temporary, final)
+        except OSError as error:
+            raise Unwritable(
+                f"{self.trials}: a result cannot be written: {error.strerror or error}; "
+                "mend that and give the same command again: finished trials are kept"
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _hidden(self, what: str, trial_id: str) -> Path:
+        """A name for a folder that readers do not look at."""
+        return self.trials / f".{what}-{trial_id}-{self.writer}-{uuid.uuid4().hex[:8]}"
 
     def _put(self, temporary: Path, final: Path) -> bool:
         while True:
@@ -233,7 +246,7 @@ class Store:
                     raise
                 if self.status(final.name) in ("ok", "skipped"):
                     return False
-                old = final.with_name(f".replaced-{final.name}-{uuid.uuid4().hex[:8]}")
+                old = self._hidden("replaced", final.name)
                 try:
                     final.rename(old)
                 except FileNotFoundError:
@@ -248,6 +261,11 @@ class Store:
         for left in [*self.trials.glob(".writing-*"), *self.trials.glob(".replaced-*")]:
             if time.time() - left.stat().st_mtime > older_than:
                 shutil.rmtree(left, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Remove what this writer has not finished, in whatever process. None of them may still write."""
+        for left in self.trials.glob(f".*-{self.writer}-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _hashed(spec: Mapping[str, Any]) -> str:
