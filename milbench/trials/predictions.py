@@ -101,7 +101,7 @@ def escaped(source: Path, target: Path) -> None:
         writer.writerows([csv_cell(cell) if at in ids else cell for at, cell in enumerate(row)] for row in rows)
 
 
-def metrics(columns: Columns) -> dict[str, Any]:
+def metrics(columns: Columns, kind: type[np.floating] = np.float32) -> dict[str, Any]:
     """Every stored metric, computed again. Scores were float32, and are so again: equal predictions give equal numbers."""
     from milbench import stats  # takes a second, which `milbench status` does not have
 
