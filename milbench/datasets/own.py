@@ -62,7 +62,7 @@ def _states(manifest: Manifest, features: Features) -> list[tuple[Path, State]]:
     try:
         inside = [sorted(path.iterdir()) if path.is_dir() else [path] for path in named]
         return [(path, state_of(path, None)) for path in (*place.files(), *(path for some in inside for path in some))]
-    except (OSError, MilbenchError):  # what is wrong is told by the check
+    except (OSError, MilbenchError):  # the check says what it is
         return []
 
 
