@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import made_up_suite
+from helpers import made_up_suite, sign
 from report_helpers import paper_store
 from scipy import stats as scipy
 
@@ -247,6 +247,7 @@ def test_an_undefined_metric_is_told_and_decides_nothing(tmp_path, quick):
     path = store.folder(run.cell.trial_id) / "predictions.csv"
     first, second, *rest = path.read_text().splitlines()
     path.write_text("\n".join([first, ",".join([*second.split(",")[:-3], "nan", "nan", "nan"]), *rest]) + "\n")
+    sign(store, path.parent.name)
     wanted = [c for c in claims.load().claim if c.id == "defaults"]
     parts = [part for part in claims.judge(wanted, Measured(store)) if not isinstance(part.estimate, str)]
     assert {(part.verdict, part.estimate.n) for part in parts} == {("inconclusive", "9 x 2, undefined in 1 of 2 runs")}
