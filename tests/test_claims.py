@@ -236,7 +236,8 @@ def test_what_is_finished_is_not_called_not_run(tmp_path, monkeypatch, suite, se
         assert len(told) == 3 + 7 + 8 + 5 + 6 + 2, "every value of each sweep but the default"
 
 
-def test_an_undefined_metric_is_told_and_decides_nothing(tmp_path, quick):
+def test_an_undefined_metric_is_told_and_decides_nothing(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr("milbench.trials.predictions.disagreement", lambda columns, result: "")
     store = paper_store(tmp_path, "bracs-ablation-radius", n=9, seeds=[0, 1])
     run = next(
         run
