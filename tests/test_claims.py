@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import made_up_suite
+from helpers import made_up_suite, sign
 from report_helpers import paper_store
 from scipy import stats as scipy
 
@@ -238,7 +238,6 @@ def test_what_is_finished_is_not_called_not_run(tmp_path, monkeypatch, suite, se
 
 def test_an_undefined_metric_is_told_and_decides_nothing(tmp_path, quick, monkeypatch):
     monkeypatch.setattr("milbench.trials.predictions.disagreement", lambda columns, result: "")
-    monkeypatch.setattr("milbench.trials.store.Store.verified", lambda self, result, name: self.folder(result["trial_id"]) / name)
     store = paper_store(tmp_path, "bracs-ablation-radius", n=9, seeds=[0, 1])
     run = next(
         run
@@ -249,6 +248,7 @@ def test_an_undefined_metric_is_told_and_decides_nothing(tmp_path, quick, monkey
     path = store.folder(run.cell.trial_id) / "predictions.csv"
     first, second, *rest = path.read_text().splitlines()
     path.write_text("\n".join([first, ",".join([*second.split(",")[:-3], "nan", "nan", "nan"]), *rest]) + "\n")
+    sign(store, path.parent.name)
     wanted = [c for c in claims.load().claim if c.id == "defaults"]
     parts = [part for part in claims.judge(wanted, Measured(store)) if not isinstance(part.estimate, str)]
     assert {(part.verdict, part.estimate.n) for part in parts} == {("inconclusive", "9 x 2, undefined in 1 of 2 runs")}

@@ -27,6 +27,13 @@ from milbench.trials.store import PREDICTIONS, Store
 LAYOUT = {"columns": ["metric"], "groups": [], "metrics": ["macro_f1", "macro_auc"]}
 
 
+@pytest.fixture(autouse=True)
+def forged(monkeypatch):
+    """Metrics that no predictions give, and some beyond 1, to see what figures make of them."""
+    monkeypatch.setattr("milbench.trials.predictions.disagreement", lambda columns, result: "")
+    monkeypatch.setattr("milbench.trials.store._LARGEST", {})
+
+
 def plan_of(store, name, rows, cells, *, reference="abmil", task="subtyping", metrics=("macro_f1", "macro_auc"), **more):
     definition = {
         "name": name, "title": f"Made up: {name}", "reproduces": "", "task": task, "includes": [], "recipe": {"name": "paper"},
