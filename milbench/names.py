@@ -1,4 +1,4 @@
-"""Names that become file names: of suites, tables, datasets, encoders, splits, figures.
+"""Names that become file names: of suites, tables, datasets, splits, figures.
 
 They arrive in files that others wrote, so each passes :func:`checked` where it is read and again where it becomes a path.
 """
@@ -37,7 +37,13 @@ def _in_a_form(name: str) -> str:
     return name
 
 
+def _with_slashes(name: str) -> str:
+    _in_a_form(name.replace("/", "-") if not name.startswith("/") else name)
+    return name
+
+
 Name = Annotated[str, AfterValidator(_in_a_form)]  # for the fields of a form
+Encoder = Annotated[str, AfterValidator(_with_slashes)]  # hubs name them owner/model; no path is made of one as it stands
 
 
 @lru_cache(maxsize=4096)

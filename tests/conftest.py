@@ -3,11 +3,15 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from milbench import plugins
 
+# The same examples on every machine and at every run; --hypothesis-seed=random looks for others.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)  # tests run side by side
 plugins.discover()  # at import, so that tests can be parametrised over the registry
 

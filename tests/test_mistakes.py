@@ -156,7 +156,7 @@ def test_metrics_come_out_of_predictions_exactly(tmp_path):
 
 
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=20, unique=True))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ids_come_back_exactly_and_none_is_a_formula(ids):
     from milbench.trials import predictions
 
@@ -449,7 +449,7 @@ OPTIONS = {"deadline": None, "suppress_health_check": list(HealthCheck), "databa
 
 
 @given(data=st.data())
-@settings(max_examples=40, derandomize=True, **OPTIONS)
+@settings(max_examples=40, **OPTIONS)
 def test_no_document_ends_in_a_traceback(data, sound):
     fuzz(data, sound)
 

@@ -127,7 +127,6 @@ class Trained:
 
     def model(self, *, trained: bool = True) -> Aggregator:
         """The model as the trial left it, or as it began."""
-        process.settle()
         process.seed(derive_seed(*self.spec.axes, "weights"))
         model = build_model(self.spec, self.dataset, self.task.n_out)
         if trained:
@@ -167,7 +166,6 @@ def of_dataset(dataset: Dataset, id: str, standardise: Standardiser | None = Non
 
 def fresh(name: str, in_dim: int, n_out: int = 2, seed: int = 0) -> Aggregator:
     """The aggregator `name` with random weights."""
-    process.settle()
     process.seed(seed)
     return plugins.resolve(name).build(in_dim, n_out).eval()
 

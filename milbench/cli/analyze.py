@@ -65,7 +65,7 @@ def rank(
 
     import torch
 
-    from milbench import plugins
+    from milbench import plugins, process
     from milbench.analysis import rank_figures, subjects
     from milbench.errors import MilbenchError
     from milbench.trials.store import Store
@@ -77,6 +77,7 @@ def rank(
     torch.set_num_threads(threads or os.cpu_count() or 1)
     settings = Settings.from_environment(data=data_folder)
     plugins.discover(plugin_files)
+    process.settle()
     found = [subjects.Trained.find(Store(results), trial, settings) for trial in dict.fromkeys(trials)]
     files = [subjects.read_features(path, step) for path in features]
 
@@ -139,7 +140,7 @@ def heatmap(
 
     A figure goes to RESULTS/analysis, and for every model a GeoJSON file that QuPath opens: squares in level-0 pixels.
     """
-    from milbench import plugins
+    from milbench import plugins, process
     from milbench.analysis import heatmap as maps
     from milbench.analysis import subjects
     from milbench.errors import MilbenchError
@@ -157,6 +158,7 @@ def heatmap(
         under = (maps.image_of(thumbnail), size)
     settings = Settings.from_environment(data=data_folder)
     plugins.discover(plugin_files)
+    process.settle()
     panels: list[maps.Heatmap] = []
     found = [subjects.Trained.find(Store(results), trial, settings) for trial in dict.fromkeys(trials)]
     for trained, label in zip(found, subjects.labels(found), strict=True):

@@ -21,7 +21,7 @@ from milbench.datasets.formats import STEPS, Format, Layout
 from milbench.datasets.published import COHORTS
 from milbench.errors import MilbenchError, from_validation
 from milbench.files import parse_toml, read_bytes, write_atomically
-from milbench.names import Name, checked
+from milbench.names import Encoder, Name, checked
 
 
 class _Form(BaseModel):
@@ -39,7 +39,7 @@ class Features(_Form):
         step: level-0 pixels between neighbouring patches, where no file says them or files are wrong.
     """
 
-    encoder: Name
+    encoder: Encoder
     magnification: int | None = Field(None, ge=1)
     patch_size: int | None = Field(None, ge=1)
     folder: str

@@ -435,7 +435,7 @@ def _partial(content: _Content) -> str:
 def _notes(content: _Content, *, tests: bool, significant: bool) -> list[str]:
     runs = content.runs
     done = [run for run in runs if run.result]
-    notes = [f"{note[0].upper()}{note[1:]}." for note in content.plan.notes]
+    notes = [f"{note[:1].upper()}{note[1:]}." for note in content.plan.notes if note]
     notes += _spreads(content)
     if 0 < (total := sum(_tested(runs).values())) < FEW:
         notes.append(
@@ -478,7 +478,7 @@ def _spreads(content: _Content) -> list[str]:
         sizes = sorted({len(run.predictions["slide"]) for run in each})
         tested = " to ".join(map(str, sizes[:1] + sizes[1:][-1:]))
         said.setdefault(spread + (f", {tested} tested in each" if tested else ""), []).append(own[0].cell.dataset_label)
-    told = [f"{', '.join(names)}: {text[0].lower()}{text[1:]}" if len(said) > 1 else text for text, names in said.items()]
+    told = [f"{', '.join(names)}: {text[:1].lower()}{text[1:]}" if len(said) > 1 else text for text, names in said.items()]
     return [f"{'; '.join(told)}. Best in bold, second underlined."] if told else []
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from milbench import recipes
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.files import read_toml
-from milbench.names import Name, checked
+from milbench.names import Encoder, Name, checked
 from milbench.trials.definition import TABLE
 
 HERE = Path(__file__).parent
@@ -38,7 +38,7 @@ class Grid(_Form):
     """
 
     dataset: list[Name] = Field(min_length=1)
-    encoder: list[Name] = Field(min_length=1)
+    encoder: list[Encoder] = Field(min_length=1)
     magnification: list[Count] = []
     patch_size: list[Count] = []
     split: list[Name] = Field(min_length=1)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.files import parse_json, read_bytes, unusable, write_atomically
-from milbench.names import TRIAL_ID, Name, checked
+from milbench.names import TRIAL_ID, Encoder, Name, checked
 from milbench.trials.spec import SCHEMA
 from milbench.trials.store import REHEARSAL, Store
 
@@ -42,7 +42,7 @@ class Cell(BaseModel):
     label: str
     dataset: Name
     dataset_label: str
-    encoder: Name
+    encoder: Encoder
     magnification: int | None
     patch_size: int | None
     split: Name
