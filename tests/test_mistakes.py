@@ -1,6 +1,7 @@
 """Whatever a plan, a result or a suite holds, and wherever a folder points: one line and an exit code, never a traceback."""
 
 import copy
+import csv
 import json
 import os
 import shutil
@@ -166,7 +167,8 @@ def test_ids_come_back_exactly_and_none_is_a_formula(ids):
         path = Path(folder) / "p.csv"
         predictions.write(path, rows)
         assert sorted(predictions.parsed(path)["slide"].tolist()) == sorted(ids)
-        assert not any(line.startswith(("=", "@", "+c", "-x", "\t=")) for line in path.read_text().splitlines()[1:])
+        with path.open(newline="") as file:
+            assert not any(cell.startswith(("=", "@", "+c", "-x", "\t=")) for row in csv.reader(file) for cell in row)
 
 
 def test_a_text_that_a_spreadsheet_would_run_is_quoted_and_a_number_is_not():
