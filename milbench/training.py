@@ -21,7 +21,7 @@ from milbench.datasets import Dataset, Fold, Sample
 from milbench.errors import MilbenchError
 from milbench.nn.optimisers import learning_rate
 from milbench.recipes import Recipe
-from milbench.stats import TINY, rounded
+from milbench.stats import STEP, rounded
 from milbench.tasks import Subtyping, Survival, SurvivalTarget
 
 
@@ -174,7 +174,7 @@ def fit(
         row: dict[str, float | None] = {"epoch": epoch, "train_loss": train_loss}
         if val:
             scores, val_loss = predict(model, val, task)
-            metric = rounded(task.metrics(val.samples, scores)[watched], step=TINY)  # equal epochs tie on every machine
+            metric = rounded(task.metrics(val.samples, scores)[watched], step=STEP)  # equal epochs tie on every machine
             row |= {"val_loss": val_loss, f"val_{watched}": None if math.isnan(metric) else metric}
             by_metric = recipe.select != "best val loss" and not math.isnan(metric)
             rank = (metric if by_metric else -math.inf, -val_loss)

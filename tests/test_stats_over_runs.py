@@ -1,5 +1,6 @@
 """Nadeau-Bengio, Wilcoxon and ANOVA against hand-worked values, enumeration and statsmodels."""
 
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
@@ -147,3 +148,15 @@ def test_anova_without_spread_or_runs():
     for groups in ([[0.1, 0.2]], [[0.1], [0.2]], [[0.1, 0.2], []]):
         with pytest.raises(MilbenchError, match="ANOVA needs"):
             stats.anova(groups)
+
+
+def test_differences_of_rounded_metrics_tie_where_the_exact_ones_do():
+    """Every metric is rounded before two are subtracted: thirtieths then differ in their twelfth digit, and are equal all the same."""
+    method, reference = [31 / 35, 4 / 5, 5 / 6, 8 / 15, 7 / 10], [57 / 70, 43 / 60, 14 / 15, 17 / 30, 2 / 3]
+    exact = [
+        Fraction(a).limit_denominator(100) - Fraction(b).limit_denominator(100) for a, b in zip(method, reference, strict=True)
+    ]
+    assert -exact[3] == exact[4] == Fraction(1, 30)
+    seen = [stats.rounded(a) - stats.rounded(b) for a, b in zip(method, reference, strict=True)]
+    assert abs(seen[3]) != abs(seen[4])
+    assert stats.wilcoxon(seen).p == stats.wilcoxon([float(d) for d in exact]).p == 0.875

@@ -7,7 +7,7 @@ import pytest
 
 from milbench import stats
 from milbench.report import numbers
-from milbench.stats import TINY, rounded
+from milbench.stats import STEP, rounded
 
 
 def test_rounded_keeps_digits_and_not_decimals():
@@ -21,11 +21,11 @@ def test_rounded_keeps_digits_and_not_decimals():
 
 def test_a_step_takes_what_a_subtraction_leaves():
     left = np.mean([0.7, 0.8, 0.9]) - np.mean([0.9, 0.8, 0.7])
-    assert left != 0 and rounded(left, step=TINY) == 0
-    assert math.copysign(1, rounded(-1.1e-17, step=TINY)) == 1
-    assert rounded(0.8 - 0.7, step=TINY) == rounded(0.9 - 0.8, step=TINY) == 0.1
-    assert rounded(2 / 3, step=TINY) == 0.666666666667
-    np.testing.assert_array_equal(rounded(np.array([[0.1 + 0.2, -1e-17], [np.nan, 1.0]]), step=TINY), [[0.3, 0], [np.nan, 1]])
+    assert left != 0 and rounded(left, step=STEP) == 0
+    assert math.copysign(1, rounded(-1.1e-17, step=STEP)) == 1
+    assert rounded(0.8 - 0.7, step=STEP) == rounded(0.9 - 0.8, step=STEP) == 0.1
+    assert rounded(2 / 3, step=STEP) == 0.666666666667
+    np.testing.assert_array_equal(rounded(np.array([[0.1 + 0.2, -1e-17], [np.nan, 1.0]]), step=STEP), [[0.3, 0], [np.nan, 1]])
 
 
 def test_what_a_test_finds_is_rounded():

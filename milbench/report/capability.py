@@ -158,7 +158,7 @@ def _square(runs: Sequence[Run], aggregator: str, column: Column, known: Known, 
         seed=f"capability|{aggregator}|{column}",
     )
     square.auc, square.low, square.high = (
-        stats.rounded(known.chance + x, step=stats.TINY) for x in (against.difference, against.low, against.high)
+        stats.rounded(known.chance + x, step=stats.STEP) for x in (against.difference, against.low, against.high)
     )
     square.p = against.p
     square.loss = stats.rounded(float(np.mean([_fall(run) for run in done])))

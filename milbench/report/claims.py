@@ -378,7 +378,7 @@ def _differences(claim: Claim, evidence: Measured | Printed) -> Iterator[Part]:
                         "lower": _spell(lower),
                     },
                     printed=stats.rounded(
-                        PRINTED.mean(table.source, metric, upper) - PRINTED.mean(table.source, metric, lower), step=stats.TINY
+                        PRINTED.mean(table.source, metric, upper) - PRINTED.mean(table.source, metric, lower), step=stats.STEP
                     ),
                     family=(
                         table.id,

@@ -73,7 +73,7 @@ def _reaches(low: float, high: float, number: Printed) -> str:
     ends = (low, high, number.mean - COVER * number.sd, number.mean + COVER * number.sd)
     if np.isnan(ends).any():
         return "undefined"
-    low, high, least, most = (stats.rounded(end, step=stats.TINY) for end in ends)
+    low, high, least, most = (stats.rounded(end, step=stats.STEP) for end in ends)
     return "within" if low <= most and high >= least else "outside"
 
 

@@ -42,7 +42,7 @@ class Run:
         test = self.result["metrics"]["test"]
         if name not in test:
             raise MilbenchError(f"trial {self.cell.trial_id} has no metric {name!r}; it has {', '.join(sorted(test))}")
-        return float("nan") if test[name] is None else stats.rounded(test[name], step=stats.TINY)
+        return float("nan") if test[name] is None else stats.rounded(test[name], step=stats.STEP)
 
     @cached_property
     def predictions(self) -> predictions.Columns:

@@ -77,11 +77,11 @@ class _Place:
 
 def _sd(values: Array) -> float | None:
     """Sample standard deviation; None of a single value."""
-    return stats.rounded(values.std(ddof=1), step=stats.TINY) if len(values) > 1 else None
+    return stats.rounded(values.std(ddof=1), step=stats.STEP) if len(values) > 1 else None
 
 
 def _mean(values: Array) -> float:
-    return stats.rounded(values.mean(), step=stats.TINY)
+    return stats.rounded(values.mean(), step=stats.STEP)
 
 
 def _methods(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
@@ -239,7 +239,7 @@ class Trend(stats.Rounded):
 
 
 def _point(n: float, *values: float) -> Point:
-    return Point(stats.rounded(n), *(stats.rounded(value, step=stats.TINY) for value in values))
+    return Point(stats.rounded(n), *(stats.rounded(value, step=stats.STEP) for value in values))
 
 
 def _right(score: Array, target: NDArray[np.int64]) -> Array:

@@ -263,7 +263,7 @@ def _main(
     for column, own in scores.items():
         folds = {fold for values in own.values() for fold in values}
         known_of = {m: np.array([v for v in own.get(m, {}).values() if not math.isnan(v)]) for m in models}
-        means = {m: stats.rounded(v.mean(), step=stats.TINY) if len(v) else math.nan for m, v in known_of.items()}
+        means = {m: stats.rounded(v.mean(), step=stats.STEP) if len(v) else math.nan for m, v in known_of.items()}
         ranked = styles([mean if len(known_of[m]) == len(folds) else math.nan for m, mean in means.items()])
         for row, style in zip(rows, ranked, strict=True):
             known, mean = known_of[row.label], means[row.label]
@@ -273,7 +273,7 @@ def _main(
                 if note
                 else ""
             )
-            sd = stats.rounded(known.std(ddof=1), step=stats.TINY) if len(known) > 1 else math.nan
+            sd = stats.rounded(known.std(ddof=1), step=stats.STEP) if len(known) > 1 else math.nan
             dagger = daggers.get((column, row.label), math.nan) < ALPHA
             row.entries.append(Entry(spread(mean, sd), style, dagger=dagger, mark=mark))
             values_of = {f"fold_{fold}": own.get(row.label, {}).get(fold, math.nan) for fold in every}
@@ -299,7 +299,7 @@ def _over_folds(name: str, group: str, scores: Scores, labels: dict[str, str], b
             common = [f for f in own[model] if f in own[base] and not math.isnan(own[model][f] - own[base][f])]
             if common:
                 differences = np.array([own[model][f] - own[base][f] for f in common])
-                tested.append((model, stats.rounded(differences, step=stats.TINY)))
+                tested.append((model, stats.rounded(differences, step=stats.STEP)))
         if not tested:
             continue
         # k folds of one data set: a test part is one k-th of it, and what remains at most k - 1 of them.
@@ -312,7 +312,7 @@ def _over_folds(name: str, group: str, scores: Scores, labels: dict[str, str], b
         for (model, d), test, p_holm in zip(tested, corrected, holm, strict=True):
             signs = stats.wilcoxon(d)
             wins, losses = int((d > 0).sum()), int((d < 0).sum())
-            mean = stats.rounded(d.mean(), step=stats.TINY)
+            mean = stats.rounded(d.mean(), step=stats.STEP)
             low, high, p = (test.low, test.high, test.p) if test else (math.nan,) * 3
             entries = [
                 signed(mean),
@@ -363,7 +363,7 @@ def of_predictions(sheet: Sheet, reference: str | None = None, *, tests: bool = 
     for (group, name), parts in cases.items():
         for metric, (_, function, _sign) in metrics.items():
             for part, some in parts.items():
-                scores[group, metric][name][part] = stats.rounded(float(function(*some.data)), step=stats.TINY)
+                scores[group, metric][name][part] = stats.rounded(float(function(*some.data)), step=stats.STEP)
     labels = {metric: label for metric, (label, *_) in metrics.items()}
     base = _reference(scores, reference)
     paired, daggers = _paired(sheet, cases, metrics, base) if tests else (None, {})

@@ -177,7 +177,7 @@ def _complete(runs: Sequence[Run], metric: str) -> dict[str, float]:
         if run.status == "ok":
             values[run.cell.aggregator][run.cell.fold, run.cell.seed] = run.metric(metric)
     means = {method: float(np.mean(list(of.values()))) for method, of in values.items() if of.keys() == expected}
-    return {method: stats.rounded(mean, step=stats.TINY) for method, mean in means.items() if not math.isnan(mean)}
+    return {method: stats.rounded(mean, step=stats.STEP) for method, mean in means.items() if not math.isnan(mean)}
 
 
 def _equals(p: float) -> str:

@@ -113,17 +113,17 @@ class _Block:
 
     @property
     def mean(self) -> float:
-        return stats.rounded(self.values.mean(), step=stats.TINY) if len(self.values) else math.nan
+        return stats.rounded(self.values.mean(), step=stats.STEP) if len(self.values) else math.nan
 
     @property
     def sd(self) -> float:
         """Sample standard deviation."""
-        return stats.rounded(self.values.std(ddof=1), step=stats.TINY) if len(self.values) > 1 else math.nan
+        return stats.rounded(self.values.std(ddof=1), step=stats.STEP) if len(self.values) > 1 else math.nan
 
     @property
     def above_printed(self) -> float:
         """Our mean less the printed one."""
-        return stats.rounded(self.mean - self.printed.mean, step=stats.TINY) if self.printed else math.nan
+        return stats.rounded(self.mean - self.printed.mean, step=stats.STEP) if self.printed else math.nan
 
 
 @dataclass

@@ -77,7 +77,8 @@ def wilcoxon(differences: ArrayLike) -> Outcome:
     Raises:
         MilbenchError: there is no pair, or one is missing.
     """
-    d = rounded(_finite(differences, "Wilcoxon test"), step=TINY)  # equal differences share a rank
+    raw = _finite(differences, "Wilcoxon test")
+    d = rounded(raw, step=TINY)  # equal differences share a rank
     if not len(d):
         raise MilbenchError("Wilcoxon test: there is no pair")
     name, left = "Wilcoxon signed rank (exact)", d[d != 0]
@@ -93,7 +94,7 @@ def wilcoxon(differences: ArrayLike) -> Outcome:
     note = "pairs taken as independent and symmetric about their median"
     note += f"; {len(d) - len(left)} zeros left out" if len(left) < len(d) else ""
     smallest = min(1.0, 2 / 2 ** len(left))
-    return Outcome(name, float(np.median(d)), math.nan, math.nan, len(d), note, smallest, min(1.0, float(p)))
+    return Outcome(name, float(np.median(raw)), math.nan, math.nan, len(d), note, smallest, min(1.0, float(p)))
 
 
 def anova(groups: Sequence[ArrayLike]) -> Outcome:

@@ -11,7 +11,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-TINY = 1e-12  # two values of a metric closer than this are equal: they differ by the order of a sum
+STEP = 1e-12  # a metric, or a difference of two, keeps nothing finer than its multiples
+TINY = 100 * STEP  # values of a metric, and differences of two, that are closer are equal: each term was rounded by itself
 _CHANCES = frozenset({"p", "p_holm", "nemenyi", "smallest", "alpha"})  # 1e-15 is one, and no rest of a subtraction
 
 
@@ -26,7 +27,7 @@ def rounded(x: float | NDArray[np.float64], digits: int = 12, *, step: float = 0
         x: any number.
         digits: significant ones.
         step: nothing finer than its multiples is kept. A difference of metrics has lost as many leading digits as its terms
-            share, so it takes TINY: 0.8 - 0.8 is then 0, however the two came about. A p-value takes none.
+            share, so it takes STEP: 0.8 - 0.8 is then 0, however the two came about. A p-value takes none.
     """
     if isinstance(x, np.ndarray) and x.ndim:
         return np.array([rounded(float(value), digits, step=step) for value in x.ravel()]).reshape(x.shape)
@@ -40,9 +41,9 @@ def rounded(x: float | NDArray[np.float64], digits: int = 12, *, step: float = 0
 
 @dataclass(frozen=True)
 class Rounded:
-    """What a test found: every number in it is rounded as it is made, effects with a step of TINY and chances without."""
+    """What a test found: every number in it is rounded as it is made, effects with a step of STEP and chances without."""
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
             if isinstance(value, float):
-                object.__setattr__(self, name, rounded(value, step=0.0 if name in _CHANCES else TINY))
+                object.__setattr__(self, name, rounded(value, step=0.0 if name in _CHANCES else STEP))

@@ -256,8 +256,8 @@ def _best(group: Sequence[R], metric: str) -> list[R]:
 
     def score(draw: int) -> float:
         values = [run.result["metrics"].get("val", {}).get(metric) for run in whole[draw]]
-        from milbench.stats import TINY, rounded  # takes a second, which `milbench status` does not have
+        from milbench.stats import STEP, rounded  # takes a second, which `milbench status` does not have
 
-        return -math.inf if None in values else rounded(sum(values) / len(values), step=TINY)
+        return -math.inf if None in values else rounded(sum(values) / len(values), step=STEP)
 
     return whole[max(whole, key=score)]
