@@ -1,6 +1,6 @@
 # make quickstart   a real table on real bags, from nothing, in minutes
 # make test         linters, types, architecture and the test suite
-# make test-all     the slower checks (packaging)
+# make test-all     the slower checks: packaging, fuzzing, interruptions, every order of the registry
 # make clean        remove the environment and caches; results stay
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-all: .venv/test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: .venv/test
 	$(BIN)/ruff check
