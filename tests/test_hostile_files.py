@@ -675,7 +675,8 @@ def whole_files(folder):
             with h5py.File(path, "w", libver=version) as file:
                 file.create_dataset("features", data=X, **how)
                 file["coords"] = XY
-                file["coords"].attrs.update(trident_attributes(encoder="uni", downsample=(1.0, 1.0)))
+                # Text of a fixed length: over a damaged length of any other libhdf5 spends minutes, and tells nothing beforehand.
+                file["coords"].attrs.update(trident_attributes(encoder=np.bytes_("uni"), downsample=(1.0, 1.0)))
             yield ".h5", path.read_bytes()
     for save in (np.savez, np.savez_compressed):
         save(folder / "a.npz", features=X, coords=XY, step=448.0)

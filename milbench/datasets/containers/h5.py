@@ -132,7 +132,11 @@ def _filtered_chunks(path: Path, name: str, array: h5py.Dataset, size: int) -> i
 
 
 def _said(path: Path, holder: Any) -> dict[str, str | float]:
-    """The attributes that matter; others are not looked at."""
+    """The attributes that matter; others are not looked at.
+
+    What cannot be held against the file is how long a text of variable length is: where that number is damaged libhdf5 takes
+    minutes to say so.
+    """
     found: dict[str, str | float] = {}
     with reading(path, FORM):
         for name in attributes.NAMES.intersection(holder.attrs):
