@@ -207,7 +207,9 @@ def test_a_report_stops_at_any_moment(tmp_path):
         time.sleep(3 * seconds)
         command.process.send_signal(number)
         out, err = command.process.communicate(timeout=60)
-        assert command.process.returncode in (0, 128 + number), (out, err)
+        # While Python itself ends, after the last word, nobody answers but the system; a shell says 128 + number all the same.
+        assert command.process.returncode in (0, 128 + number, -number), (out, err)
+        assert command.process.returncode != -number or "Written:" in out
         assert "Traceback" not in err
         found = {
             path.relative_to(tmp_path / "reports"): path.read_bytes()
