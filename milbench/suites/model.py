@@ -11,7 +11,7 @@ from milbench import recipes
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.files import read_toml
 from milbench.names import Encoder, Name, checked
-from milbench.trials.definition import TABLE
+from milbench.trials.definition import Prediction, Table
 
 HERE = Path(__file__).parent
 
@@ -86,40 +86,6 @@ class Search(_Form):
         low, high = self.dropout
         dropout = float(f"{low + (high - low) * uniform('dropout'):.3g}")
         return {"lr": log_uniform("lr"), "weight_decay": log_uniform("weight_decay"), "dropout": dropout}
-
-
-class Table(_Form):
-    """How the report prints the suite.
-
-    Args:
-        name: file name of the table.
-        top: a heading over all columns.
-        columns: what the columns stand for, from left to right.
-        metrics: in this order.
-        heads: dataset, encoder, magnification, patch size, split or metric -> how its column is headed; an empty metric leaves
-            the heading to the rest.
-        groups: rows [first, last] between which no rule is drawn; a rule separates groups.
-        reference: every other row is compared with this one, in the paired test; AB-MIL takes its place where it has no result.
-        labels: row -> how it is printed, where its parameters would say it worse.
-        unit: what a sample is called, where it is neither a slide nor a case.
-        published: the printed table that stands beside, as FILE/TABLE of results/published, or FILE.
-        joined: title of the one table that suites with the same `published` make in a report that has them all.
-    """
-
-    name: Name = Field(pattern=TABLE)
-    top: str = ""
-    columns: list[Literal["dataset", "encoder", "magnification", "patch_size", "split", "metric"]] = ["metric"]
-    metrics: list[Name] = Field(min_length=1)
-    heads: dict[str, str] = {}
-    groups: list[tuple[str, str]] = []
-    reference: str = "longmil"
-    labels: dict[str, str] = {}
-    unit: str = ""
-    published: str = ""
-    joined: str = ""
-
-
-Prediction = Literal["pass", "partial", "fail", "sees", "open"]
 
 
 class Suite(_Form):
