@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +78,8 @@ def report(
         raise click.UsageError("--folds, --predictions and --reference belong to --from published")
     store = Store(results)
     for name in plans.chosen(store, suite):
-        with _bar() as progress:
-            made = build(store, name, published=published, tests=not no_tests, progress=progress)
+        with show.bar() as progress:
+            made = build(store, name, published=published, tests=not no_tests, progress=partial(_compared, progress))
         _write(made, reports / name, formats)
 
 
@@ -123,17 +121,5 @@ def _print(made: Report) -> None:
             console.print(f"  {note}", style="dim", highlight=False, markup=False)
 
 
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for the comparisons of the table at hand, on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
-
-        def show_progress(table: str, done: int, total: int) -> None:
-            bar.update(task, description=f"comparing: {table}", completed=done, total=total)
-
-        yield show_progress
+def _compared(progress: show.Bar, table: str, done: int, total: int) -> None:
+    progress(f"comparing: {table}", done, total)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import click
 
+from milbench.cli import show
 from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS
 
 
@@ -32,8 +30,8 @@ def check(results: Path, as_json: bool) -> None:
     from milbench.trials.store import Store
 
     store = Store(results)
-    with _bar("checking") as progress:
-        wrong = audit(store, progress)
+    with show.bar() as progress:
+        wrong = audit(store, partial(progress, "checking trials"))
     count = len(store.ids())
     if as_json:
         rows = [{"trial_id": trial_id, "problem": why} for trial_id, why in wrong.items()]
@@ -67,7 +65,8 @@ def migrate(results: Path, target: Path | None, dry_run: bool, data_folder: Path
     settings = Settings.from_environment(data=data_folder, results=results)
     source = Store(results)
     load = partial(datasets.load, settings=settings)
-    with _bar("looking at") as progress:
+    with show.bar() as bar:
+        progress = partial(bar, "looking at trials")
         done = bring_over(source, Store(target or results), load, dry_run=dry_run, progress=progress)
     for why, count in Counter(done.left.values()).most_common():
         click.echo(f"stays behind: {count:,} trial{'s' * (count > 1)}: {why}")
@@ -79,15 +78,3 @@ def migrate(results: Path, target: Path | None, dry_run: bool, data_folder: Path
     if done.left and not dry_run and target in (None, results):
         click.echo(f"Once that is mended: milbench results migrate --results {results / KEPT} --to {results}")
     raise SystemExit(1 if done.left else 0)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over trials, on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(f"{what} trials"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Bar = Callable[[str, int, int], None]  # what is done, how much of it, and of how much
 
 
 def rows(items: list[dict[str, Any]], as_json: bool, shown: list[str]) -> None:
@@ -53,3 +57,15 @@ def _cell(value: object) -> str:
             return ", ".join(map(str, value))
         case _:
             return str(value)
+
+
+@contextmanager
+def bar() -> Iterator[Bar]:
+    """A bar with the time that is left, on a terminal; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as shown:
+        task = shown.add_task("", total=None)
+        yield lambda what, done, total: shown.update(task, description=what, completed=done, total=total)
