@@ -13,7 +13,8 @@ from scipy import stats as scipy
 from milbench import MilbenchError, plugins
 from milbench.analysis import rank_figures
 from milbench.bags import Bag
-from milbench.report import build, claims, evidence, measurements, published, tables
+from milbench.papers import published
+from milbench.report import build, claims, evidence, measurements, tables
 from milbench.report.claims import Claim, decide, together
 from milbench.report.evidence import PRINTED, Column, Estimate, Measured, Place, Source
 from milbench.trials import plan as plans

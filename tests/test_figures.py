@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from helpers import cell_of, finished, made_up_suite, predictions_file, spec, toy_dataset
 from scipy import stats as scipy_stats
 
-from milbench import Bag, MilbenchError
+from milbench import Bag, MilbenchError, reading
 from milbench.analysis import masks, slides
 from milbench.cli import main
 from milbench.datasets import Fold
+from milbench.plots.figure import saved
 from milbench.recipes import Recipe
-from milbench.report import build, collect
-from milbench.report.figure import saved
+from milbench.report import build
 from milbench.report.figures import Trend, _ticks_of_sizes, suite_figures
 from milbench.stats import c_index
 from milbench.stats.metrics import concordance_by_case
@@ -76,13 +76,13 @@ METHODS = {
 
 
 def figures_of(store, plan, paired=None):
-    return {figure.name: figure for figure in suite_figures(plan, collect.runs(store, plan), paired)}
+    return {figure.name: figure for figure in suite_figures(plan, reading.read(store, plan), paired)}
 
 
 def test_slope_against_size_is_the_least_squares_slope(tmp_path):
     store, plan = sized_suite(tmp_path, METHODS)
     figure = figures_of(store, plan)["sized-size"]
-    runs = [run for run in collect.runs(store, plan) if run.cell.aggregator == "transmil"]
+    runs = [run for run in reading.read(store, plan) if run.cell.aggregator == "transmil"]
     right = np.mean([run.predictions["score"].argmax(1) == run.predictions["target"] for run in runs], axis=0)
     line = scipy_stats.linregress(np.log2(runs[0].predictions["instances"]), right)
     told = {row["aggregator"]: row for row in figure.rows if row["kind"] == "slope per doubling"}
@@ -199,7 +199,7 @@ def test_extrapolation_bars_carry_anova_and_the_paired_interval(tmp_path):
     assert {bars, "sized-macro-f1-larger-slides", "sized-extrapolation-size", "sized-extrapolation-mixed-learning"} < set(figures)
     rows = figures[bars].rows
     paired = {(row["split"], row["aggregator"]): row for row in section.paired.tidy if row["metric"] == "macro_auc"}
-    runs = collect.runs(store, plan)
+    runs = reading.read(store, plan)
     for split in splits:
         groups = {m: [r.metric("macro_auc") for r in runs if (r.cell.split, r.cell.aggregator) == (split, m)] for m in METHODS}
         p = scipy_stats.f_oneway(*groups.values()).pvalue
@@ -225,7 +225,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
 
 def test_too_few_cases_have_no_trend(tmp_path):
     store, plan = sized_suite(tmp_path, {"abmil": METHODS["abmil"]}, n=7)
-    assert Trend.fit(collect.runs(store, plan), "seed") is None
+    assert Trend.fit(reading.read(store, plan), "seed") is None
     assert set(figures_of(store, plan)) == {"sized-learning"}
 
 
@@ -233,7 +233,7 @@ def test_without_tests_no_prediction_is_read_and_no_interval_drawn(tmp_path):
     store, plan = sized_suite(tmp_path, {"abmil": METHODS["abmil"], "mean": METHODS["longmil"]}, splits=("extrapolation",))
     for path in store.trials.glob("*/predictions.csv"):
         path.unlink()
-    figures = {figure.name: figure for figure in suite_figures(plan, collect.runs(store, plan), predictions=False)}
+    figures = {figure.name: figure for figure in suite_figures(plan, reading.read(store, plan), predictions=False)}
     assert set(figures) == {"sized-learning", "sized-macro-f1-larger-slides", "sized-macro-auc-larger-slides"}
     assert {row["difference"] for row in figures["sized-macro-f1-larger-slides"].rows} == {None}
 

@@ -16,9 +16,10 @@ from report_helpers import paper_store
 
 from milbench import MilbenchError
 from milbench.cli import main
-from milbench.report import build, latex, render, write
+from milbench.plots.figure import COLUMN, PAGE, Figure
+from milbench.report import build, write
 from milbench.report.build import Report, Section
-from milbench.report.figure import COLUMN, PAGE, Figure
+from milbench.report.render import latex, markdown
 from milbench.report.tables import Entry, Row, Table
 from milbench.trials.plan import Plan, merge
 from milbench.trials.store import Store
@@ -209,7 +210,7 @@ def markdown_cells(text):
 def test_markdown_shows_every_name_as_it_is():
     rows = [Row(name, [Entry("0.1"), Entry(name)]) for name in ODD]
     notes = [f"{name}" for name in ODD]
-    shown = markdown_cells(render.markdown(Table("t", "T", [("", "x"), ("g|", "y")], rows, notes, [])))
+    shown = markdown_cells(markdown.table(Table("t", "T", [("", "x"), ("g|", "y")], rows, notes, [])))
     names = [" ".join(name.split()) for name in ODD]
     assert shown[:3] == ["Method", "x", "g|: y"]
     assert shown[3 : 3 + 3 * len(ODD)] == [text for name in names for text in (name, "0.1", name)]
@@ -223,7 +224,7 @@ def test_markdown_shows_the_figures_and_all_tables(tmp_path):
     for name in ("narrow", "wide", "analysis-1"):
         assert f"](figures/{name}.png)" in text
         assert (tmp_path / "report" / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert [text.count(render.markdown(table)) for table in report.tables] == [1] * len(report.tables)
+    assert [text.count(markdown.table(table)) for table in report.tables] == [1] * len(report.tables)
     order = [
         text.index(part)
         for part in ("## Verdicts", "Paired comparison with ABMIL**", "(figures/narrow", "## Figures of analyses", "## Appendix")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from report_helpers import paper_store
 
-from milbench import MilbenchError
-from milbench.report import build, collect, tables
-from milbench.report.printed import PrintedTable
-from milbench.report.published import errata, numbers
+from milbench import MilbenchError, reading
+from milbench.papers.printed import PrintedTable
+from milbench.papers.published import errata, numbers
+from milbench.report import build, tables
 from milbench.suites import load
 from milbench.suites.model import names, with_includes
 
@@ -178,8 +178,8 @@ def test_table_6_says_for_each_dataset_what_the_spread_is_over(tmp_path, monkeyp
     monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
     store = paper_store(tmp_path, "bracs-resnet50", n=6, aggregators=["mean", "max"], seeds=[0, 1, 2])
     paper_store(tmp_path, "tcga-brca-resnet50", n=6, aggregators=["mean", "max"], folds=[0, 1])
-    plan = collect.joined([*collect.leaves(store, "bracs-resnet50"), *collect.leaves(store, "tcga-brca-resnet50")])[0]
-    table, _ = tables.build(plan, collect.runs(store, plan), tests=False)
+    plan = reading.joined([*reading.leaves(store, "bracs-resnet50"), *reading.leaves(store, "tcga-brca-resnet50")])[0]
+    table, _ = tables.build(plan, reading.read(store, plan), tests=False)
     spread = next(note for note in table.notes if note.endswith("second underlined."))
     assert spread == (
         "BRACS: mean ± sample standard deviation (ddof = 1) over 3 seeds, 6 tested in each; "

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from milbench import MilbenchError, stats
-from milbench.report import appendix, render, tables
-from milbench.report.collect import Run
+from milbench.reading import Run
+from milbench.report import appendix, tables
+from milbench.report.render import markdown
 from milbench.stats import PairedFold
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.store import Store
@@ -138,7 +139,7 @@ def test_every_number_is_the_tests_own(tmp_path):
             for method, corrected in zip(("longmil", "odd_name & 100% #1"), stats.holm(p), strict=True):
                 assert column(table, head, "p", method).dagger == (corrected < 0.05)
     assert any(entry.dagger for row in auc.rows for entry in row.entries)
-    assert f"| {column(auc, 'Wilcoxon', 'p', 'longmil').text} |" in render.markdown(auc)
+    assert f"| {column(auc, 'Wilcoxon', 'p', 'longmil').text} |" in markdown.table(auc)
 
 
 def test_each_test_says_what_it_assumes(tmp_path):

@@ -8,10 +8,9 @@ import pytest
 import torch
 from helpers import toy_dataset
 
-from milbench import MilbenchError, cli, datasets, plugins, suites
+from milbench import MilbenchError, cli, datasets, plugins, reading, suites
 from milbench.datasets import packed
 from milbench.errors import NotHere
-from milbench.report import collect
 from milbench.suites import rehearse
 from milbench.suites.model import Search, whole, with_includes
 from milbench.trials import plan as plans
@@ -34,7 +33,7 @@ TABLES = {
 
 
 def printed(table, dataset):
-    with (resources.files("milbench_published") / "longmil_neurips2024.csv").open() as file:
+    with (resources.files("milbench_published") / "longmil_neurips2024" / "numbers.csv").open() as file:
         return [line for line in csv.DictReader(file) if line["table"] == table and dataset in (None, line["dataset"])]
 
 
@@ -167,8 +166,8 @@ def test_a_composed_suite_finds_its_leaves_at_every_depth(tmp_path):
     for plan in cli._composed(whole(asked)):
         plans.merge(store, plan)
     for name in ("paper-all", "bracs-all", "bracs-ablations", "tcga-brca"):
-        assert [plan.suite for plan in collect.leaves(store, name)] == [s.name for s in with_includes(suites.load(name))]
-    assert collect.leaves(store, "efficiency") == []
+        assert [plan.suite for plan in reading.leaves(store, name)] == [s.name for s in with_includes(suites.load(name))]
+    assert reading.leaves(store, "efficiency") == []
 
 
 def test_the_grouped_twin_differs_in_the_split_only():

@@ -37,7 +37,7 @@ from milbench.datasets.published import COHORTS
 from milbench.errors import SkipTrial
 from milbench.files import csv_cell
 from milbench.ops import backends
-from milbench.report.figure import OTHERS, PAGE, Figure, style
+from milbench.plots.figure import OTHERS, PAGE, Figure, style
 from milbench.tasks import Subtyping
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from milbench.config import Settings
 
 if TYPE_CHECKING:
     from milbench.bags import Bag
-    from milbench.report.figure import Figure
+    from milbench.plots.figure import Figure
 
 
 TRIALS = click.option(

@@ -10,8 +10,8 @@ import numpy as np
 
 from milbench import stats
 from milbench.errors import MilbenchError
-from milbench.report.collect import Run
-from milbench.report.numbers import NONE, interval, number, p_value, signed, tally
+from milbench.numbers import NONE, interval, number, p_value, signed, tally
+from milbench.reading import Run
 from milbench.report.ranks import critical_difference, ranks
 from milbench.report.tables import ALPHA, METRICS, REPLICATES, Entry, Row, Table
 from milbench.stats import Outcome, PairedFold

@@ -8,12 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from milbench import reading
 from milbench.errors import MilbenchError
 from milbench.files import replacing, write_atomically
 from milbench.names import checked, slug
-from milbench.report import appendix, capability, claims, classic, collect, document, figure, latex, ranks, render, tables
-from milbench.report.figure import Figure, Saved, own_file
+from milbench.plots import figure
+from milbench.plots.figure import Figure, Saved, own_file
+from milbench.report import appendix, capability, claims, classic, ranks, tables
 from milbench.report.figures import suite_figures
+from milbench.report.render import html, latex, markdown
 from milbench.report.tables import Beside, Table
 from milbench.trials.plan import Plan
 from milbench.trials.store import Store
@@ -104,9 +107,9 @@ def build(
         MilbenchError: the suite was never run into this store or lists no trial, or a result cannot be read.
     """
     sections = []
-    leaves = collect.leaves(store, suite)
-    for plan in collect.joined(leaves):
-        runs = collect.runs(store, plan)
+    leaves = reading.leaves(store, suite)
+    for plan in reading.joined(leaves):
+        runs = reading.read(store, plan)
         name = plan.definition["table"]["name"]
 
         def told(done: int, total: int, name: str = name) -> None:
@@ -119,13 +122,13 @@ def build(
         sections.append(section)
     if not sections:
         raise MilbenchError(f"suite {suite} lists no trials in {store.root}; run it first: milbench run --suite {suite}")
-    not_run = collect.not_run(store, suite)
+    not_run = reading.not_run(store, suite)
     concerned = {leaf.suite for leaf in leaves} | set(not_run)
     verdicts = claims.verdicts(store, concerned, partial(progress, "verdicts")) if tests else []
-    return Report(suite, collect.title(store, suite), sections, not_run, verdicts, figure.saved(store.root / "analysis"))
+    return Report(suite, reading.title(store, suite), sections, not_run, verdicts, figure.saved(store.root / "analysis"))
 
 
-def _extend(section: Section, runs: list[collect.Run]) -> None:
+def _extend(section: Section, runs: list[reading.Run]) -> None:
     """What is more than a table of means: capabilities, printed results of classic sets, the other tests."""
     plan, layout = section.plan, section.plan.definition["table"]
     if plan.definition.get("known"):
@@ -138,7 +141,7 @@ def _extend(section: Section, runs: list[collect.Run]) -> None:
         section.figures += [diagram for diagram in diagrams if diagram]
 
 
-def _made_with(runs: list[collect.Run]) -> dict[str, dict[str, float]]:
+def _made_with(runs: list[reading.Run]) -> dict[str, dict[str, float]]:
     """Versions and machines behind the numbers, with the trials made there and how long they took."""
     seen: dict[str, dict[str, float]] = {}
     for run in runs:
@@ -160,7 +163,7 @@ def write(report: Report, folder: Path, formats: Collection[Format] = FORMATS) -
     _distinct("table", [table.name for table in report.tables])
     figures = _figures(report, folder / "figures")
     written = [path for saved in figures.values() for path in (saved.pdf, saved.png, saved.csv)]
-    forms = {"latex": (".tex", latex.table), "md": (".md", render.markdown), "csv": (".csv", render.tidy_csv)}
+    forms = {"latex": (".tex", latex.table), "md": (".md", markdown.table), "csv": (".csv", markdown.tidy_csv)}
     for table in report.tables:
         for suffix, form in (forms[name] for name in FORMATS if name in forms and name in formats):
             path = folder / "tables" / f"{checked(table.name, 'table')}{suffix}"
@@ -168,9 +171,9 @@ def write(report: Report, folder: Path, formats: Collection[Format] = FORMATS) -
             written.append(path)
     documents = []
     for name, file, make in (
-        ("html", "report.html", document.html),
-        ("latex", "report.tex", document.tex),
-        ("md", "report.md", document.markdown),
+        ("html", "report.html", html.html),
+        ("latex", "report.tex", html.tex),
+        ("md", "report.md", html.markdown),
     ):
         if name in formats:
             write_atomically(folder / file, make(report, figures))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from milbench import stats
-from milbench.report.collect import Run
-from milbench.report.figure import PAGE, Figure
-from milbench.report.numbers import NONE, number
+from milbench.numbers import NONE, number
+from milbench.plots.figure import PAGE, Figure
+from milbench.reading import Run
 from milbench.report.tables import ALPHA, Entry, Row, Table, with_data
 from milbench.stats.paired import Metric
 from milbench.trials.plan import Plan

@@ -20,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from milbench import stats
 from milbench.errors import from_validation
-from milbench.report import measurements, published
+from milbench.numbers import NONE, interval, number, p_value, signed
+from milbench.papers import published
+from milbench.report import measurements
 from milbench.report.evidence import PRINTED, Column, Estimate, Measured, Place, Printed, Side, Source
-from milbench.report.numbers import NONE, interval, number, p_value, signed
 from milbench.report.tables import ALPHA, METRICS, REPLICATES, Entry, Row, Table
 from milbench.spelling import canonical
 from milbench.trials.store import Store
@@ -133,7 +134,7 @@ def load() -> Claims:
     Raises:
         MilbenchError: claims.toml is wrong; says where.
     """
-    path = files("milbench") / "report" / "claims.toml"
+    path = files("milbench_published") / published.PAPER / "claims.toml"
     try:
         return Claims.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from milbench import stats
-from milbench.report import numbers
-from milbench.report.collect import Run, usual
-from milbench.report.printed import Printed, PrintedTable
+from milbench import numbers, stats
+from milbench.papers.printed import Printed, PrintedTable
+from milbench.reading import Run, usual
 from milbench.report.tables import METRICS, REPLICATES, Entry, Row, Table, strata, with_data
 from milbench.trials.plan import Plan
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats as scipy
 
-from milbench import stats
-from milbench.report import collect, published
-from milbench.report.collect import Run
+from milbench import reading, stats
+from milbench.papers import published
+from milbench.reading import Run
 from milbench.report.tables import REPLICATES, with_data
 from milbench.spelling import canonical
 from milbench.stats.paired import Metric, Once
@@ -152,7 +152,7 @@ class Measured:
         """The runs of a suite by their place; the column has its split, and a cohort one name whatever its task."""
         if suite not in self._runs:
             plan, found = self.plan(suite), self._runs.setdefault(suite, {})
-            for run in collect.runs(self.store, plan) if plan else []:
+            for run in reading.read(self.store, plan) if plan else []:
                 c = run.cell
                 column = Column(c.dataset.removesuffix("-survival"), c.encoder, c.magnification, c.patch_size, c.split)
                 found.setdefault(Place(canonical(c.aggregator), column), []).append(run)
@@ -181,7 +181,7 @@ class Measured:
             if _within(at.column, place.column) and at.aggregator.split("[")[0] == base:
                 named.setdefault(at.aggregator, []).extend(runs)
         own = [row for row in self._grid(source.suite) if row in named]
-        usual = collect.usual([run for runs in named.values() for run in runs]).get(base)
+        usual = reading.usual([run for runs in named.values() for run in runs]).get(base)
         chosen = own[0] if len(own) == 1 and "[" not in name else canonical(name, usual)
         found = named.get(chosen, [])
         others = [runs for row, runs in named.items() if row not in own]

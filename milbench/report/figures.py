@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milbench import stats
-from milbench.report.collect import Run
-from milbench.report.figure import COLUMN, OTHERS, PAGE, Figure, style
-from milbench.report.numbers import number, signed, written
+from milbench.numbers import number, signed, written
+from milbench.plots.figure import COLUMN, OTHERS, PAGE, Figure, style
+from milbench.reading import Run
 from milbench.report.tables import ALPHA, METRICS, Table
 from milbench.stats.metrics import concordance_by_case
 from milbench.trials import plan as plans

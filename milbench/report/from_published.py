@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 from milbench import stats
 from milbench.errors import MilbenchError, few, unknown
 from milbench.files import table_text
+from milbench.numbers import interval, number, p_value, signed, spread, styles, tally
 from milbench.report import claims
 from milbench.report.build import Report
-from milbench.report.numbers import interval, number, p_value, signed, spread, styles, tally
 from milbench.report.tables import ALPHA, METRICS, REPLICATES, Entry, Row, Table
 from milbench.stats.paired import Once
 

@@ -16,8 +16,8 @@ from scipy import stats as scipy
 from milbench import stats
 from milbench.errors import MilbenchError
 from milbench.files import csv_text, unusable
+from milbench.plots.figure import own_file
 from milbench.report.evidence import Estimate
-from milbench.report.figure import own_file
 from milbench.spelling import canonical
 
 FITTED = 4  # largest sizes that an exponent is fitted over

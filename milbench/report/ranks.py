@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from milbench import stats
-from milbench.report.collect import Run
-from milbench.report.figure import PAGE, Figure, style
-from milbench.report.numbers import NONE, interval, number, p_value, signed, tally, written
+from milbench.numbers import NONE, interval, number, p_value, signed, tally, written
+from milbench.plots.figure import PAGE, Figure, style
+from milbench.reading import Run
 from milbench.report.tables import ALPHA, METRICS, Entry, Row, Table
 from milbench.stats import Ranking
 from milbench.stats.over_blocks import FEWEST

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from milbench import stats
 from milbench.errors import MilbenchError
-from milbench.report.collect import Run, usual
-from milbench.report.numbers import NONE, Style, interval, number, p_value, signed, spread, styles, tally
-from milbench.report.printed import Printed, PrintedTable
+from milbench.numbers import NONE, Style, interval, number, p_value, signed, spread, styles, tally
+from milbench.papers.printed import Printed, PrintedTable
+from milbench.reading import Run, usual
 from milbench.stats.paired import Metric, Once
 from milbench.trials.plan import Plan
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from milbench.report import latex, render
-from milbench.report.figure import Saved
+from milbench.plots.figure import Saved
+from milbench.report.render import latex
+from milbench.report.render import markdown as in_markdown
 from milbench.report.tables import Row, Table
 from milbench.trials.store import duration
 
@@ -38,7 +39,7 @@ def tex(report: Report, figures: Figures) -> str:
 def markdown(report: Report, figures: Figures) -> str:
     """A page for GitHub, which shows figures/*.png beside it."""
     made = _environment()
-    made.filters |= {"plain": render.plain, "table": render.markdown}
+    made.filters |= {"plain": in_markdown.plain, "table": in_markdown.table}
     return made.get_template("report.md.j2").render(_content(report, figures))
 
 
@@ -54,7 +55,7 @@ def html(report: Report, figures: Figures) -> str:
         "minus": _minus,
     }
     made.filters |= {"data_uri": _data_uri, "shown_width": _shown_width, "slug": _slug}
-    made.globals |= {"csv_of": render.tidy_csv, "latex_of": latex.table}
+    made.globals |= {"csv_of": in_markdown.tidy_csv, "latex_of": latex.table}
     return made.get_template("report.html.j2").render(_content(report, figures))
 
 

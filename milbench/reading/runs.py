@@ -14,7 +14,7 @@ from milbench.trials.definition import leaves, not_run
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.store import Store
 
-__all__ = ["Run", "joined", "leaves", "not_run", "runs", "title"]
+__all__ = ["Run", "joined", "leaves", "not_run", "read", "title", "usual"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _one(parts: Sequence[Plan]) -> Plan:
 SELECTED_ON = {"subtyping": "macro_auc", "survival": "c_index"}
 
 
-def runs(store: Store, plan: Plan) -> list[Run]:
+def read(store: Store, plan: Plan) -> list[Run]:
     """Every trial of the plan, in its order; of a suite that searches, those of the draw that validation chose.
 
     Raises:

@@ -51,7 +51,7 @@ class Erratum:
 
 
 def _rows(name: str) -> list[dict[str, str]]:
-    text = (files("milbench_published") / name).read_text(encoding="utf-8")
+    text = (files("milbench_published") / PAPER / name).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 
@@ -67,7 +67,7 @@ def numbers() -> tuple[Number, ...]:
             mean=float(row["mean"]),
             sd=float(row["sd"] or math.nan),
         )
-        for row in _rows(f"{PAPER}.csv")
+        for row in _rows("numbers.csv")
     )
 
 
@@ -84,7 +84,7 @@ def stated(id: str) -> float:
     Raises:
         MilbenchError: no such number.
     """
-    known = {row["id"]: float(row["value"]) for row in _rows(f"{PAPER}_text.csv")}
+    known = {row["id"]: float(row["value"]) for row in _rows("text.csv")}
     if id not in known:
         raise unknown("number of the paper's text", id, known)
     return known[id]

@@ -8,8 +8,8 @@ from importlib.resources import files
 from typing import Any
 
 from milbench.errors import unknown
-from milbench.report import published
-from milbench.report.published import Erratum
+from milbench.papers import published
+from milbench.papers.published import Erratum
 from milbench.spelling import canonical
 
 _PLACE = ("dataset", "encoder", "magnification", "patch_size")
@@ -111,13 +111,12 @@ def _names(aggregator: str) -> tuple[str, str]:
 def _tables() -> dict[str, list[Printed]]:
     """Every table of results/published."""
     found: dict[str, list[Printed]] = {}
-    for path in sorted(files("milbench_published").iterdir(), key=lambda path: path.name):
-        if not path.name.endswith(".csv"):
+    for paper in sorted(files("milbench_published").iterdir(), key=lambda path: path.name):
+        if not (path := paper / "numbers.csv").is_file():
             continue
         for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
-            if "aggregator" in row:
-                name = path.name.removesuffix(".csv") + (f"/{row['table']}" if "table" in row else "")
-                found.setdefault(name, []).append(_number(row))
+            name = paper.name + (f"/{row['table']}" if "table" in row else "")
+            found.setdefault(name, []).append(_number(row))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from milbench.errors import MilbenchError
 from milbench.files import parse_json, read_bytes, replacing, write_atomically
 from milbench.names import checked
-from milbench.report.numbers import cells, written
+from milbench.numbers import cells, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -85,7 +85,7 @@ class Figure:
         title: one line.
         caption: what is plotted, over what, and what to see.
         rows: every plotted number; the file holds them to 6 significant digits.
-        draw: makes the picture, under :func:`look`, of the numbers that the file holds (:func:`milbench.report.numbers.written`).
+        draw: makes the picture, under :func:`look`, of the numbers that the file holds (:func:`milbench.numbers.written`).
     """
 
     name: str

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from milbench.report.numbers import cells, written
+from milbench.numbers import cells, written
 from milbench.report.tables import DELTA, PAPER, Entry, Row, Table
 
 
@@ -28,7 +28,7 @@ def paragraph(text: str) -> str:
     return re.sub(r"^(?=[>#+\-=])|^(\d+)(?=[.)])", r"\1\\", plain(text))
 
 
-def markdown(table: Table) -> str:
+def table(table: Table) -> str:
     """A GitHub table; underlined numbers use HTML, since Markdown has no underline."""
 
     def cell(entry: Entry) -> str:

@@ -1,0 +1,1 @@
+"""What papers print: the numbers and errata of results/published."""
