@@ -8,8 +8,8 @@ from helpers import made_up_suite
 
 from milbench import MilbenchError, reading, stats, suites
 from milbench.cli import main
+from milbench.compare.capability import Known, Square
 from milbench.report import capability
-from milbench.report.capability import Known, Square
 from milbench.report.render import latex
 
 KNOWN = {"chance": 0.5, "bayes": 1.0, "oracle": 1.0, "examples": [["oA.", "ooo"], ["BA.", "oCo"]]}
@@ -224,7 +224,7 @@ def test_sizes_of_a_suite(tmp_path, capsys):
 def test_an_undefined_auc_has_no_verdict():
     square = Square(Known(0.5, 1.0, 1.0), "pass", runs=1)
     square.judge()
-    assert (square.verdict, square.why, square.told) == ("", "the AUC is undefined", False)
+    assert (square.verdict, square.why, square.predicted) == ("", "the AUC is undefined", False)
 
 
 def test_an_interval_that_ends_midway_passes():

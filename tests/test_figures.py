@@ -14,11 +14,12 @@ from scipy import stats as scipy_stats
 from milbench import Bag, MilbenchError, reading
 from milbench.analysis import masks, slides
 from milbench.cli import main
+from milbench.compare.trend import trend
 from milbench.datasets import Fold
 from milbench.plots.figure import saved
 from milbench.recipes import Recipe
 from milbench.report import build
-from milbench.report.figures import Trend, _ticks_of_sizes, suite_figures
+from milbench.report.figures import suite_figures, ticks_of_sizes
 from milbench.stats import c_index
 from milbench.stats.metrics import concordance_by_case
 from milbench.trials.plan import Plan, merge
@@ -75,8 +76,8 @@ METHODS = {
 }
 
 
-def figures_of(store, plan, paired=None):
-    return {figure.name: figure for figure in suite_figures(plan, reading.read(store, plan), paired)}
+def figures_of(store, plan):
+    return {figure.name: figure for figure in suite_figures(plan, reading.read(store, plan))}
 
 
 def test_slope_against_size_is_the_least_squares_slope(tmp_path):
@@ -225,7 +226,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
 
 def test_too_few_cases_have_no_trend(tmp_path):
     store, plan = sized_suite(tmp_path, {"abmil": METHODS["abmil"]}, n=7)
-    assert Trend.fit(reading.read(store, plan), "seed") is None
+    assert trend(reading.read(store, plan), "seed") is None
     assert set(figures_of(store, plan)) == {"sized-learning"}
 
 
@@ -342,6 +343,6 @@ def test_sizes_have_two_to_four_ticks(low, high, labels):
     from matplotlib.figure import Figure as Drawing
 
     ax = Drawing().subplots()
-    _ticks_of_sizes(ax, low, high)
+    ticks_of_sizes(ax, low, high)
     found = [label.get_text() for label in ax.get_xticklabels()]
     assert found == labels

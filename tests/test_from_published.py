@@ -16,7 +16,7 @@ from milbench.report import from_published
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(from_published, "REPLICATES", 300)
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 300)
 
 
 def write(path, head, rows):

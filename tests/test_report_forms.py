@@ -18,9 +18,8 @@ from milbench import MilbenchError
 from milbench.cli import main
 from milbench.plots.figure import COLUMN, PAGE, Figure
 from milbench.report import build, write
-from milbench.report.build import Report, Section
+from milbench.report.model import Entry, Report, Row, Section, Table
 from milbench.report.render import latex, markdown
-from milbench.report.tables import Entry, Row, Table
 from milbench.trials.plan import Plan, merge
 from milbench.trials.store import Store
 
@@ -35,7 +34,7 @@ METHODS = {"abmil": 1.0, **dict.fromkeys(ODD, 1.5)}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
-    monkeypatch.setattr("milbench.report.tables.REPLICATES", 100)
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 100)
 
 
 def drawn(name, width, title="A title with 100 % & _"):

@@ -109,14 +109,14 @@ def _write(made: Report, folder: Path, formats: list[Any]) -> None:
 
 
 def _print(made: Report) -> None:
-    from milbench.report.render import markdown
+    from milbench.report.render import terminal
 
     console = show.console()
     for table in [*made.verdicts, *made.others, *(table for section in made.sections for table in section.tables)]:
         console.print(f"\n{table.title}", style="bold", highlight=False, markup=False)
         if table.partial:
             console.print(f"Partial: {table.partial}.", style="bold yellow", highlight=False, markup=False)
-        console.print(markdown.terminal(table))
+        console.print(terminal.table(table))
         for note in table.notes:
             console.print(f"  {note}", style="dim", highlight=False, markup=False)
 

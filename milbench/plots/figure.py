@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from milbench.errors import MilbenchError
-from milbench.files import parse_json, read_bytes, replacing, write_atomically
+from milbench.files import own_file, parse_json, read_bytes, replacing, write_atomically
 from milbench.names import checked
 from milbench.numbers import cells, written
 
@@ -160,18 +160,3 @@ def saved(folder: Path) -> list[Saved]:
                 raise MilbenchError(f"{path}: is no figure of that name; make the figure again, or move it away")
             found.append(Saved(checked(text["name"], "figure"), text["title"], text["caption"], folder))
     return found
-
-
-def own_file(path: Path) -> Path:
-    """The path, when it is a file of its own folder and no link to somewhere else.
-
-    Raises:
-        MilbenchError: it is a link that leaves the folder.
-    """
-    try:
-        leaves = path.resolve(strict=True).parent != path.parent.resolve(strict=True)
-    except (OSError, RuntimeError):
-        leaves = path.is_symlink()
-    if leaves:
-        raise MilbenchError(f"{path}: is a link to somewhere else; put the file itself there, or remove the link")
-    return path

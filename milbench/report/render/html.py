@@ -1,82 +1,28 @@
-"""The whole report as one document: LaTeX, Markdown, and an HTML page that needs no other file."""
-
-from __future__ import annotations
+"""A report as one HTML page that needs no other file: tables that sort, figures inside, nothing loaded from anywhere."""
 
 import re
 import struct
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from milbench.report.model import Report, Row, Table
+from milbench.report.render import latex, tidy
+from milbench.report.render.templates import Figures, environment
 
-from milbench.plots.figure import Saved
-from milbench.report.render import latex
-from milbench.report.render import markdown as in_markdown
-from milbench.report.tables import Row, Table
-from milbench.trials.store import duration
-
-if TYPE_CHECKING:
-    from milbench.report.build import Report
-
-HERE = Path(__file__).parent
-Figures = Mapping[str, Saved]  # name -> its files in the report's folder
 VERDICTS = {"supported", "not supported", "inconclusive", "not run"}
 
 
-def tex(report: Report, figures: Figures) -> str:
-    """A document for pdflatex, which reads tables/*.tex and figures/*.pdf beside it."""
-    made = _environment(
-        block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
-        comment_start_string="<#", comment_end_string="#>",
-    )  # fmt: skip
-    made.filters |= {"escape": latex.escape, "breakable": latex.breakable}
-    return made.get_template("report.tex.j2").render(_content(report, figures))
-
-
-def markdown(report: Report, figures: Figures) -> str:
-    """A page for GitHub, which shows figures/*.png beside it."""
-    made = _environment()
-    made.filters |= {"plain": in_markdown.plain, "table": in_markdown.table}
-    return made.get_template("report.md.j2").render(_content(report, figures))
-
-
-def html(report: Report, figures: Figures) -> str:
-    """One self-contained page: tables that sort, figures inside, nothing loaded from anywhere."""
-    made = _environment(autoescape=True)
+def document(report: Report, figures: Figures) -> str:
+    """The whole page."""
+    made = environment(autoescape=True)
     made.filters |= {
-        "spans": _spans,
-        "bodies": _bodies,
-        "sort_key": _sort_key,
-        "verdict": _verdict,
-        "note": _note,
-        "minus": _minus,
-    }
-    made.filters |= {"data_uri": _data_uri, "shown_width": _shown_width, "slug": _slug}
-    made.globals |= {"csv_of": in_markdown.tidy_csv, "latex_of": latex.table}
-    return made.get_template("report.html.j2").render(_content(report, figures))
-
-
-def _environment(**options: Any) -> Environment:
-    return Environment(
-        loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, **options,
-    )  # fmt: skip
-
-
-def _content(report: Report, figures: Figures) -> dict[str, Any]:
-    trials = {run.trial_id or run.place for section in report.sections for run in section.plan.cells}
-    made: dict[str, dict[str, float]] = {}
-    for section in report.sections:
-        for line, took in section.made_with.items():
-            made.setdefault(line, {}).update(took)  # sections may share trials
-    made_with = [
-        f"{line}: {len(took):,} trial{'s' * (len(took) > 1)}, {duration(sum(took.values()))} one after the other"
-        for line, took in sorted(made.items())
-    ]
-    return {"report": report, "figures": figures, "trials": len(trials), "made_with": made_with}
+        "spans": _spans, "bodies": _bodies, "sort_key": _sort_key, "verdict": _verdict, "note": _note, "minus": _minus,
+        "data_uri": _data_uri, "shown_width": _shown_width, "slug": _slug,
+    }  # fmt: skip
+    made.globals |= {"csv_of": tidy.table, "latex_of": latex.table}
+    return made.get_template("report.html.j2").render(report=report, figures=figures)
 
 
 def _spans(headers: Sequence[tuple[str, str]]) -> list[tuple[str, int]]:
