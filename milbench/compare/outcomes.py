@@ -27,7 +27,7 @@ def outcomes(sides: Pairing[Run], metric: Metric) -> dict[str, Outcome]:
 
 
 def _place(fold: Fold[Run]) -> tuple[int, int]:
-    """Where a plan lists the fold, by seed and then by fold; the order of cases fixes the random swaps of the permutation test."""
+    """Where a plan lists the fold: by seed, then by fold. The order of cases fixes the random swaps of the permutation test."""
     first = fold.pairs[0].method[0].cell
     return first.seed, first.fold
 
