@@ -50,8 +50,8 @@ class Fold:
         slides, patients = np.shape(self.stratum), np.shape(self.stratum if self.patient is None else self.patient)
         if not len(self.method) or not len(self.reference) or slides in ((), (0,)):
             raise MilbenchError(
-                f"nothing to compare: {len(self.method)} and {len(self.reference)} runs on slides of shape {slides}; a fold needs "
-                "slides and a run of either method"
+                f"nothing to compare: {len(self.method)} and {len(self.reference)} runs on {slides} slides; a fold needs "
+                "slides, and a run of either method"
             )
         if slides != patients:
             raise MilbenchError(f"a fold lists the stratum of {slides} slides and the patient of {patients}; give both per slide")
@@ -181,11 +181,12 @@ def primary(folds: Sequence[Fold]) -> Primary:
         raise MilbenchError("nothing to compare: there is no fold")
     parts = tuple(map(components, folds))
     difference = float(np.mean([part.difference for part in parts]))
+    nan = math.nan
+    trainings = sum(part.trainings[0] for part in parts), sum(part.trainings[1] for part in parts)
+    patients, known = sum(part.patient_count for part in parts), all(fold.patient is not None for fold in folds)
     result = Primary(
-        difference, *[math.nan] * 4, "", Interval(*[math.nan] * 5), Split(*[math.nan] * 3), math.nan,
-        (sum(part.trainings[0] for part in parts), sum(part.trainings[1] for part in parts)),
-        sum(part.patient_count for part in parts), all(fold.patient is not None for fold in folds), _incomplete(parts), parts,
-        math.nan,
+        difference, nan, nan, nan, nan, "", Interval(nan, nan, nan, nan, nan), Split(nan, nan, nan), nan, trainings, patients,
+        known, _incomplete(parts), parts, nan,
     )  # fmt: skip
     if result.why:
         return result
