@@ -69,8 +69,9 @@ def outperforming(method: Sequence[ArrayLike], reference: Sequence[ArrayLike]) -
         def outside(q: float) -> float:
             return (chance - q) ** 2 - float(ndtri(0.975)) ** 2 * variance(q)
 
-        low = 0.0 if chance < TINY else float(brentq(outside, 0, chance))
-        high = 1.0 if chance > 1 - TINY else float(brentq(outside, chance, 1))
+        # The estimate itself is left out: where one side always wins it is a solution, too.
+        low = 0.0 if chance < TINY else float(brentq(outside, 0, chance * (1 - TINY)))
+        high = 1.0 if chance > 1 - TINY else float(brentq(outside, 1 - (1 - chance) * (1 - TINY), 1))
     return Outperforming(chance, low, high, (sum(J for J, _ in counts), sum(L for _, L in counts)))
 
 
