@@ -177,7 +177,10 @@ def test_size_over_folds(trainings, sd, split):
     results = survival(sd, split, trainings)
     size, fixed = share([r.p for r in results]), share([r.fixed.p for r in results])
     print(f"\nc-index, {trainings} trainings a fold, sd {sd}, split {split}: size {size:.3f}; these models only {fixed:.3f}")
-    assert 0.03 <= size <= 0.07
+    # Where training sets make no difference, the largest of two estimates of one variance is too large, and 4 degrees of freedom
+    # are too few: the test is then cautious.
+    cautious = trainings > 1 and split == 0
+    assert (0.02 if cautious else 0.03) <= size <= 0.07
 
 
 @pytest.mark.parametrize("effect", [0, 0.02, 0.04, 0.06, 0.08, 0.1])

@@ -26,8 +26,8 @@ def test_the_chance_is_the_share_of_won_pairs_and_its_interval_mirrors():
 def test_winning_always_is_not_certainty():
     few, many = (stats.outperforming([np.arange(n) + 100], [np.arange(n)]) for n in (3, 30))
     assert (few.chance, few.high, many.high) == (1, 1, 1) and few.low < 0.6 < 0.85 < many.low
-    one = stats.outperforming([[0.8]] * 5, [[0.7]] * 5)
-    assert one.low == pytest.approx(5 / (5 + 1.959963984540054**2)), "with one training a fold it is Wilson's interval"
+    single = stats.outperforming([[0.8]] * 5, [[0.7]] * 5)
+    assert single.low == pytest.approx(5 / (5 + 1.959963984540054**2)), "with one training a fold it is Wilson's interval"
 
 
 def test_a_chance_without_values_or_trainings():

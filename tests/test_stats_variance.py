@@ -240,6 +240,7 @@ def test_few_slides_that_do_not_vary_have_no_p_value():
         result = stats.primary([subtyping("macro_f1", target, [good, good], [constant, constant])])
         assert math.isnan(result.p) and math.isnan(result.high) and result.why == variance.NO_SPREAD
         assert result.difference == pytest.approx(2 / 3)
+        assert math.isnan(stats.planned(result).detectable)
         lonely = stats.primary([subtyping("macro_f1", target, [good], [constant])])
         assert math.isnan(lonely.tolerated_sd) and math.isnan(lonely.fixed.p)
 
@@ -252,6 +253,16 @@ def test_a_method_does_not_differ_from_itself(folds):
     assert (result.difference, result.low, result.high, result.p, result.why) == (0, 0, 0, 1, "")
     plan = stats.planned(result)
     assert (plan.half_width, plan.detectable) == (0, 0)
+    once = stats.primary([subtyping("macro_auc", target, [score], [score])])
+    assert (once.fixed.p, once.tolerated_sd) == (1, 0)
+
+
+def test_folds_that_differ_by_the_same_amount_have_no_p_value():
+    target = np.arange(8) % 2
+    good, bad = np.eye(2)[target], np.eye(2)[np.where(np.arange(8) < 4, target, 1 - target)]
+    result = stats.primary([subtyping("accuracy", target, [good], [bad])] * 3)
+    assert math.isnan(result.p) and result.why == variance.NO_SPREAD and result.difference == 0.5
+    assert 0 < result.fixed.p < 0.05 and math.isnan(stats.planned(result).half_width)
 
 
 def test_a_metric_that_is_undefined_without_a_patient_has_no_interval():

@@ -24,7 +24,7 @@ POWER = 0.8  # chance to show a difference that is called detectable
 MOST = 10_000  # trainings a side, or patients, beyond which nobody plans
 
 ONE_TRAINING = "a side has one training on one split: how much trainings differ is unknown"
-NO_SPREAD = "neither patients nor trainings vary, so the spread is unknown"
+NO_SPREAD = "the difference is the same whatever varies, so its spread is unknown"
 
 
 @dataclass(frozen=True)
@@ -194,13 +194,11 @@ def primary(folds: Sequence[Fold]) -> Primary:
     estimates = _estimates(parts, _between(parts))
     result = replace(result, fixed=fixed, split=_split(parts))
     if not estimates:
-        margin = (abs(difference) / stdtrit(fixed.df, LEVEL)) ** 2 - fixed.variance
-        tolerated = math.sqrt(max(margin, 0.0) / sum(1 / count for count in parts[0].trainings))
-        return replace(result, tolerated_sd=math.nan if math.isnan(fixed.p) else tolerated, why=ONE_TRAINING)
+        return replace(result, tolerated_sd=_tolerated_sd(difference, fixed, result.trainings), why=ONE_TRAINING)
     variance, df, rule = max(estimates, key=lambda estimate: estimate[0])
-    found = _interval(difference, variance, df)
-    why = NO_SPREAD if math.isnan(found.p) else ""
-    return replace(result, low=found.low, high=found.high, variance=variance, df=df, rule=rule, why=why, p=found.p)
+    interval = _interval(difference, variance, df)
+    why = NO_SPREAD if math.isnan(interval.p) else ""
+    return replace(result, low=interval.low, high=interval.high, variance=variance, df=df, rule=rule, why=why, p=interval.p)
 
 
 def components(fold: Fold) -> Components:
@@ -339,6 +337,14 @@ def _interval(difference: float, variance: float, df: float) -> Interval:
     return Interval(difference - half, difference + half, variance, df, float(2 * stdtr(df, -abs(difference) / se)))
 
 
+def _tolerated_sd(difference: float, fixed: Interval, trainings: tuple[int, int]) -> float:
+    """The sd between trainings up to which a difference is significant: where fixed + sd^2 (1/J + 1/L) = (difference / t)^2."""
+    if not fixed.p < 1:
+        return math.nan if math.isnan(fixed.p) else 0.0
+    margin = (abs(difference) / stdtrit(fixed.df, LEVEL)) ** 2 - fixed.variance
+    return math.sqrt(max(margin, 0.0) / sum(1 / count for count in trainings))
+
+
 @dataclass(frozen=True)
 class Plan(Rounded):
     """What more trainings or patients would bring.
@@ -374,7 +380,7 @@ def planned(result: Primary, *, seeds: float = 1.0, patients: float = 1.0) -> Pl
     if not min(seeds, patients) > 0:
         raise MilbenchError(f"a plan needs positive multiples of trainings and patients, got {seeds} and {patients}")
     split = result.split
-    if math.isnan(split.trainings) or math.isnan(result.variance):
+    if math.isnan(split.trainings) or math.isnan(result.p):
         return Plan(math.nan, math.nan)
     squares = split.trainings + split.interaction
     kept = (split.trainings / seeds + split.interaction / (seeds * patients)) / squares if squares > 0 else 1.0
