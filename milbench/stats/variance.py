@@ -47,14 +47,16 @@ class Fold:
     patient: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        slides, patients = np.shape(self.stratum), np.shape(self.stratum if self.patient is None else self.patient)
-        if not len(self.method) or not len(self.reference) or slides in ((), (0,)):
+        slides = np.size(self.stratum)
+        if not len(self.method) or not len(self.reference) or not slides:
             raise MilbenchError(
-                f"nothing to compare: {len(self.method)} and {len(self.reference)} runs on {slides} slides; a fold needs "
-                "slides, and a run of either method"
+                f"nothing to compare: {len(self.method)} and {len(self.reference)} runs on {slides} slides; a fold needs slides, "
+                "and a run of either method"
             )
-        if slides != patients:
-            raise MilbenchError(f"a fold lists the stratum of {slides} slides and the patient of {patients}; give both per slide")
+        if self.patient is not None and np.size(self.patient) != slides:
+            raise MilbenchError(
+                f"a fold has {slides} slides but names the patient of {np.size(self.patient)}: name it for each slide, or for none"
+            )
 
 
 @dataclass(frozen=True)
