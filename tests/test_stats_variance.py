@@ -311,8 +311,9 @@ def test_nothing_to_compare_is_an_error():
         stats.primary([])
     with pytest.raises(MilbenchError, match="0 and 1 runs"):
         Fold([], [lambda c: c.mean(1)], [0, 1])
-    with pytest.raises(MilbenchError, match="patient"):
-        Fold([lambda c: c.mean(1)], [lambda c: c.mean(1)], [0, 1], [0])
+    for patient in ([0], ["a", None], [0.0, math.nan]):
+        with pytest.raises(MilbenchError, match="patient of 1 of 2 slides"):
+            Fold([lambda c: c.mean(1)], [lambda c: c.mean(1)], [0, 1], patient)
 
 
 # Planning.

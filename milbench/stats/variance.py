@@ -38,7 +38,7 @@ class Fold:
         patient: (n,) patient of each slide; None where it is not known, and then each slide is taken as a patient.
 
     Raises:
-        MilbenchError: a side without runs, no slide, or patients and strata of different lengths.
+        MilbenchError: a side without runs, no slide, or a slide without its patient.
     """
 
     method: Sequence[Metric]
@@ -53,10 +53,12 @@ class Fold:
                 f"nothing to compare: {len(self.method)} and {len(self.reference)} runs on {slides} slides; a fold needs slides, "
                 "and a run of either method"
             )
-        if self.patient is not None and np.size(self.patient) != slides:
-            raise MilbenchError(
-                f"a fold has {slides} slides but names the patient of {np.size(self.patient)}: name it for each slide, or for none"
-            )
+        if self.patient is not None:
+            named = sum(p is not None and p == p for p in np.asarray(self.patient).ravel().tolist())  # NaN is not itself
+            if named != slides or np.size(self.patient) != slides:
+                raise MilbenchError(
+                    f"a fold names the patient of {named} of {slides} slides: name it for each slide, or for none"
+                )
 
 
 @dataclass(frozen=True)
