@@ -387,7 +387,7 @@ def test_two_tables_of_one_name_are_an_error(tmp_path):
     store, _ = made_up_suite(tmp_path / "results", {"abmil": 1.0, "mean": 2.0}, n=9)
     report = build(store, "made-up")
     report.sections[0].appendix = [plain_table("made-up", 1, 1)]
-    with pytest.raises(MilbenchError, match="table made-up is there twice in this report"):
+    with pytest.raises(MilbenchError, match="two tables of this report are named made-up; rename"):
         write(report, tmp_path / "report")
     assert not (tmp_path / "report").exists()
 

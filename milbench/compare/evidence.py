@@ -137,7 +137,7 @@ class Measured:
         return self._plans[suite]
 
     def at(self, suite: str) -> dict[Place, list[Run]]:
-        """The runs of a suite by their place; the column has its split, and a cohort one name whatever its task."""
+        """The runs of a suite by their place; the column has its split, and a cohort the same name for each of its tasks."""
         if suite not in self._runs:
             plan, places = self.plan(suite), self._runs.setdefault(suite, {})
             for run in reading.read(self.store, plan) if plan else []:

@@ -87,29 +87,29 @@ class Sheet:
         Raises:
             MilbenchError: several columns have one.
         """
-        found = [name for name in self.names if plain(name) in known]
-        if len(found) > 1:
-            raise MilbenchError(f"{self.path}: {' and '.join(found)} could both be the {what}; rename all but one")
-        return found[0] if found else None
+        columns = [name for name in self.names if plain(name) in known]
+        if len(columns) > 1:
+            raise MilbenchError(f"{self.path}: {' and '.join(columns)} could both be the {what}; rename all but one")
+        return columns[0] if columns else None
 
     def need(self, what: str, known: Sequence[str]) -> str:
-        """The same, where there must be one.
+        """The same for a column that the file must have.
 
         Raises:
-            MilbenchError: there is none; says what was found and what is needed.
+            MilbenchError: it has no such column, or several.
         """
-        found = self.find(what, known)
-        if found is None:
+        column = self.find(what, known)
+        if column is None:
             raise MilbenchError(
-                f"{self.path}: no column for the {what}; needed is one of {', '.join(known)}, found are {few(self.names, 30)}"
+                f"{self.path}: no column for the {what}; name it {' or '.join(known)}. The columns are {few(self.names, 30)}"
             )
-        return found
+        return column
 
     def number(self, at: int, name: str) -> float:
         """A number of row `at`; NaN where the field is empty.
 
         Raises:
-            MilbenchError: it is none.
+            MilbenchError: the field holds something else.
         """
         text = self.rows[at][name].strip()
         try:
@@ -160,8 +160,8 @@ def fold_scores(sheet: Sheet) -> FoldScores:
     scores = [name for name in sheet.names if name not in (model, fold) and SCORE.search(plain(name))]
     if not scores:
         raise MilbenchError(
-            f"{sheet.path}: no column with scores; needed is a name with auc, c-index, acc, f1, kappa or score in it, "
-            f"found are {', '.join(sheet.names)}"
+            f"{sheet.path}: no column with scores; its name must have auc, c-index, acc, f1, kappa or score in it. The columns "
+            f"are {', '.join(sheet.names)}"
         )
     keys = [name for name in sheet.names if name and name not in (model, fold, *scores)]
     groups = [name for name in keys if len({row[name] for row in sheet.rows}) > 1]
@@ -287,8 +287,8 @@ def _subtyping(sheet: Sheet) -> Reader:
     target = sheet.find("class", TARGET)
     if not target or sorted(classes) != list(range(max(2, len(classes)))):
         raise MilbenchError(
-            f"{sheet.path}: no predictions; needed are risk, time and event or censorship, or target and p0, p1, ..., "
-            f"found are {', '.join(sheet.names)}"
+            f"{sheet.path}: no predictions; they are columns risk, time and event or censorship, or target and p0, p1, ... The "
+            f"columns are {', '.join(sheet.names)}"
         )
 
     def read(rows: list[int]) -> Columns:

@@ -152,11 +152,13 @@ def saved(folder: Path) -> list[Saved]:
     Raises:
         MilbenchError: a figure's text cannot be read, or it names files that are not the folder's own.
     """
-    found = []
+    figures = []
     for path in sorted(folder.glob("*.json")):
         text = parse_json(read_bytes(own_file(path)) or b"", path, "make the figure again, or move it away")
         if isinstance(text, dict) and text.keys() == {"name", "title", "caption"}:
             if not all(isinstance(value, str) for value in text.values()) or text["name"] != path.stem:
-                raise MilbenchError(f"{path}: is no figure of that name; make the figure again, or move it away")
-            found.append(Saved(checked(text["name"], "figure"), text["title"], text["caption"], folder))
-    return found
+                raise MilbenchError(
+                    f"{path}: does not describe the figure {path.stem}; make the figure again, or move the file away"
+                )
+            figures.append(Saved(checked(text["name"], "figure"), text["title"], text["caption"], folder))
+    return figures

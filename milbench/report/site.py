@@ -65,4 +65,4 @@ def _figures(report: Report, folder: Path) -> dict[str, Saved]:
 
 def _distinct(kind: str, names: list[str]) -> None:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise MilbenchError(f"{kind} {twice[0]} is there twice in this report; give one of them another name")
+        raise MilbenchError(f"two {kind}s of this report are named {twice[0]}; rename one of them")
