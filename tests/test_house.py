@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from milbench import papers
+
 ROOT = Path(__file__).parents[1]
 
 
 def test_every_package_is_shipped():
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "milbench").rglob("__init__.py")}
-    assert set(setup["packages"]) == found | {"milbench_registry", "milbench_published"}
+    published = {f"milbench_published.{name}" for name in papers.names()}
+    assert set(setup["packages"]) == found | {"milbench_registry", "milbench_published"} | published
 
 
 def test_printed_numbers_travel_and_are_complete():
