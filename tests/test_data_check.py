@@ -161,8 +161,8 @@ def test_only_deep_reads_every_feature(tmp_path):
 
 
 def test_what_was_seen_is_remembered_until_a_file_changes(tmp_path, data, monkeypatch):
-    from milbench.datasets import seen
-    from milbench.datasets.formats import inspect
+    from milbench.datasets.files import seen
+    from milbench.datasets.files.formats import inspect
 
     monkeypatch.setattr(seen, "too_young", lambda state, at: False)
     root = folders.cohort(tmp_path / "in")

@@ -21,9 +21,9 @@ from folders import h5, positions, trident_attributes, vectors
 
 from milbench import MilbenchError, files
 from milbench.cli import main
-from milbench.datasets import containers, tables
-from milbench.datasets.containers import attributes
-from milbench.datasets.formats import BadFile, inspect, layout, read
+from milbench.datasets.files import containers, tables
+from milbench.datasets.files.containers import attributes
+from milbench.datasets.files.formats import BadFile, inspect, layout, read
 from milbench.report.from_published import Sheet
 
 X, XY = vectors(0, 13), positions(13)

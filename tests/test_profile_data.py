@@ -9,11 +9,12 @@ import torch
 from click.testing import CliRunner
 
 from milbench import MilbenchError, datasets
-from milbench.analysis import measure, profile_data
 from milbench.cli import main
 from milbench.config import Settings
-from milbench.datasets.adding import joined
-from milbench.datasets.manifest import save
+from milbench.datasets.files.adding import joined
+from milbench.datasets.files.manifest import save
+from milbench.profiling import data as profile_data
+from milbench.profiling import measure
 
 
 def test_generated_files_give_the_same_bags_from_both(tmp_path):

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from milbench import MilbenchError, datasets
 from milbench.cli import main
-from milbench.datasets import formats, manifest, own, seen
-from milbench.datasets.adding import joined
+from milbench.datasets.files import dataset as own
+from milbench.datasets.files import formats, manifest, seen
+from milbench.datasets.files.adding import joined
 
 
 @pytest.fixture(autouse=True)

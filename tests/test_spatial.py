@@ -12,9 +12,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from milbench import MilbenchError, datasets, stats
-from milbench.datasets import spatial
-from milbench.datasets.spatial_tasks import BACKGROUND, TASKS, A, B, C, Slide
-from milbench.datasets.spatial_tissue import AROUND, BELL, STEP, Draw, Tissue, grow
+from milbench.datasets.spatial import dataset as spatial
+from milbench.datasets.spatial.tasks import BACKGROUND, TASKS, A, B, C, Slide
+from milbench.datasets.spatial.tissue import AROUND, BELL, STEP, Draw, Tissue, grow
 
 SPACE = [name for name, task in TASKS.items() if task.spatial]
 

@@ -4,11 +4,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from milbench.config import Settings
-from milbench.datasets import classic, manifest, own, spatial
+from milbench.datasets import classic
 from milbench.datasets.base import Dataset
-from milbench.datasets.manifest import spelled
+from milbench.datasets.cohorts import COHORTS, ENCODERS
+from milbench.datasets.files import dataset as from_files
+from milbench.datasets.files import manifest
+from milbench.datasets.files.manifest import spelled
 from milbench.datasets.packed import rounded
-from milbench.datasets.published import COHORTS, ENCODERS
+from milbench.datasets.spatial import dataset as spatial
 from milbench.errors import MilbenchError, NotHere, unknown
 
 __all__ = ["ENCODERS", "DatasetInfo", "infos", "known", "load"]
@@ -94,7 +97,7 @@ def load(
             f"dataset {name} has no features of {spelled(encoder, magnification, patch_size)} (it has {have}); "
             f"add them with: {_command(name, encoder, magnification, patch_size, more=True)}"
         )
-    return own.dataset(here, features, settings, dtype)
+    return from_files.dataset(here, features, settings, dtype)
 
 
 def _command(name: str, encoder: str | None, magnification: int | None, patch_size: int | None, *, more: bool = False) -> str:

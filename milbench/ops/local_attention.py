@@ -20,7 +20,7 @@ from milbench.ops.backends import Backend, choose, offer
 from milbench.ops.gpu import blocked_local_attention, flex_local_attention, largest_square
 
 if TYPE_CHECKING:
-    from milbench.ops.local_attention_cpu import Plan
+    from milbench.ops.cpu.windows import Plan
 
 T = TypeVar("T")
 
@@ -131,13 +131,13 @@ class _LocalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: "Plan", *options: Any) -> Tensor:
-        from milbench.ops import local_attention_cpu as cpu
+        from milbench.ops.cpu import windows
 
         out, lse = _zeros(v.shape, q), _zeros(q.shape[:2], q)
         q, k, v = q.contiguous(), _sorted(k, plan), _sorted(v, plan)
         inputs, results = [t.detach().numpy() for t in (q, k, v)], [t.numpy() for t in (out, lse)]
         pieces = _pieces(plan, 8 * torch.get_num_threads())  # more than threads, for balance
-        _in_threads(lambda tiles: cpu.forward(tiles, plan, *inputs, *options, *results), pieces)
+        _in_threads(lambda tiles: windows.forward(tiles, plan, *inputs, *options, *results), pieces)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.plan, ctx.options = plan, options
         return out
@@ -145,7 +145,7 @@ class _LocalAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from milbench.ops import local_attention_cpu as cpu
+        from milbench.ops.cpu import windows
 
         q, k, v, out, lse = ctx.saved_tensors  # looked at once: a checkpoint computes them again for each look
         plan = ctx.plan
@@ -153,9 +153,9 @@ class _LocalAttention(torch.autograd.Function):
         dq, dk, dv = (_zeros(t.shape, t) for t in (q, q, grad))
 
         def run(tiles: tuple[int, int]) -> tuple[int, int, np.ndarray, np.ndarray]:
-            first, end = cpu.key_range(tiles, plan)
-            sums = [np.zeros((len(x), end - first + cpu.PAD, x.shape[2]), x.dtype) for x in inputs[1:]]
-            cpu.backward(tiles, plan, *inputs, *ctx.options, *given, first, dq.numpy(), *sums)  # type: ignore[call-arg]
+            first, end = windows.key_range(tiles, plan)
+            sums = [np.zeros((len(x), end - first + windows.PAD, x.shape[2]), x.dtype) for x in inputs[1:]]
+            windows.backward(tiles, plan, *inputs, *ctx.options, *given, first, dq.numpy(), *sums)  # type: ignore[call-arg]
             return first, end, *sums
 
         # Each thread sums the gradients of the keys it meets; neighbours overlap by a window and are added in a fixed order.
@@ -171,24 +171,26 @@ class _LocalAttention(torch.autograd.Function):
 
 
 def _plan(grid: Tensor, regions: Tensor | None, radius: float) -> "Plan":
-    from milbench.ops import local_attention_cpu as cpu
+    from milbench.ops.cpu import windows
 
     cells = grid.cpu().numpy().astype(np.int64)
     cells = cells - cells.min(0)
     extent = cells.max(0)
     radius = min(float(radius), math.hypot(*extent))  # nothing is farther
-    if radius > cpu.LARGEST_RADIUS or extent.max() >= 2**30:
-        raise MilbenchError(f"radius of {radius:.0f} cells in a grid of {extent + 1} cells: at most {cpu.LARGEST_RADIUS} in 2^30")
+    if radius > windows.LARGEST_RADIUS or extent.max() >= 2**30:
+        raise MilbenchError(
+            f"radius of {radius:.0f} cells in a grid of {extent + 1} cells: at most {windows.LARGEST_RADIUS} in 2^30"
+        )
     label = np.zeros(len(cells), np.int64) if regions is None else np.unique(regions.cpu().numpy(), return_inverse=True)[1]
     short, long = np.argsort(extent)  # rows along the longer side: more of them for the threads
-    return cpu.make_plan(cells[:, short], cells[:, long], label, largest_square(radius))
+    return windows.make_plan(cells[:, short], cells[:, long], label, largest_square(radius))
 
 
 def _sorted(x: Tensor, plan: "Plan") -> Tensor:
-    from milbench.ops import local_attention_cpu as cpu
+    from milbench.ops.cpu import windows
 
     heads, n, d = x.shape
-    out = _zeros((heads, n + cpu.PAD, cpu.padded_width(d, x.element_size())), x)
+    out = _zeros((heads, n + windows.PAD, windows.padded_width(d, x.element_size())), x)
     torch.index_select(x.detach(), 1, torch.from_numpy(plan.order), out=out[:, :n, :d])
     return out
 

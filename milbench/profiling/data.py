@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from milbench import datasets
-from milbench.analysis import measure
 from milbench.bags import Bag
 from milbench.config import Settings
 from milbench.datasets.packed import Pack
 from milbench.errors import MilbenchError
+from milbench.profiling import measure
 
 PATCHES, WIDTH = 8000, 1024  # of a generated slide, on average; as wide as ResNet-50's and UNI's features
 PAGE = 1024  # float32 values in a page of memory

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from milbench.datasets.containers import Array, BadFile, Stored, attributes, h5, npz, pt
+from milbench.datasets.files.containers import Array, BadFile, Stored, attributes, h5, npz, pt
 from milbench.errors import MilbenchError
 
 __all__ = ["STEPS", "BadFile", "Facts", "Format", "Layout", "contents", "inspect", "layout", "read"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import h5py
 
-from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, reading, regular
+from milbench.datasets.files.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, reading, regular
 from milbench.errors import few
 
 FORM = "HDF5"

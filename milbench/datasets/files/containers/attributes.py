@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from milbench.datasets.containers import BadFile
+from milbench.datasets.files.containers import BadFile
 
 MOST = 16  # values of an attribute; the longest that is known is a pair
 LONGEST = 200  # characters of a text

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from milbench.datasets.containers import regular
-from milbench.datasets.formats import BadFile, Facts, contents, inspect
+from milbench.datasets.files.containers import regular
+from milbench.datasets.files.formats import BadFile, Facts, contents, inspect
 from milbench.errors import MilbenchError
 from milbench.files import write_atomically
 
@@ -72,7 +72,7 @@ class Seen:
         return content["files"] if known else {}
 
     def facts(self, path: Path, patches: Path | None, *, anew: bool) -> Facts:
-        """See :func:`milbench.datasets.formats.inspect`.
+        """See :func:`milbench.datasets.files.formats.inspect`.
 
         Args:
             path, patches: the file and the patches file that belongs to it.

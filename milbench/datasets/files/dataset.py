@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from milbench.bags import Bag
 from milbench.config import Settings
-from milbench.datasets import formats, splits
+from milbench.datasets import splits
 from milbench.datasets.base import Dataset, Fold, Sample
-from milbench.datasets.check import Examined, FeatureSet, examine
-from milbench.datasets.findings import many
-from milbench.datasets.manifest import Features, Manifest
+from milbench.datasets.files import formats
+from milbench.datasets.files.check import Examined, FeatureSet, examine
+from milbench.datasets.files.findings import many
+from milbench.datasets.files.manifest import Features, Manifest
+from milbench.datasets.files.seen import State, Watch, changing, state_of, too_young
 from milbench.datasets.packed import packed
-from milbench.datasets.seen import State, Watch, changing, state_of, too_young
 from milbench.errors import MilbenchError, NotHere
 
 

@@ -4,11 +4,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from milbench.datasets import tables
 from milbench.datasets.base import Fold, Sample
-from milbench.datasets.findings import Finding, many
-from milbench.datasets.manifest import Labels, Manifest
-from milbench.datasets.published import COHORTS
+from milbench.datasets.cohorts import COHORTS
+from milbench.datasets.files import tables
+from milbench.datasets.files.findings import Finding, many
+from milbench.datasets.files.manifest import Labels, Manifest
 from milbench.errors import MilbenchError
 
 ALWAYS_TWINNED = ("hipt",)  # suites ask for the twins of these by name, leak or not

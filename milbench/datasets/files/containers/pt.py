@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, fits, place, reading, regular
+from milbench.datasets.files.containers import AGAIN, Array, BadFile, Stored, fits, place, reading, regular
 from milbench.errors import few
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milbench import ops
-from milbench.analysis import measure
+from milbench.profiling import measure
 
 WIDTH = 384  # of a token
 RADIUS = 10.0

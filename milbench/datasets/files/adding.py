@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from milbench.config import Settings
-from milbench.datasets import classic, formats, tables
-from milbench.datasets.manifest import Labels, Manifest, Origin, load, spelled, stored
-from milbench.datasets.published import BRACS_ORDER, BRACS_TYPES, COHORTS
+from milbench.datasets import classic
+from milbench.datasets.cohorts import BRACS_ORDER, BRACS_TYPES, COHORTS
+from milbench.datasets.files import formats, tables
+from milbench.datasets.files.manifest import Labels, Manifest, Origin, load, spelled, stored
 from milbench.errors import MilbenchError, few, from_validation, unknown
 
 
@@ -37,11 +38,11 @@ def joined(
     replace: bool = False,
     home: Path | None = None,
 ) -> Manifest:
-    """The manifest of `name` with these additions. Nothing is written before :func:`milbench.datasets.manifest.save`.
+    """The manifest of `name` with these additions. Nothing is written before :func:`milbench.datasets.files.manifest.save`.
 
     Args:
         name: of the dataset; that of a published cohort brings its task, its classes and its counts.
-        task, unit, label, published: as in :class:`milbench.datasets.manifest.Manifest`.
+        task, unit, label, published: as in :class:`milbench.datasets.files.manifest.Manifest`.
         labels: label or survival table.
         columns: role -> column, where it is not found by its name.
         classes: class -> labels, in the order of class indices; an empty list is the class's own name.

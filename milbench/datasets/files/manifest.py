@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from milbench.config import Settings
 from milbench.datasets.base import TaskName
-from milbench.datasets.formats import STEPS, Format, Layout
-from milbench.datasets.published import COHORTS
+from milbench.datasets.cohorts import COHORTS
+from milbench.datasets.files.formats import STEPS, Format, Layout
 from milbench.errors import MilbenchError, from_validation
 from milbench.files import parse_toml, read_bytes, write_atomically
 from milbench.names import Encoder, Name, checked

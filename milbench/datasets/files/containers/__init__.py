@@ -79,7 +79,7 @@ class Stored:
 
     Args:
         features, coords: its arrays.
-        says: its attributes, as :func:`milbench.datasets.containers.attributes.plain` gives them.
+        says: its attributes, as :func:`milbench.datasets.files.containers.attributes.plain` gives them.
         verify: reads the file to its end and raises BadFile where its checksums do not hold, if it has any.
     """
 

@@ -30,13 +30,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from milbench import plugins, process, recipes
 from milbench.aggregator import Aggregator
-from milbench.analysis import measure
-from milbench.analysis.profile_ops import tissue, window_sizes
 from milbench.bags import Bag
-from milbench.datasets.published import COHORTS
+from milbench.datasets.cohorts import COHORTS
 from milbench.errors import SkipTrial
 from milbench.files import csv_cell
 from milbench.ops import backends
+from milbench.profiling import measure
+from milbench.profiling.ops import tissue, window_sizes
 from milbench.report.figure import OTHERS, PAGE, Figure, style
 from milbench.tasks import Subtyping
 
@@ -324,7 +324,7 @@ def free_memory() -> float:
 def cohort_sizes() -> dict[str, int]:
     """Patches of an average slide at two magnifications, four times as many at the higher one.
 
-    As far as published: of BRACS it is the middle of a histogram's axis (:data:`milbench.datasets.published.COHORTS`).
+    As far as published: of BRACS it is the middle of a histogram's axis (:data:`milbench.datasets.cohorts.COHORTS`).
     """
     return {
         f"{COHORTS[name].label} {magnification}x": COHORTS[name].instances * (magnification // 20) ** 2

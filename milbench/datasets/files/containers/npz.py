@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, place, reading, regular
+from milbench.datasets.files.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, place, reading, regular
 from milbench.errors import few
 
 FORM = "npz"

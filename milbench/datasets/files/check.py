@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from milbench.datasets import roster as rosters
-from milbench.datasets import tables
-from milbench.datasets.findings import Finding, many
-from milbench.datasets.formats import BadFile, Facts, Layout
-from milbench.datasets.formats import read as read_file
-from milbench.datasets.manifest import Features, Manifest
-from milbench.datasets.published import ENCODERS
-from milbench.datasets.roster import Roster
-from milbench.datasets.seen import Progress, Seen
+from milbench.datasets.cohorts import ENCODERS
+from milbench.datasets.files import roster as rosters
+from milbench.datasets.files import tables
+from milbench.datasets.files.findings import Finding, many
+from milbench.datasets.files.formats import BadFile, Facts, Layout
+from milbench.datasets.files.formats import read as read_file
+from milbench.datasets.files.manifest import Features, Manifest
+from milbench.datasets.files.roster import Roster
+from milbench.datasets.files.seen import Progress, Seen
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Generated slides with a known answer: what an aggregator can and cannot see, without a download.
 
 A slide is irregular tissue whose patches have types; a rule over types and places decides the label
-(:mod:`milbench.datasets.spatial_tasks`). An aggregator sees a vector for each patch: a handwritten digit of its type with noise,
+(:mod:`milbench.datasets.spatial.tasks`). An aggregator sees a vector for each patch: a handwritten digit of its type with noise,
 or a prototype with noise, at any width. Nothing is stored: a slide is made when it is read, from its name alone.
 """
 
@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from milbench import stats
 from milbench.bags import Bag
-from milbench.datasets import spatial_tasks
 from milbench.datasets.base import Dataset, Fold, Sample
-from milbench.datasets.spatial_tasks import A, B, C, Part, Slide
-from milbench.datasets.spatial_tissue import BELL, Draw, Ints
+from milbench.datasets.spatial.tasks import TASKS, A, B, C, Part, Slide
+from milbench.datasets.spatial.tissue import BELL, Draw, Ints
 from milbench.errors import MilbenchError, unknown
 
 ENCODERS = ("digits", "gaussian64")  # examples; gaussian takes any width from 16 up
@@ -62,7 +61,7 @@ class Scale:
 
 DIGITS = "f6d9e39f37dc45d3"  # hash of all images and types, of which a fingerprint only sees those of a few slides
 SCALES = {"": Scale(200, 1, 400, (7_200, 100, 200)), "-full": Scale(200, 7, 20_000, (4_800, 100, 400))}
-NAMES = {f"spatial-{task}{suffix}": (task, suffix) for suffix in SCALES for task in spatial_tasks.TASKS}
+NAMES = {f"spatial-{task}{suffix}": (task, suffix) for suffix in SCALES for task in TASKS}
 
 
 def missing() -> str | None:
@@ -73,7 +72,7 @@ def missing() -> str | None:
 def label(name: str) -> str:
     """How tables print the dataset."""
     task, suffix = NAMES[name]
-    return spatial_tasks.TASKS[task].label + (" (full size)" if suffix else "")
+    return TASKS[task].label + (" (full size)" if suffix else "")
 
 
 def make(name: str, id: str) -> Slide:
@@ -81,7 +80,7 @@ def make(name: str, id: str) -> Slide:
     task, suffix = NAMES[name]
     part, number = _parse(id)
     size = SCALES[suffix].size(Draw(name, id, "size"))
-    return spatial_tasks.TASKS[task].make(Draw(name, id, "tissue"), size, part, positive=number % 2 == 1)
+    return TASKS[task].make(Draw(name, id, "tissue"), size, part, positive=number % 2 == 1)
 
 
 def features(encoder: str, slide: Slide, part: Part, draw: Draw) -> NDArray[np.float32]:
@@ -189,7 +188,7 @@ def load(name: str, encoder: str) -> Dataset:
         slide, x = _with_features(name, encoder, id)
         for array in (slide.tissue.coords, slide.types, x):
             digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
-    asked = (spatial_tasks.TASKS[task].__doc__ or "").splitlines()[0]
+    asked = (TASKS[task].__doc__ or "").splitlines()[0]
     return Dataset(
         name=name,
         label=label(name),
@@ -210,7 +209,7 @@ def load(name: str, encoder: str) -> Dataset:
 
 def _sizes(name: str) -> Mapping[str, int]:
     task, suffix = NAMES[name]
-    scale, kind = SCALES[suffix], spatial_tasks.TASKS[task]
+    scale, kind = SCALES[suffix], TASKS[task]
     return {id: kind.size(scale.size(Draw(name, id, "size")), part) for part, some in _ids(scale).items() for id in some}
 
 
@@ -222,7 +221,7 @@ def known(name: str) -> dict[str, Any]:
         oracle: AUC of the rule on the test slides.
         examples: the most compact test slide of either class as a map, one line of text for each row of patches.
     """
-    task = spatial_tasks.TASKS[NAMES[name][0]]
+    task = TASKS[NAMES[name][0]]
     slides = [make(name, id) for id in _ids(SCALES[NAMES[name][1]])["test"]]
     positive = np.arange(len(slides)) % 2 == 1
     examples = [min(slides[first::2], key=lambda slide: int(np.ptp(slide.tissue.coords, axis=0).max())) for first in (0, 1)]
