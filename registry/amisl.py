@@ -51,7 +51,7 @@ def kmeans(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     return lloyd(x, torch.stack(seeds))
 
 
-@register("amisl", label="AMISL", cite="yao2020", version=1)
+@register("amisl", label="AMISL", family="structure", member=1, cite="yao2020", version=1)
 class AMISL(Aggregator):
     """Attention over phenotype clusters.
 

@@ -37,8 +37,8 @@ def smooth_top1_svm(scores: Tensor, target: Tensor, tau: float = 1.0) -> Tensor:
     return torch.where(first - second >= tau * math.log(1000), margin.amax(dim=1), smooth).mean()
 
 
-@register("clam-sb", label="CLAM-SB", cite="lu2021", version=1)
-@register("clam-mb", label="CLAM-MB", cite="lu2021", version=1, preset={"branches": "multi"})
+@register("clam-sb", label="CLAM-SB", family="attention", member=1, cite="lu2021", version=1)
+@register("clam-mb", label="CLAM-MB", family="attention", member=2, cite="lu2021", version=1, preset={"branches": "multi"})
 class CLAM(Aggregator):
     """CLAM with one attention for all classes (SB) or one per class (MB).
 

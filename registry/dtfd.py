@@ -5,6 +5,7 @@ The shuffle is derived from the slide's name and from what the instances hold, s
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -61,9 +62,12 @@ class _Tier(nn.Module):
         return self.head(pooled), attention, pooled
 
 
-@register("dtfd-maxs", label="DTFD-MIL (MaxS)", cite="zhang2022", version=1, preset={"distil": "maxs"})
-@register("dtfd-maxmins", label="DTFD-MIL (MaxMinS)", cite="zhang2022", version=1, preset={"distil": "maxmins"})
-@register("dtfd-afs", label="DTFD-MIL (AFS)", cite="zhang2022", version=1, preset={"distil": "afs"})
+method = partial(register, cite="zhang2022", family="distillation")
+
+
+@method("dtfd-maxs", label="DTFD-MIL (MaxS)", member=1, preset={"distil": "maxs"})
+@method("dtfd-maxmins", label="DTFD-MIL (MaxMinS)", member=2, preset={"distil": "maxmins"})
+@method("dtfd-afs", label="DTFD-MIL (AFS)", member=0, preset={"distil": "afs"})
 class DTFD(Aggregator):
     """Double-tier feature distillation.
 

@@ -100,7 +100,7 @@ class _GIN(nn.Module):
         return self.second(h.relu())
 
 
-@register("gcn-mil", label="GCN-MIL", cite="chen2021", version=1)
+@register("gcn-mil", label="GCN-MIL", family="structure", member=2, cite="chen2021", version=1)
 class GCNMIL(Aggregator):
     """DeepGraphConv: three GIN layers with ReLU, gated attention over the patches, one more layer, head.
 

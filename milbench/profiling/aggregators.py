@@ -388,7 +388,13 @@ def _figure(
                 own = [row for row in rows if row.aggregator == aggregator and getattr(row, quantity)]  # zero has no logarithm
                 values = [getattr(row, quantity) / UNITS.get(quantity, 1) for row in own]
                 slope = f" ({slopes[aggregator]:.2f})" if aggregator in slopes else ""
-                ax.plot([row.n for row in own], values, **style(aggregator), label=printed + slope, markersize=3)
+                ax.plot(
+                    [row.n for row in own],
+                    values,
+                    **style(aggregator, *plugins.family_of(aggregator)),
+                    label=printed + slope,
+                    markersize=3,
+                )
             ax.set(xscale="log", yscale="log", xlabel="instances", ylabel=label)
             ax.set_ylim(bottom=max(ax.get_ylim()[0], ax.dataLim.y1 / SPAN))
             for place, (marker, n) in enumerate(sorted(markers.items(), key=lambda item: item[1])):
