@@ -486,7 +486,7 @@ def no_events(root):
     return _survival(root, "censorship", "outcome")
 
 
-@broken(r"table survival\.csv: events: nobody; mend the table, or say which column it is")
+@broken(r"table survival\.csv: events: nobody; correct the table, or say which column it is")
 def nobody_has_an_event(root):
     text = (root / "survival.csv").read_text()
     (root / "survival.csv").write_text(text.replace(",0,", ",1,"))
@@ -514,7 +514,7 @@ def no_encoder(root):
     return {"--encoder": None}
 
 
-@broken("describe --features DIR, which is not given")
+@broken("describe --features DIR, which is missing")
 def an_encoder_of_nothing(root):
     return {"--features": None}
 

@@ -78,7 +78,7 @@ def test_taken_name_names_both_places(tmp_path):
 
 
 def test_malformed_name_is_refused():
-    with pytest.raises(MilbenchError, match="no name for an aggregator"):
+    with pytest.raises(MilbenchError, match="cannot be the name of an aggregator"):
         register("Ab Mil", label="x")(Aggregator)
 
 

@@ -1,8 +1,9 @@
-"""`milbench data add`, in parts that can be tested: what the user says, joined with what the manifest says already."""
+"""`milbench data add`: what the user adds, joined with what the manifest of the dataset says already."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,19 @@ def joined(
     replace: bool = False,
     home: Path | None = None,
 ) -> Manifest:
-    """The manifest of `name` with these additions. Nothing is written before :func:`milbench.datasets.files.manifest.save`.
+    """The manifest of `name` with these additions. Nothing is written until :func:`milbench.datasets.files.manifest.save`.
 
     Args:
         name: of the dataset; that of a published cohort brings its task, its classes and its counts.
         task, unit, label, published: as in :class:`milbench.datasets.files.manifest.Manifest`.
         labels: label or survival table.
-        columns: role -> column, where it is not found by its name.
+        columns: role -> column, where the column has none of the usual names.
         classes: class -> labels, in the order of class indices; an empty list is the class's own name.
         splits: name -> split table or folder; the name "" takes the usual one.
         encoder, magnification, patch_size, features, patches, step: one set of features.
         exclude: slides or cases to leave out, added to those that are left out already.
-        replace: take what is given instead of what the manifest has.
-        home: the data folder; that of the environment unless given.
+        replace: let these values replace those that the manifest has.
+        home: the data folder; None is that of the environment.
 
     Raises:
         MilbenchError: a folder or table that cannot be used, or a contradiction to what the manifest has.
@@ -62,64 +63,123 @@ def joined(
     if published is not None and published not in COHORTS:
         raise unknown("published cohort", published, COHORTS)
     old = load(name, home)
+    changes = _Changes(name, old, _as_saved(name, published, old), home, replace)
+    changes.names(task, label, published)
+    changes.labels(labels, columns or {}, classes)
+    changes.unit(unit)
+    changes.splits(splits or {})
+    described = {"encoder": encoder, "magnification": magnification, "patch_size": patch_size}
+    if features is not None:
+        changes.features(features, patches, step, described)
+    elif any(value is not None for value in (*described.values(), patches, step)):
+        raise MilbenchError(
+            "--encoder, --magnification, --patch-size, --patches and --step describe --features DIR, which is missing"
+        )
+    changes.exclude(exclude)
+    try:
+        saved = old.origin.text if old and old.origin else None
+        return Manifest.model_validate(changes.values).at(home, Origin(saved, again))
+    except ValidationError as error:
+        raise from_validation(error, f"dataset {name}") from error
+
+
+def _as_saved(name: str, published: str | None, old: Manifest | None) -> dict[str, Any]:
+    """The values of the manifest before any change; those of a published cohort where there is no manifest."""
+    if old:
+        return old.model_dump()
     cohort = COHORTS.get(published or name)
-    values: dict[str, Any] = old.model_dump() if old else {
+    return {
         "name": name, "label": cohort.label if cohort else name, "published": name if name in COHORTS else None,
         "task": cohort.task if cohort else "subtyping",
     }  # fmt: skip
 
-    def settle(place: dict[Any, Any], key: Any, what: str, value: Any, fixed: bool) -> None:
-        if fixed and not replace and json.dumps(place.get(key)) != json.dumps(value):  # the order of classes counts
-            raise MilbenchError(
-                f"dataset {name} has {what} already: {_differing(place.get(key), value)}; --replace takes the new"
-            )
+
+@dataclass
+class _Changes:
+    """The values of a manifest, changed step by step.
+
+    Args:
+        name: of the dataset.
+        old: its manifest before, if there is one.
+        values: what the new manifest is made from.
+        home: the data folder.
+        replace: whether values that were saved before may change.
+    """
+
+    name: str
+    old: Manifest | None
+    values: dict[str, Any]
+    home: Path
+    replace: bool
+
+    def set(self, place: dict[Any, Any], key: Any, what: str, value: Any, saved: bool) -> None:
+        """Set one value.
+
+        Args:
+            place, key: where it goes.
+            what: it is, for the message.
+            value: the new one.
+            saved: whether the manifest has one already, which only `replace` may change.
+        """
+        before = place.get(key)
+        if saved and not self.replace and json.dumps(before) != json.dumps(value):  # the order of classes counts
+            raise MilbenchError(f"dataset {self.name} has {what} already: {_differing(before, value)}; --replace takes the new")
         place[key] = value
 
-    for key, value in (("task", task), ("label", label), ("published", published)):
-        if value is not None:
-            settle(values, key, f"another {key}", value, fixed=old is not None)
-    if labels is not None or columns or classes:
-        before = values.get("labels")
-        file = labels or (old.resolved(before["file"]) if old and before else None)
+    def names(self, task: str | None, label: str | None, published: str | None) -> None:
+        """Task, label and published cohort."""
+        for key, value in (("task", task), ("label", label), ("published", published)):
+            if value is not None:
+                self.set(self.values, key, f"another {key}", value, saved=self.old is not None)
+
+    def labels(self, table: Path | None, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None) -> None:
+        """The label table, or other columns or classes of the one that the manifest has."""
+        if table is None and not columns and not classes:
+            return
+        before = self.values.get("labels")
+        file = table or (self.old.resolved(before["file"]) if self.old and before else None)
         if file is None:
             raise MilbenchError("--columns and --classes belong to --labels")
-        settle(values, "labels", "other labels", _labels(values, file, columns or {}, classes, home), fixed=before is not None)
-    if unit is not None:
-        settle(values, "unit", "another unit", unit, fixed=old is not None and old.labels is not None)
-    elif values["task"] == "survival" or _lists_cases(values):
-        values["unit"] = "case"
-    for split, path in (splits or {}).items():
-        found, _ = tables.folds(path)
-        split = split or _usual_split(values, len(found))
-        some = values.setdefault("splits", {})
-        settle(some, split, f"another split {split}", stored(path, home), fixed=split in some)
-    if features is not None:
-        if encoder is None:
+        labels = _labels(self.values, file, columns, classes, self.home)
+        self.set(self.values, "labels", "other labels", labels, saved=before is not None)
+
+    def unit(self, unit: str | None) -> None:
+        """What is predicted: as the user says, or cases where the table lists cases."""
+        if unit is not None:
+            saved = self.old is not None and self.old.labels is not None
+            self.set(self.values, "unit", "another unit", unit, saved=saved)
+        elif self.values["task"] == "survival" or _lists_cases(self.values):
+            self.values["unit"] = "case"
+
+    def splits(self, splits: Mapping[str, Path]) -> None:
+        """Split tables by their names."""
+        for name, path in splits.items():
+            folds, _ = tables.folds(path)
+            split = name or _usual_split(self.values, len(folds))
+            saved = self.values.setdefault("splits", {})
+            self.set(saved, split, f"another split {split}", stored(path, self.home), saved=split in saved)
+
+    def features(self, folder: Path, patches: Path | None, step: float | None, described: Mapping[str, Any]) -> None:
+        """A set of features; `described` is its encoder, magnification and patch size."""
+        if described["encoder"] is None:
             raise MilbenchError("--features needs --encoder, the name by which suites ask for these features")
-        place = formats.layout(features, patches)
+        place = formats.layout(folder, patches)
         new = {
-            "encoder": encoder,
-            "magnification": magnification,
-            "patch_size": patch_size,
-            "folder": stored(place.folder, home),
+            **described,
+            "folder": stored(place.folder, self.home),
             "format": place.format,
-            "patches": stored(place.patches, home) if place.patches else None,
+            "patches": stored(place.patches, self.home) if place.patches else None,
             "step": step,
         }
-        asked_for = (encoder, magnification, patch_size)
-        sets = {(one["encoder"], one["magnification"], one["patch_size"]): one for one in values.get("features", [])}
-        settle(sets, asked_for, f"features of {spelled(*asked_for)}", new, fixed=asked_for in sets)
-        values["features"] = list(sets.values())
-    elif any(given is not None for given in (encoder, magnification, patch_size, patches, step)):
-        raise MilbenchError(
-            "--encoder, --magnification, --patch-size, --patches and --step describe --features DIR, which is not given"
-        )
-    kept = [] if replace or not old else old.exclude
-    values["exclude"] = sorted({*kept, *map(tables.clean, exclude)}) if exclude else values.get("exclude", [])
-    try:
-        return Manifest.model_validate(values).at(home, Origin(old.origin.text if old and old.origin else None, again))
-    except ValidationError as error:
-        raise from_validation(error, f"dataset {name}") from error
+        sets = {tuple(saved[key] for key in described): saved for saved in self.values.get("features", [])}
+        key = tuple(described.values())
+        self.set(sets, key, f"features of {spelled(*key)}", new, saved=key in sets)
+        self.values["features"] = list(sets.values())
+
+    def exclude(self, ids: Sequence[str]) -> None:
+        """Slides or cases to leave out, beside those that are left out already."""
+        before = [] if self.replace or not self.old else self.old.exclude
+        self.values["exclude"] = sorted({*before, *map(tables.clean, ids)}) if ids else self.values.get("exclude", [])
 
 
 def _differing(old: Any, new: Any) -> str:
@@ -142,26 +202,29 @@ def _lists_cases(values: Mapping[str, Any]) -> bool:
 def _labels(
     values: Mapping[str, Any], file: Path, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None, home: Path
 ) -> dict[str, Any]:
-    found = tables.columns(file, values["task"], columns)
-    rows = tables.rows(file, found)
+    """What the manifest says of the label table `file`."""
+    by_role = tables.columns(file, values["task"], columns)
+    rows = tables.rows(file, by_role)
     if values["task"] == "survival":
         if classes:
             raise MilbenchError("--classes is for subtyping; survival has none")
-        return Labels(file=stored(file, home), columns=found).model_dump()
+        return Labels(file=stored(file, home), columns=by_role).model_dump()
     labels = {row.label for row in rows if row.label is not None}
-    if classes is None:
-        own = default_classes(labels, values.get("published"))
-    else:
-        own = {name: list(some) or [name] for name, some in classes.items()}
-        meant = [label for some in own.values() for label in some]
-        if twice := [label for label in meant if meant.count(label) > 1]:
-            raise MilbenchError(f"--classes: {twice[0]} stands in two classes")
-        known = set(meant)
-        if strange := sorted(known - labels):
-            raise unknown(f"label of {file}", strange[0], labels)
-        if left := sorted(labels - known):
-            raise MilbenchError(f"{file}: --classes has no class for {few(left)}; write class=label+label,...")
-    return Labels(file=stored(file, home), columns=found, classes=own).model_dump()
+    by_class = default_classes(labels, values.get("published")) if classes is None else _asked_classes(classes, labels, file)
+    return Labels(file=stored(file, home), columns=by_role, classes=by_class).model_dump()
+
+
+def _asked_classes(classes: Mapping[str, Sequence[str]], labels: set[str], file: Path) -> dict[str, list[str]]:
+    """Class -> labels as `--classes` says; every label of the table belongs to one class."""
+    by_class = {name: list(some) or [name] for name, some in classes.items()}
+    listed = [label for some in by_class.values() for label in some]
+    if twice := [label for label in listed if listed.count(label) > 1]:
+        raise MilbenchError(f"--classes: {twice[0]} stands in two classes")
+    if strange := sorted(set(listed) - labels):
+        raise unknown(f"label of {file}", strange[0], labels)
+    if left := sorted(labels - set(listed)):
+        raise MilbenchError(f"{file}: --classes has no class for {few(left)}; write class=label+label,...")
+    return by_class
 
 
 def default_classes(labels: set[str], published: str | None) -> dict[str, list[str]]:

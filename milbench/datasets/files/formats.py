@@ -227,7 +227,7 @@ def _step(path: Path, says: Mapping[str, Any]) -> float | None:
         return None
     if not STEPS[0] <= step <= STEPS[1]:
         known = ", ".join(f"{name} = {says[name]:g}" for name in attributes.NUMBERS if name in says)
-        raise BadFile(path, "attribute", f"says that patches lie {step:g} px apart ({known})", "mend these attributes")
+        raise BadFile(path, "attribute", f"says that patches lie {step:g} px apart ({known})", "correct these attributes")
     return step
 
 

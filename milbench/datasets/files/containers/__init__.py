@@ -32,7 +32,7 @@ class BadFile(MilbenchError):  # noqa: N818 - named for what it says
         path: the file.
         kind: one word for lists.
         what: what is wrong with it.
-        do: how to mend it.
+        do: how to correct it.
     """
 
     def __init__(self, path: Path, kind: str, what: str, do: str) -> None:
