@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from milbench import ops
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.errors import MilbenchError
@@ -502,12 +503,12 @@ class _Observer(TorchFunctionMode):
             self.add(h, Softmax(a, b, scale))
 
     def local_attention_2d(
-        self, q: Tensor, k: Tensor, v: Tensor, grid: Tensor, radius: float, *, scale: float | None, alibi: Tensor | None,
-        regions: Tensor | None, **dropout: Any,
-    ) -> None:  # fmt: skip
+        self, q: Tensor, k: Tensor, v: Tensor, window: ops.Window, *, scale: float | None, **dropout: Any
+    ) -> None:
         for h in range(len(q)):
-            slope = 0.0 if alibi is None else float(alibi[h])
-            self.add(h, Window(q[h], k[h], grid, radius, scale=scale, slope=slope, regions=regions))
+            slope = 0.0 if window.alibi is None else float(window.alibi[h])
+            matrix = Window(q[h], k[h], window.grid, window.radius, scale=scale, slope=slope, regions=window.regions)
+            self.add(h, matrix)
 
     def retention(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, **chunk: int) -> None:
         for h, (a, b) in enumerate(zip(*_kept(q, k), strict=True)):

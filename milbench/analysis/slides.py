@@ -41,8 +41,8 @@ def sizes(dataset: Dataset) -> Figure:
     caption = (
         f"Bars: instances of the {len(n)} {dataset.unit}s of {_described(dataset)}; median {np.median(n):,.0f}, mean "
         f"{n.mean():,.0f}, largest {n.max():,.0f}. Line: memory of plain self-attention in one layer and head, 2 n² floats of 4 "
-        f"bytes (scores and probabilities). {CARD} GiB hold one head of {fits:,.0f} instances: {(n > fits).mean():.1%} of the {dataset.unit}s are "
-        "larger. Attention that never stores its scores needs O(n) instead."
+        f"bytes (scores and probabilities). {CARD} GiB hold one head of {fits:,.0f} instances: {(n > fits).mean():.1%} of "
+        f"the {dataset.unit}s are larger. Attention that never stores its scores needs O(n) instead."
     )
 
     def draw() -> Drawing:

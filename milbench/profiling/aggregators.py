@@ -34,7 +34,7 @@ from milbench.bags import Bag
 from milbench.datasets.cohorts import COHORTS
 from milbench.errors import SkipTrial
 from milbench.files import csv_cell
-from milbench.ops import backends
+from milbench.ops import Window, backends
 from milbench.profiling import measure
 from milbench.profiling.ops import tissue, window_sizes
 from milbench.report.figure import OTHERS, PAGE, Figure, style
@@ -124,11 +124,11 @@ def count_flops(model: Aggregator, bag: Bag) -> int:
         counted += 2 * (q.shape[2] + v.shape[2]) * q.shape[0] * q.shape[1] * k.shape[1]
         return v
 
-    def local(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, radius: float, **options: Any) -> Tensor:
+    def local(q: Tensor, k: Tensor, v: Tensor, window: Window, **options: Any) -> Tensor:
         nonlocal counted
-        if options["regions"] is not None:
+        if window.regions is not None:
             raise NotImplementedError("windows that end at regions have no formula here")
-        counted += 2 * (q.shape[2] + v.shape[2]) * q.shape[0] * window_sizes(grid - grid.amin(0), radius)
+        counted += 2 * (q.shape[2] + v.shape[2]) * q.shape[0] * window_sizes(window.grid - window.grid.amin(0), window.radius)
         return v
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, *rest: Tensor | None) -> Tensor:

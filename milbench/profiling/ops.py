@@ -100,7 +100,7 @@ def _run(row: Row, call: Call, inputs: Sequence[Tensor]) -> Row:
 def _local(n: int, heads: int, contenders: Sequence[str]) -> Iterator[Row]:
     q, k, v = _inputs(*[(heads, n, WIDTH // heads)] * 3)
     grid = tissue(n)
-    calls: dict[str, Call] = {"ours": lambda: ops.local_attention_2d(q, k, v, grid, RADIUS)}
+    calls: dict[str, Call] = {"ours": lambda: ops.local_attention_2d(q, k, v, ops.Window(grid, RADIUS))}
     if "torch SDPA, dense" in contenders:
         calls["torch SDPA, dense"] = lambda: F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
     if "torch SDPA, same mask" in contenders:

@@ -24,7 +24,7 @@ WIDEST = 16  # columns a tile may span
 LARGEST_RADIUS = 16_000  # squared distances of a window fit 32 bits
 
 
-def _micro(rows: int, vectors: int):
+def _micro(rows: int, vectors: int):  # long, because each instruction that it emits uses values of those before
     """An intrinsic for C[rows, vectors * lanes] += A[rows, k] B[k, vectors * lanes], k >= 1, with C in registers.
 
     Its arguments are (C, offset, ldc, A, offset, row stride, k stride, B, offset, ldb, k): flat arrays, everything in elements.
