@@ -119,7 +119,7 @@ def _weights_hash(path: Path) -> str:
 
 @lru_cache
 def _hash_of(path: Path, *_state: int) -> str:
-    """Weights are gigabytes, and every trial asks: they are read again when the file system says that they changed."""
+    """Weights are gigabytes and every trial needs their hash: they are read again only when size or times changed."""
     return sha256(path)
 
 
@@ -169,8 +169,8 @@ def register(
         version: raise it whenever the same parameters would give other numbers.
         preset: parameters that this name stands for.
         complexity: of the preset, where it differs from the class's.
-        family: the methods it is drawn with: they have one colour in figures. Grey unless given.
-        member: its place in the family, from 0: the marker and line in figures. By a hash of the name unless given.
+        family: the methods it is drawn with: they have one colour in figures. None is grey.
+        member: its place in the family, from 0: the marker and line in figures. None takes a hash of the name.
 
     Raises:
         MilbenchError: the name is taken (both places are named) or malformed, or there is no such family.
@@ -221,7 +221,7 @@ def discover(files: Iterable[str | Path] = ()) -> None:
 def _import(what: str, load: Callable[[], Any], source: Callable[[list[ModuleType]], Source]) -> None:
     """Import a plug-in; `source` gives its files, given the modules that came with it."""
     before, modules, writes = dict(_entries), set(sys.modules), sys.dont_write_bytecode
-    sys.dont_write_bytecode = True  # a cache knows seconds and sizes only, so it may outlive an edit
+    sys.dont_write_bytecode = True  # a cache compares seconds and sizes only, so it may survive an edit
     try:
         with process.kept():
             load()
@@ -231,7 +231,7 @@ def _import(what: str, load: Callable[[], Any], source: Callable[[list[ModuleTyp
                 _entries[name] = replace(entry, source=source(came).including(sys.modules[entry.cls.__module__]))
     except Exception as error:
         _entries.clear()
-        _entries.update(before)  # half a plug-in is no plug-in
+        _entries.update(before)  # a plug-in that failed registers nothing
         if isinstance(error, MilbenchError):
             raise
         raise MilbenchError(f"{what}: {type(error).__name__}: {error}") from error
@@ -240,7 +240,7 @@ def _import(what: str, load: Callable[[], Any], source: Callable[[list[ModuleTyp
 
 
 class _Fresh(SourceFileLoader):
-    """Runs the file as it is, whatever a cache says."""
+    """Runs the file as it is now, without a cache."""
 
     def get_code(self, fullname: str) -> Any:
         path = self.get_filename(fullname)
@@ -314,7 +314,7 @@ def resolve(text: str) -> Variant:
             raise unknown(f"parameter of {name}", key, model.model_fields)
         found, kind = literal(value), model.model_fields[key].annotation
         if found is None and kind is not Any and NoneType not in get_args(kind):
-            found = value  # a word of the parameter's own, such as positions=none
+            found = value  # a word that the parameter knows, such as positions=none
         given[key] = found
     try:
         params = model.model_validate(given).model_dump()

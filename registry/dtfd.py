@@ -86,7 +86,7 @@ class DTFD(Aggregator):
             "mas", those of the highest attention (in the paper, not in the official code).
         rank_class: instances are ranked by the probability of this class in softmax over classes of (a_i h_i) . W, without bias:
             "last", the official choice made for two classes (in survival the last time bin), or "argmax", the class that tier 1
-            gives the pseudo-bag. The true class is no choice: there is none at test time.
+            gives the pseudo-bag. The true class cannot be used: it is unknown at test time.
 
     Source: hrzhang1123/DTFD-MIL, without residual blocks and dropout, as its script runs it. Traps: (1) the official tier-2
     gradient also lands on tier 1 and is zeroed before it is applied; detaching is the same and lets AFS run at all. (2) The

@@ -57,7 +57,7 @@ class _MixerMIL(Aggregator):
 
 
 class _HeadsMIL(_MixerMIL):
-    """A mixer with heads: its class is the preset, so that its name is no parameter and no part of a trial's identity."""
+    """A mixer with heads: which one is a matter of the class, and not a parameter that would be part of a trial's identity."""
 
     mixer: ClassVar[type[RetentionMixer] | type[GLAMixer]]
 

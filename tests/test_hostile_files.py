@@ -81,7 +81,7 @@ def dangling_link(file, beside):
     file["features"] = h5py.SoftLink("/nowhere")
 
 
-@odd("has a link `features` that leads in a circle")
+@odd("has a link `features` that leads back to itself")
 def circular_link(file, beside):
     file["features"], file["other"] = h5py.SoftLink("/other"), h5py.SoftLink("/features")
 

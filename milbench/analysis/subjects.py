@@ -83,7 +83,7 @@ class Trained:
         Args:
             store: where the results are.
             trial_id: of the trial, or how it begins.
-            settings: where datasets are; what the environment says unless given.
+            settings: where datasets are; None is what the environment says.
 
         Raises:
             MilbenchError: no or several such trials, no weights, another implementation, or its data are not here.

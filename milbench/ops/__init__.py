@@ -12,7 +12,7 @@ from milbench.ops.scan_orders import cross_scan, scan_order
 from milbench.ops.selective_scan import selective_scan, selective_scan_naive
 from milbench.ops.window import Window
 
-# Operations that have a choice of backends, and the definition each is held against.
+# Operations that have a choice of backends, and the definition that each must equal.
 OPERATIONS = {
     "full_attention": full_attention_naive,
     "local_attention_2d": local_attention_2d_naive,

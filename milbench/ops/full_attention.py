@@ -26,7 +26,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = Non
     Args:
         q, k: (heads, n, d).
         v: (heads, n, d_v).
-        scale: of the scores, d^-0.5 unless given.
+        scale: of the scores; None is d^-0.5.
         dropout: on attention probabilities; a caller in evaluation passes 0.
 
     Returns:

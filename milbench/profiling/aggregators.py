@@ -240,8 +240,8 @@ def in_a_process(name: str, n: int, setting: Setting) -> Row:
     try:
         if not ours.poll(patience):
             return replace(row, stopped=f"not finished after {patience:.0f} s")
-        told = ours.recv()
-        return told if isinstance(told, Row) else replace(row, stopped=told)
+        answer = ours.recv()
+        return answer if isinstance(answer, Row) else replace(row, stopped=answer)
     except (EOFError, ConnectionError):
         process.join()
         return replace(row, stopped=f"its process died (exit code {process.exitcode})")
@@ -385,11 +385,11 @@ def _figure(
         drawing, axes = plt.subplots(1, 2, figsize=(PAGE, max(2.8, 0.6 + 0.125 * len(names))), sharex=True)
         for ax, (quantity, label) in zip(axes, panels.items(), strict=True):
             for aggregator, printed in names:
-                own = [row for row in rows if row.aggregator == aggregator and getattr(row, quantity)]  # zero has no logarithm
-                values = [getattr(row, quantity) / UNITS.get(quantity, 1) for row in own]
+                shown = [row for row in rows if row.aggregator == aggregator and getattr(row, quantity)]  # zero has no logarithm
+                values = [getattr(row, quantity) / UNITS.get(quantity, 1) for row in shown]
                 slope = f" ({slopes[aggregator]:.2f})" if aggregator in slopes else ""
                 ax.plot(
-                    [row.n for row in own],
+                    [row.n for row in shown],
                     values,
                     **style(aggregator, *plugins.family_of(aggregator)),
                     label=printed + slope,

@@ -215,7 +215,7 @@ def slope(measured: Sequence[Row], op: str, setting: str) -> float | None:
 
 
 def bars(measured: Sequence[Row], rate: float) -> list[Bar]:
-    """The performance budget, held against what was measured."""
+    """The performance budget beside what was measured."""
     found = {(r.op, r.contender, r.n, r.setting): r for r in measured}
     local = f"1 head, radius {RADIUS:g}"
     sizes = sorted({r.n for r in measured if r.op == "local_attention_2d"})

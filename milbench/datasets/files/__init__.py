@@ -1,1 +1,1 @@
-"""Datasets in files of one's own: a manifest that says where features, labels and splits are, and everything that reads them."""
+"""Datasets in the user's files: a manifest that says where features, labels and splits are, and all that reads them."""

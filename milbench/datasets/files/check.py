@@ -1,4 +1,4 @@
-"""Look at everything a manifest points to before anything is trained: what is missing, broken, inconsistent or odd.
+"""Check everything that a manifest points to before anything is trained: what is missing, broken, inconsistent or unusual.
 
 Feature files are looked at first: shapes, attributes, positions, a few rows. Where nothing is wrong each is then read whole, for
 the hash of its contents. Both are remembered until a file changes, so a second look at hundreds of slides costs milliseconds.
@@ -118,7 +118,7 @@ def examine(
 
     Args:
         manifest: of the dataset.
-        only: sets of features to look at; all of the manifest unless given.
+        only: sets of features to look at; None is all of the manifest.
         deep: look at every feature and every position, too, and read files anew whose contents are remembered.
         cache: where what was seen is remembered if the data folder cannot be written to.
         progress: called with what is done, files done and files in all.
@@ -247,7 +247,7 @@ def _tell_missing(
             misnamed[id] = bare.get(key) or near[0]
     if misnamed:
         pairs = [f"{id} (file {file})" for id, file in misnamed.items()]
-        what = f"{many(len(misnamed), 'slide')} whose file is named otherwise than the label table names the slide"
+        what = f"{many(len(misnamed), 'slide')} whose file has another name than the slide has in the label table"
         found.add("error", "misnamed", what, "rename the files, or the slides in the table", pairs)
     if absent := [id for id in missing if id not in misnamed]:
         leave_out = ",".join(absent) if len(absent) <= 10 else "FILE with one id a line"
@@ -344,7 +344,8 @@ def _positions(found: FeatureSet) -> None:
     }
     if apart:
         slide, real = next(iter(apart.items()))
-        what = f"{many(len(apart), 'slide')} whose patches lie {real:g} px apart, not {found.steps[slide]:g} as is said"
+        said = f"{found.steps[slide]:g} as their files or the manifest say"
+        what = f"{many(len(apart), 'slide')} whose patches lie {real:g} px apart, not {said}"
         do = "were they cut with another stride? Then give it: milbench data add ... --step PIXELS --replace"
         found.add("warning", "stride", what, do, list(apart))
 
@@ -403,7 +404,9 @@ def counts(examined: Examined) -> list[dict[str, Any]]:
         for number, fold in enumerate(folds):
             for part, ids in fold._asdict().items():
                 strata: Mapping[int, int] = Counter(sample[id].stratum for id in ids)
-                own = {name: strata.get(i, 0) for i, name in enumerate(names)}
+                by_class = {name: strata.get(i, 0) for i, name in enumerate(names)}
                 cases = len({sample[id].case_id for id in ids})
-                rows.append({"split": split, "fold": number, "part": part, "samples": len(ids), "cases": cases, "classes": own})
+                rows.append(
+                    {"split": split, "fold": number, "part": part, "samples": len(ids), "cases": cases, "classes": by_class}
+                )
     return rows

@@ -1,4 +1,4 @@
-"""A dataset of one's own, as trials see it: from its manifest to bags."""
+"""A dataset in the user's files as trials see it: from its manifest to bags."""
 
 import hashlib
 import json
@@ -28,10 +28,10 @@ from milbench.errors import MilbenchError, NotHere
 def dataset(
     manifest: Manifest, features: Features, settings: Settings, dtype: Literal["float32", "float16"] = "float32"
 ) -> Dataset:
-    """The dataset with one set of features, checked before it is given away.
+    """The dataset with one set of features, after its files were checked.
 
-    The last one stays in the process and is given again while no table and no file of it changed, so that a worker does not
-    parse, check and verify it for every trial.
+    The last dataset stays in memory and is returned again as long as none of its tables and files changed, so that a worker
+    does not parse, check and verify it for every trial.
 
     Args:
         manifest, features: which.
@@ -56,7 +56,7 @@ _last: list[tuple[Any, int, Dataset]] = []  # what it depends on, when that was 
 
 
 def _states(manifest: Manifest, features: Features) -> list[tuple[Path, State]]:
-    """Every file that a dataset is read from, and by what it is known again; nothing where one is missing."""
+    """Every file that a dataset is read from, with its size and times; an empty list where a file is missing."""
     place = manifest.layout(features)
     given = [*([manifest.labels.file] if manifest.labels else []), *manifest.splits.values()]
     named = [manifest.resolved(path) for path in given] + ([place.patches] if place.patches else [])
@@ -146,7 +146,7 @@ def _bag(files: FeatureSet, samples: Mapping[str, Sample], unit: str, id: str) -
     """Read one slide, or all slides of a case.
 
     Raises:
-        BadFile: a file cannot be used, or is no longer the one that the dataset's fingerprint was made of.
+        BadFile: a file cannot be used, or changed since the dataset's fingerprint was made.
     """
     slides = files.slides[id]
     read = [_read(files, slide) for slide in slides]

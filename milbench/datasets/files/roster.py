@@ -1,4 +1,4 @@
-"""Who is in a dataset and in which part of which fold, from its label table and its split tables, and what is odd about it."""
+"""Who is in a dataset and in which part of which fold, by its label table and its split tables, with what is odd there."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,11 +15,11 @@ from milbench.errors import MilbenchError
 
 @dataclass
 class Roster:
-    """Everybody, and where they stand.
+    """The samples of a dataset, and their folds.
 
     Args:
         samples: what is predicted.
-        slides: sample -> its slides; empty where the table lists cases and the names of feature files tell.
+        slides: sample -> its slides; empty where the table lists cases; names of feature files then say whose they are.
         splits: name -> folds, of the given split tables.
         forms: name -> how the table was understood.
         leaking: splits with a case in two parts of a fold.
@@ -109,7 +109,7 @@ def _look(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row], where:
             "warning",
             "no-cases",
             where,
-            f"every slide is a case of its own ({column}): one patient in two parts of a fold would not be noticed",
+            f"every slide is a case of its own ({column}): a patient in two parts of a fold cannot be detected",
         )
     elif manifest.unit == "slide" and (alone := [row.slide for row in rows if row.slide == row.case]):
         roster.add(
@@ -124,7 +124,7 @@ def _look(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row], where:
             else "correct the table, or say which column it is"
         )
         severity = "warning" if empty == ["censored"] else "error"
-        roster.add(severity, "empty-class", where, f"{' and '.join(empty)}: nobody", do)
+        roster.add(severity, "empty-class", where, f"{' and '.join(empty)}: no samples", do)
     elif len(names) < 2:
         roster.add(
             "error", "one-class", where, f"all {len(roster.samples)} samples are {names[0]}", "there is nothing to tell apart"
@@ -158,7 +158,7 @@ def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Seque
         )  # fmt: skip
     ids = list(unknown)
     if ids and not any(part for fold in folds for part in fold):
-        do = "they are spelled otherwise, or the table is of another cohort"
+        do = "their spelling differs, or the table is of another cohort"
         roster.add("error", "unlabelled", where, f"none of its {many(len(ids), 'id')} is in the label table", do, ids)
         return
     if ids:
@@ -206,7 +206,7 @@ def _look_at_fold(roster: Roster, manifest: Manifest, where: str, fold: Fold) ->
     for part, ids in zip(Fold._fields, fold, strict=True):
         if not ids:
             if part != "val":
-                roster.add("error", "empty-part", where, f"nobody is in the {part} part", "correct the table")
+                roster.add("error", "empty-part", where, f"the {part} part is empty", "correct the table")
             continue
         strata = {stratum[id] for id in ids}
         absent = [s for i, s in enumerate(roster.stratum_names(manifest)) if i not in strata and s != "censored"]
@@ -242,7 +242,7 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def against_published(roster: Roster, manifest: Manifest) -> None:
-    """Hold counts against what is published of the cohort; a difference is a warning with both numbers."""
+    """Compare counts with the published ones of the cohort; a difference is a warning with both numbers."""
     if manifest.published is None or not roster.samples:
         return
     cohort, names = COHORTS[manifest.published], roster.stratum_names(manifest)
@@ -268,7 +268,7 @@ def against_published(roster: Roster, manifest: Manifest) -> None:
 
 
 def _sizes_of_folds(roster: Roster, split: str, sizes: Sequence[tuple[int, ...]], differ: Callable[..., None]) -> None:
-    """Hold the sizes of a split's parts against the published ones."""
+    """Compare the sizes of a split's parts with the published ones."""
     counted = [tuple(map(len, fold)) for fold in roster.splits[split]]
     if len(counted) != len(sizes):
         differ(f"{split} has {many(len(sizes), 'fold')}, here {len(counted)}")

@@ -132,8 +132,8 @@ def _images(part: Part) -> tuple[NDArray[np.int32], Ints]:
     if hashlib.sha256(digits.data.astype("<f8").tobytes() + digits.target.astype("<i8").tobytes()).hexdigest()[:16] != DIGITS:
         raise MilbenchError("scikit-learn's digits are not the ones that spatial datasets are made of; install another version")
     fifth = np.arange(len(digits.target)) % 5
-    own = {"train": fifth < 3, "val": fifth == 3, "test": fifth == 4}[part]
-    by_type = [digits.data[own & (digits.target == kind)] for kind in range(10)]
+    chosen = {"train": fifth < 3, "val": fifth == 3, "test": fifth == 4}[part]
+    by_type = [digits.data[chosen & (digits.target == kind)] for kind in range(10)]
     count = np.array([len(images) for images in by_type])
     pool = np.zeros((10, count.max(), 64), dtype=np.int32)
     for kind, images in enumerate(by_type):
@@ -177,10 +177,7 @@ def load(name: str, encoder: str) -> Dataset:
 
     def read(id: str) -> Bag:
         slide, x = made(id)
-        features, coords = (
-            torch.tensor(x),
-            torch.tensor(slide.tissue.coords),
-        )  # copies: who writes into a bag spoils that one only
+        features, coords = torch.tensor(x), torch.tensor(slide.tissue.coords)  # copies, so that callers may write into a bag
         return Bag(features, coords, slide.tissue.step, slide_id=id, case_id=id, source=f"{name}, generated")
 
     digest = hashlib.sha256()
@@ -217,7 +214,7 @@ def known(name: str) -> dict[str, Any]:
     """What is known of a dataset before any model is trained, for the report.
 
     Returns:
-        chance, bayes: AUC of guessing, and the best there is to whom types are known.
+        chance, bayes: AUC of guessing, and the best possible AUC where the types of patches are known.
         oracle: AUC of the rule on the test slides.
         examples: the most compact test slide of either class as a map, one line of text for each row of patches.
     """

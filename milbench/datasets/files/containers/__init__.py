@@ -93,7 +93,7 @@ class Stored:
 def reading(path: Path, form: str) -> Iterator[None]:
     """Around calls of a library that reads bytes of others: over broken ones h5py, zipfile, NumPy and torch raise anything.
 
-    Running out of memory is no fault of the file: sizes are held against its bytes before anything is read.
+    Running out of memory is not the file's fault: sizes are compared with its bytes before anything is read.
     """
     try:
         yield

@@ -21,7 +21,7 @@ def opened(path: Path, stack: ExitStack) -> Stored:
     """Features of a file.
 
     Raises:
-        BadFile: it is none, or cannot be read.
+        BadFile: it is not such a file, or cannot be read.
     """
     regular(path)
     with reading(path, FORM):
