@@ -19,26 +19,12 @@ from milbench.errors import MilbenchError, few, from_validation, unknown
 
 
 def joined(
-    name: str,
-    *,
-    task: str | None = None,
-    unit: str | None = None,
-    label: str | None = None,
-    published: str | None = None,
-    labels: Path | None = None,
-    columns: Mapping[str, str] | None = None,
-    classes: Mapping[str, Sequence[str]] | None = None,
-    splits: Mapping[str, Path] | None = None,
-    encoder: str | None = None,
-    magnification: int | None = None,
-    patch_size: int | None = None,
-    features: Path | None = None,
-    patches: Path | None = None,
-    step: float | None = None,
-    exclude: Sequence[str] = (),
-    replace: bool = False,
-    home: Path | None = None,
-) -> Manifest:
+    name: str, *, task: str | None = None, unit: str | None = None, label: str | None = None, published: str | None = None,
+    labels: Path | None = None, columns: Mapping[str, str] | None = None, classes: Mapping[str, Sequence[str]] | None = None,
+    splits: Mapping[str, Path] | None = None, encoder: str | None = None, magnification: int | None = None,
+    patch_size: int | None = None, features: Path | None = None, patches: Path | None = None, step: float | None = None,
+    exclude: Sequence[str] = (), replace: bool = False, home: Path | None = None,
+) -> Manifest:  # fmt: skip
     """The manifest of `name` with these additions. Nothing is written until :func:`milbench.datasets.files.manifest.save`.
 
     Args:

@@ -98,10 +98,10 @@ def features(encoder: str, slide: Slide, part: Part, draw: Draw) -> NDArray[np.f
     width = _width(encoder)
     n = len(slide.types)
     if encoder == "digits":
-        pool, count = _images(part)
+        pool, count = images(part)
         clean, noise = pool[slide.types, draw.below(count[slide.types], n)], DIGIT_NOISE
     else:
-        clean, noise = _prototypes(width)[slide.types], GAUSSIAN_NOISE
+        clean, noise = prototypes(width)[slide.types], GAUSSIAN_NOISE
     bell = draw.bell(n * width).reshape(n, width) * noise // BELL
     return (clean + bell).astype(np.float32) / np.float32(UNIT)
 
@@ -123,7 +123,7 @@ def _width(encoder: str) -> int:
 
 
 @cache
-def _images(part: Part) -> tuple[NDArray[np.int32], Ints]:
+def images(part: Part) -> tuple[NDArray[np.int32], Ints]:
     """Images of the part by type, (10, most, 64) in `UNIT`s, and how many there are of each: every fifth for test, the one before
     for validation."""
     from sklearn.datasets import load_digits
@@ -142,7 +142,7 @@ def _images(part: Part) -> tuple[NDArray[np.int32], Ints]:
 
 
 @cache
-def _prototypes(width: int) -> NDArray[np.int32]:
+def prototypes(width: int) -> NDArray[np.int32]:
     """(10, width): rows of a Hadamard matrix, repeated to the width and scaled, so that all are equally far from each other."""
     common = np.arange(10)[:, None] & (np.arange(width) % 16)
     sign = 1 - 2 * (np.bitwise_count(common) % 2).astype(np.int32)
@@ -200,11 +200,12 @@ def load(name: str, encoder: str) -> Dataset:
         fingerprint="sha256:" + digest.hexdigest()[:16],
         splits={SPLIT: lambda: [Fold(ids["train"], ids["val"], ids["test"])]},
         notes=(f"{asked} Generated: " + ", ".join(f"{len(some):,} for {part}" for part, some in ids.items()),),
-        sizes=partial(_sizes, name),
+        sizes=partial(sizes, name),
     )
 
 
-def _sizes(name: str) -> Mapping[str, int]:
+def sizes(name: str) -> Mapping[str, int]:
+    """Slide -> number of patches, without making the slides."""
     task, suffix = NAMES[name]
     scale, kind = SCALES[suffix], TASKS[task]
     return {id: kind.size(scale.size(Draw(name, id, "size")), part) for part, some in _ids(scale).items() for id in some}
