@@ -176,6 +176,9 @@ def register(
         MilbenchError: the name is taken (both places are named) or malformed, or there is no such family.
     """
 
+    if family is not None and family not in get_args(Family):
+        raise unknown(f"family of aggregator {name}", family, get_args(Family))
+
     def add(cls: T) -> T:
         where = f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or len(name) > LONGEST:
@@ -184,8 +187,6 @@ def register(
             )
         if name in _entries:
             raise MilbenchError(f"aggregator {name!r} is registered twice: {_entries[name].where} and {where}")
-        if family is not None and family not in get_args(Family):
-            raise unknown(f"family of methods ({where})", family, get_args(Family))
         source = None if cls.__module__.startswith("milbench_registry.") else sources.of_module(cls.__module__)
         _entries[name] = Entry(
             name, label, cite, version, cls, preset or {}, complexity or cls.complexity, family or "", member, where, source

@@ -148,5 +148,5 @@ def test_methods_of_a_family_share_a_colour_and_no_two_built_in_methods_look_ali
 
 
 def test_an_unknown_family_is_an_error_with_near_misses():
-    with pytest.raises(MilbenchError, match=r"unknown family of methods .*'atention'.*attention"):
+    with pytest.raises(MilbenchError, match=r"unknown family of aggregator mine-too 'atention'.*attention"):
         register("mine-too", label="x", family="atention")(Aggregator)
