@@ -6,7 +6,7 @@ They arrive in files that others wrote, so each passes :func:`checked` where it 
 import re
 import unicodedata
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
@@ -14,6 +14,7 @@ from milbench.errors import MilbenchError
 
 LONGEST = 160  # bytes: a file system takes 255, and names are composed
 TRIAL_ID = r"^[0-9a-f]{16}$"
+Family = Literal["pooling", "attention", "distillation", "structure", "transformer", "linear", "local"]  # of aggregators
 
 
 def checked(name: str, what: str) -> str:

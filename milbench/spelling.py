@@ -34,7 +34,7 @@ def canonical(text: str, usual: Mapping[str, Any] | None = None) -> str:
 
     Args:
         text: `name` or `name[parameter=value,...]`, in any spelling.
-        usual: parameters that the name has unless told, as `name` or `recipe.name`; what equals them is left out.
+        usual: default values of parameters, as `name` or `recipe.name`; parameters that equal them are left out.
     """
     name, changes = parsed(text)
     usual = {key: _plain(value) for key, value in (usual or {}).items()}

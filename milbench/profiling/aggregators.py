@@ -30,13 +30,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from milbench import plugins, process, recipes
 from milbench.aggregator import Aggregator
-from milbench.analysis import measure
-from milbench.analysis.profile_ops import tissue, window_sizes
 from milbench.bags import Bag
-from milbench.datasets.published import COHORTS
+from milbench.datasets.cohorts import COHORTS
 from milbench.errors import SkipTrial
 from milbench.files import csv_cell
-from milbench.ops import backends
+from milbench.ops import Window, backends
+from milbench.profiling import measure
+from milbench.profiling.ops import tissue, window_sizes
 from milbench.report.figure import OTHERS, PAGE, Figure, style
 from milbench.tasks import Subtyping
 
@@ -124,11 +124,11 @@ def count_flops(model: Aggregator, bag: Bag) -> int:
         counted += 2 * (q.shape[2] + v.shape[2]) * q.shape[0] * q.shape[1] * k.shape[1]
         return v
 
-    def local(q: Tensor, k: Tensor, v: Tensor, grid: Tensor, radius: float, **options: Any) -> Tensor:
+    def local(q: Tensor, k: Tensor, v: Tensor, window: Window, **options: Any) -> Tensor:
         nonlocal counted
-        if options["regions"] is not None:
+        if window.regions is not None:
             raise NotImplementedError("windows that end at regions have no formula here")
-        counted += 2 * (q.shape[2] + v.shape[2]) * q.shape[0] * window_sizes(grid - grid.amin(0), radius)
+        counted += 2 * (q.shape[2] + v.shape[2]) * q.shape[0] * window_sizes(window.grid - window.grid.amin(0), window.radius)
         return v
 
     def scan(u: Tensor, delta: Tensor, A: Tensor, *rest: Tensor | None) -> Tensor:
@@ -240,8 +240,8 @@ def in_a_process(name: str, n: int, setting: Setting) -> Row:
     try:
         if not ours.poll(patience):
             return replace(row, stopped=f"not finished after {patience:.0f} s")
-        told = ours.recv()
-        return told if isinstance(told, Row) else replace(row, stopped=told)
+        answer = ours.recv()
+        return answer if isinstance(answer, Row) else replace(row, stopped=answer)
     except (EOFError, ConnectionError):
         process.join()
         return replace(row, stopped=f"its process died (exit code {process.exitcode})")
@@ -324,7 +324,7 @@ def free_memory() -> float:
 def cohort_sizes() -> dict[str, int]:
     """Patches of an average slide at two magnifications, four times as many at the higher one.
 
-    As far as published: of BRACS it is the middle of a histogram's axis (:data:`milbench.datasets.published.COHORTS`).
+    As far as published: of BRACS it is the middle of a histogram's axis (:data:`milbench.datasets.cohorts.COHORTS`).
     """
     return {
         f"{COHORTS[name].label} {magnification}x": COHORTS[name].instances * (magnification // 20) ** 2
@@ -385,10 +385,16 @@ def _figure(
         drawing, axes = plt.subplots(1, 2, figsize=(PAGE, max(2.8, 0.6 + 0.125 * len(names))), sharex=True)
         for ax, (quantity, label) in zip(axes, panels.items(), strict=True):
             for aggregator, printed in names:
-                own = [row for row in rows if row.aggregator == aggregator and getattr(row, quantity)]  # zero has no logarithm
-                values = [getattr(row, quantity) / UNITS.get(quantity, 1) for row in own]
+                shown = [row for row in rows if row.aggregator == aggregator and getattr(row, quantity)]  # zero has no logarithm
+                values = [getattr(row, quantity) / UNITS.get(quantity, 1) for row in shown]
                 slope = f" ({slopes[aggregator]:.2f})" if aggregator in slopes else ""
-                ax.plot([row.n for row in own], values, **style(aggregator), label=printed + slope, markersize=3)
+                ax.plot(
+                    [row.n for row in shown],
+                    values,
+                    **style(aggregator, *plugins.family_of(aggregator)),
+                    label=printed + slope,
+                    markersize=3,
+                )
             ax.set(xscale="log", yscale="log", xlabel="instances", ylabel=label)
             ax.set_ylim(bottom=max(ax.get_ylim()[0], ax.dataLim.y1 / SPAN))
             for place, (marker, n) in enumerate(sorted(markers.items(), key=lambda item: item[1])):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, place, reading, regular
+from milbench.datasets.files.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, place, reading, regular
 from milbench.errors import few
 
 FORM = "npz"
@@ -20,7 +20,7 @@ def opened(path: Path, stack: ExitStack) -> Stored:
     """Features, positions and step of a file.
 
     Raises:
-        BadFile: it is none, or cannot be read.
+        BadFile: it is not such a file, or cannot be read.
     """
     regular(path)
     with reading(path, FORM):
@@ -30,9 +30,9 @@ def opened(path: Path, stack: ExitStack) -> Stored:
             what = f"has no array `features`, only {few(sorted(names)) or 'nothing'}"
             raise BadFile(path, "no-features", what, "store one row per patch as `features`")
         arrays = {name: _array(path, archive, name) for name in ("features", "coords", *_SAYING) if name in names}
-    told = {name: attributes.plain(path, name, arrays[name]) for name in _SAYING if name in arrays}
+    attribute = {name: attributes.plain(path, name, arrays[name]) for name in _SAYING if name in arrays}
     coords = Array(path, FORM, arrays["coords"]) if "coords" in arrays else None
-    says = {name: float(value) for name, value in told.items() if value is not None}
+    says = {name: float(value) for name, value in attribute.items() if value is not None}
     return Stored(Array(path, FORM, arrays["features"]), coords, says, lambda: _verify(path, archive, arrays))
 
 

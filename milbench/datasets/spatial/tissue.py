@@ -1,7 +1,7 @@
 """Irregular tissue from integers only: the same seed gives the same slide on every machine and with every library version.
 
-numpy promises for ever which words a bit generator gives, but not what its distributions make of them, nor do C libraries agree
-on the last bit of a sine. So everything here is made of raw words by integer arithmetic.
+NumPy promises the words of a bit generator for all versions, but not the numbers that its distributions make of them, and C
+libraries differ in the last bit of a sine. So everything here comes from raw words by integer arithmetic.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class Tissue:
         def key(coords: Ints, section: Ints) -> Ints:
             return (section << 50) + (coords[..., 1] << 25) + coords[..., 0]
 
-        own = key(self.coords, self.section)  # (n,)
-        order = np.argsort(own, kind="stable")
+        keys = key(self.coords, self.section)  # (n,)
+        order = np.argsort(keys, kind="stable")
         wanted = key(self.coords[:, None] + self.step * np.array(offsets), self.section[:, None])  # (n, k)
-        at = np.searchsorted(own[order], wanted).clip(max=len(own) - 1)
-        return np.where(own[order][at] == wanted, order[at], -1)
+        at = np.searchsorted(keys[order], wanted).clip(max=len(keys) - 1)
+        return np.where(keys[order][at] == wanted, order[at], -1)
 
     def at_edge(self) -> NDArray[np.bool_]:
         """(n,) whether one of the four sides is glass, that of a hole included."""
@@ -117,7 +117,7 @@ def grow(draw: Draw, n: int, sections: int | None = None, gap: int = GAP) -> Tis
     Args:
         draw: where the randomness comes from.
         n: patches.
-        sections: how many; one to three unless given.
+        sections: how many; None is one to three.
         gap: empty columns between them.
     """
     count = sections or min(draw.between(1, 3), max(1, n // 60))

@@ -1,4 +1,4 @@
-"""A dataset of one's own, as trials see it: from its manifest to bags."""
+"""A dataset in the user's files as trials see it: from its manifest to bags."""
 
 import hashlib
 import json
@@ -14,23 +14,25 @@ from numpy.typing import NDArray
 
 from milbench.bags import Bag
 from milbench.config import Settings
-from milbench.datasets import formats, splits
+from milbench.datasets import splits
 from milbench.datasets.base import Dataset, Fold, Sample
-from milbench.datasets.check import Examined, FeatureSet, examine
-from milbench.datasets.findings import many
-from milbench.datasets.manifest import Features, Manifest
+from milbench.datasets.files import formats
+from milbench.datasets.files.check import Examined, FeatureSet, examine
+from milbench.datasets.files.findings import many
+from milbench.datasets.files.manifest import Features, Manifest
+from milbench.datasets.files.roster import Roster
+from milbench.datasets.files.seen import State, Watch, changing, state_of, too_young
 from milbench.datasets.packed import packed
-from milbench.datasets.seen import State, Watch, changing, state_of, too_young
 from milbench.errors import MilbenchError, NotHere
 
 
 def dataset(
     manifest: Manifest, features: Features, settings: Settings, dtype: Literal["float32", "float16"] = "float32"
 ) -> Dataset:
-    """The dataset with one set of features, checked before it is given away.
+    """The dataset with one set of features, after its files were checked.
 
-    The last one stays in the process and is given again while no table and no file of it changed, so that a worker does not
-    parse, check and verify it for every trial.
+    The last dataset stays in memory and is returned again as long as none of its tables and files changed, so that a worker
+    does not parse, check and verify it for every trial.
 
     Args:
         manifest, features: which.
@@ -43,19 +45,24 @@ def dataset(
     """
     now, states = time.time_ns(), _states(manifest, features)
     key = (manifest.name, manifest.home, manifest.model_dump_json(), features.key, settings, dtype, states)
-    for known, seen, given in _last:
+    for known, seen, last in _last:
         if states and known == key and not any(too_young(state, seen) for _, state in states):
-            return given
-    found = _checked(manifest, features, settings, dtype)
-    _last[:] = [(key, now, found)]
-    return found
+            return last
+    checked = _checked(manifest, features, settings, dtype)
+    _last[:] = [(key, now, checked)]
+    return checked
 
 
 _last: list[tuple[Any, int, Dataset]] = []  # what it depends on, when that was looked at, and the dataset
 
 
+def forget() -> None:
+    """Drop the dataset that is kept in memory, as a new process would."""
+    _last.clear()
+
+
 def _states(manifest: Manifest, features: Features) -> list[tuple[Path, State]]:
-    """Every file that a dataset is read from, and by what it is known again; nothing where one is missing."""
+    """Every file that a dataset is read from, with its size and times; an empty list where a file is missing."""
     place = manifest.layout(features)
     given = [*([manifest.labels.file] if manifest.labels else []), *manifest.splits.values()]
     named = [manifest.resolved(path) for path in given] + ([place.patches] if place.patches else [])
@@ -79,7 +86,7 @@ def _checked(manifest: Manifest, features: Features, settings: Settings, dtype: 
         )
     (files,) = found.sets
     sizes = {id: sum(files.facts[slide].n for slide in slides) for id, slides in files.slides.items()}
-    samples, salt = found.roster.samples, manifest.name
+    samples = found.roster.samples
     fingerprint = _fingerprint(found, files, files.contents)
     read = packed(
         partial(_bag, files, {sample.id: sample for sample in samples}, manifest.unit),
@@ -91,12 +98,6 @@ def _checked(manifest: Manifest, features: Features, settings: Settings, dtype: 
         folder=settings.packs if settings.pack else None,
         owner=manifest.key_of(features, shared=settings.cache is not None),
     )
-    given: dict[str, Callable[[], Sequence[Fold]]] = {name: partial(list, folds) for name, folds in found.roster.splits.items()}
-    twins = {
-        f"{name}-grouped": partial(splits.grouped_twin, samples, folds, salt)
-        for name, folds in found.roster.splits.items()
-        if name in found.roster.leaking or name.startswith("hipt")
-    }
     return Dataset(
         name=manifest.name,
         label=manifest.label,
@@ -110,18 +111,29 @@ def _checked(manifest: Manifest, features: Features, settings: Settings, dtype: 
         encoder=features.encoder,
         fingerprint=fingerprint,
         former_fingerprint=_fingerprint(found, files, {slide: facts.digest for slide, facts in files.facts.items()}),
-        splits={
-            **{f"kfold{k}": partial(splits.k_fold, samples, k, salt=salt) for k in (5, 10)},
-            "extrapolation": partial(splits.extrapolation, samples, sizes, salt=salt),
-            "extrapolation-mixed": partial(splits.extrapolation, samples, sizes, mixed=True, salt=salt),
-            **twins,
-            **given,
-        },
+        splits=_splits(found.roster, sizes, manifest.name),
         magnification=features.magnification,
         patch_size=features.patch_size,
         notes=tuple(map(str, found.of("warning"))),
         sizes=lambda: sizes,
     )
+
+
+def _splits(roster: Roster, sizes: Mapping[str, int], salt: str) -> dict[str, Callable[[], Sequence[Fold]]]:
+    """Splits by name: generated ones, those of the user's tables, and twins of these in which no patient is in two parts."""
+    samples = roster.samples
+    twins = {
+        f"{name}-grouped": partial(splits.grouped_twin, samples, folds, salt)
+        for name, folds in roster.splits.items()
+        if name in roster.leaking or name.startswith("hipt")  # suites ask for these by name, whether or not patients are torn
+    }
+    return {
+        **{f"kfold{k}": partial(splits.k_fold, samples, k, salt=salt) for k in (5, 10)},
+        "extrapolation": partial(splits.extrapolation, samples, sizes, salt=salt),
+        "extrapolation-mixed": partial(splits.extrapolation, samples, sizes, mixed=True, salt=salt),
+        **twins,
+        **{name: partial(list, folds) for name, folds in roster.splits.items()},
+    }
 
 
 def _fingerprint(found: Examined, files: FeatureSet, contents: Mapping[str, str]) -> str:
@@ -145,7 +157,7 @@ def _bag(files: FeatureSet, samples: Mapping[str, Sample], unit: str, id: str) -
     """Read one slide, or all slides of a case.
 
     Raises:
-        BadFile: a file cannot be used, or is no longer the one that the dataset's fingerprint was made of.
+        BadFile: a file cannot be used, or changed since the dataset's fingerprint was made.
     """
     slides = files.slides[id]
     read = [_read(files, slide) for slide in slides]

@@ -1,7 +1,7 @@
 """Feature files as they circulate, read as they are: CLAM (h5, or pt beside its patches file), TRIDENT (h5) and plain npz.
 
 `inspect` looks at shapes, attributes, positions and a few rows; `read` takes the whole file. Both see a file through `_opened`,
-whose arrays are read when they are indexed; `containers` has a room for each kind of file.
+whose arrays are read when they are indexed; `containers` has a module for each kind of file.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from milbench.datasets.containers import Array, BadFile, Stored, attributes, h5, npz, pt
+from milbench.datasets.files.containers import Array, BadFile, Stored, attributes, h5, npz, pt
 from milbench.errors import MilbenchError
 
 __all__ = ["STEPS", "BadFile", "Facts", "Format", "Layout", "contents", "inspect", "layout", "read"]
@@ -26,7 +26,7 @@ Format = Literal["h5", "pt", "npz"]
 SAMPLED = 8  # rows of features that are looked at without reading a file
 BLOCK = 2**23  # bytes of features that are hashed at a time
 STEPS = (attributes.NUMBERS["step"], attributes.LARGEST)  # level-0 pixels between patches that make sense
-WIDEST = 2**31  # level-0 pixels from the origin, in any direction: farther out is no slide, and sums of positions stay exact
+WIDEST = 2**31  # level-0 pixels from the origin, in any direction: no slide is larger, and sums of positions stay exact
 LOOK = 2000  # positions looked at where a file stores nearly every one in a chunk of its own, as TRIDENT does
 
 
@@ -87,7 +87,7 @@ class Layout:
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
-    """Whatever is called as a feature file is, be it a folder or a pipe: a slide of that name is meant, and it is told."""
+    """Everything with the name of a feature file, also a folder or a pipe: reading it gives an error that names the slide."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if entry.name.endswith(f".{suffix}") and not entry.name.startswith(".")]
@@ -103,7 +103,7 @@ def layout(folder: Path, patches: Path | None = None) -> Layout:
 
     Args:
         folder: as the user gives it.
-        patches: the folder of CLAM's patches files; `patches/` in or beside `folder` unless given.
+        patches: the folder of CLAM's patches files; None is `patches/` in or beside `folder`.
 
     Raises:
         MilbenchError: no such folder, or no feature files in it.
@@ -131,7 +131,7 @@ def _opened(path: Path, patches: Path | None) -> Iterator[Stored]:
     with ExitStack() as stack:
         room = {".h5": h5, ".pt": pt, ".npz": npz}.get(path.suffix)
         if room is None:
-            raise BadFile(path, "no-format", "is no .h5, .pt or .npz file", "give a file of features")
+            raise BadFile(path, "no-format", "is not an .h5, .pt or .npz file", "give a file of features")
         raw = room.opened(path, stack)
         _check_features(path, raw.features)
         if patches is not None and (raw.coords is None or _step(path, raw.says) is None):
@@ -140,7 +140,7 @@ def _opened(path: Path, patches: Path | None) -> Iterator[Stored]:
             if listed != n:
                 raise BadFile(
                     path, "mismatch", f"has {n:,} patches, {patches} lists {listed:,}",
-                    "they are not of one extraction: point --patches at the files these features were made from",
+                    "they come from two extractions: let --patches name the files that these features were made from",
                 )  # fmt: skip
             raw.coords = coords if raw.coords is None else raw.coords
             raw.says = {**says, **raw.says}
@@ -227,7 +227,7 @@ def _step(path: Path, says: Mapping[str, Any]) -> float | None:
         return None
     if not STEPS[0] <= step <= STEPS[1]:
         known = ", ".join(f"{name} = {says[name]:g}" for name in attributes.NUMBERS if name in says)
-        raise BadFile(path, "attribute", f"says that patches lie {step:g} px apart ({known})", "mend these attributes")
+        raise BadFile(path, "attribute", f"says that patches lie {step:g} px apart ({known})", "correct these attributes")
     return step
 
 

@@ -1,4 +1,4 @@
-"""Look at everything a manifest points to before anything is trained: what is missing, broken, inconsistent or odd.
+"""Check everything that a manifest points to before anything is trained: what is missing, broken, inconsistent or unusual.
 
 Feature files are looked at first: shapes, attributes, positions, a few rows. Where nothing is wrong each is then read whole, for
 the hash of its contents. Both are remembered until a file changes, so a second look at hundreds of slides costs milliseconds.
@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from milbench.datasets import roster as rosters
-from milbench.datasets import tables
-from milbench.datasets.findings import Finding, many
-from milbench.datasets.formats import BadFile, Facts, Layout
-from milbench.datasets.formats import read as read_file
-from milbench.datasets.manifest import Features, Manifest
-from milbench.datasets.published import ENCODERS
-from milbench.datasets.roster import Roster
-from milbench.datasets.seen import Progress, Seen
+from milbench.datasets.cohorts import ENCODERS
+from milbench.datasets.files import roster as rosters
+from milbench.datasets.files import tables
+from milbench.datasets.files.findings import Finding, many
+from milbench.datasets.files.formats import BadFile, Facts, Layout
+from milbench.datasets.files.formats import read as read_file
+from milbench.datasets.files.manifest import Features, Manifest
+from milbench.datasets.files.roster import Roster
+from milbench.datasets.files.seen import Progress, Seen
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Examined:
     @property
     def findings(self) -> list[Finding]:
         """All findings, errors first."""
-        every = [*self.roster.findings, *(finding for one in self.sets for finding in one.findings)]
+        every = [*self.roster.findings, *(finding for features in self.sets for finding in features.findings)]
         return sorted(every, key=lambda finding: ("error", "warning", "note").index(finding.severity))
 
     def of(self, severity: str) -> list[Finding]:
@@ -92,8 +92,8 @@ class Examined:
 
     def remember(self) -> None:
         """Keep what was seen of feature files in the data folder."""
-        for one in self.sets:
-            one.memory.save()
+        for features in self.sets:
+            features.memory.save()
 
     @property
     def lacking(self) -> str:
@@ -118,7 +118,7 @@ def examine(
 
     Args:
         manifest: of the dataset.
-        only: sets of features to look at; all of the manifest unless given.
+        only: sets of features to look at; None is all of the manifest.
         deep: look at every feature and every position, too, and read files anew whose contents are remembered.
         cache: where what was seen is remembered if the data folder cannot be written to.
         progress: called with what is done, files done and files in all.
@@ -126,10 +126,10 @@ def examine(
     roster = rosters.read(manifest)
     rosters.against_published(roster, manifest)
     chosen = manifest.features if only is None else only
-    found = Examined(manifest, roster, [_features(manifest, roster, one, deep, cache, progress) for one in chosen])
-    for one in found.sets:
-        if roster.samples and not any(finding.severity == "error" for finding in [*roster.findings, *one.findings]):
-            _contents(one, deep, progress)
+    found = Examined(manifest, roster, [_features(manifest, roster, features, deep, cache, progress) for features in chosen])
+    for files in found.sets:
+        if roster.samples and not any(finding.severity == "error" for finding in [*roster.findings, *files.findings]):
+            _contents(files, deep, progress)
     return found
 
 
@@ -140,7 +140,7 @@ def _features(
     place = manifest.layout(features)
     missing = [path for path in (place.folder, place.patches) if path is not None and not os.path.isdir(path)]
     if missing:
-        found.add("error", "folder", f"folder {missing[0]} does not exist", "mend the path in the manifest, or add it again")
+        found.add("error", "folder", f"folder {missing[0]} does not exist", "correct the path in the manifest, or add it again")
         return found
     _match(found, manifest, roster, place)
     broken: dict[str, BadFile] = {}
@@ -152,7 +152,7 @@ def _features(
         progress("looking at feature files", done, len(found.files))
     _tell_broken(found, broken)
     _compare(found)
-    _positions(found, deep)
+    _positions(found)
     if deep:
         _bodies(found, progress)
     return found
@@ -199,7 +199,7 @@ def _match(found: FeatureSet, manifest: Manifest, roster: Roster, place: Layout)
         if other != path:
             found.add("error", "two-files", f"{other.name} and {path.name} are both of the same slide", "remove one of them")
     if not here:
-        found.add("error", "no-files", f"no .{place.format} files in {place.folder}", "mend the path in the manifest")
+        found.add("error", "no-files", f"no .{place.format} files in {place.folder}", "correct the path in the manifest")
         return
     if not roster.samples:  # without labels, all there is
         found.files = {id: (path, place.patches_of(path)) for id, path in here.items()}
@@ -234,10 +234,10 @@ def _by_case(files: Iterable[str], cases: Iterable[str]) -> dict[str, list[str]]
 def _tell_missing(
     found: FeatureSet, manifest: Manifest, place: Layout, missing: Sequence[str], unused: Sequence[str], of: int
 ) -> None:
-    bare = {re.sub(r"[^a-z0-9]", "", file.lower()): file for file in unused}
+    bare = {_letters(file): file for file in unused}
     misnamed = {}
     for id in missing:
-        key = re.sub(r"[^a-z0-9]", "", id.lower())
+        key = _letters(id)
         near = [
             file
             for plain, file in bare.items()
@@ -247,7 +247,7 @@ def _tell_missing(
             misnamed[id] = bare.get(key) or near[0]
     if misnamed:
         pairs = [f"{id} (file {file})" for id, file in misnamed.items()]
-        what = f"{many(len(misnamed), 'slide')} whose file is named otherwise than the label table names the slide"
+        what = f"{many(len(misnamed), 'slide')} whose file has another name than the slide has in the label table"
         found.add("error", "misnamed", what, "rename the files, or the slides in the table", pairs)
     if absent := [id for id in missing if id not in misnamed]:
         leave_out = ",".join(absent) if len(absent) <= 10 else "FILE with one id a line"
@@ -258,54 +258,101 @@ def _tell_missing(
 
 def _compare(found: FeatureSet) -> None:
     """What is odd about a file beside the others, or beside what the manifest says."""
-    features, facts = found.features, found.facts
-    width = found.in_dim
-    if wrong := {slide: one.d for slide, one in facts.items() if one.d != width}:
+    _widths(found)
+    _attributes(found)
+    _copies(found)
+    _forms(found)
+
+
+def _widths(found: FeatureSet) -> None:
+    """Files of another width than most, or than the encoder's; features that are no numbers."""
+    facts, width = found.facts, found.in_dim
+    if wrong := {slide: file.d for slide, file in facts.items() if file.d != width}:
         what = f"{many(len(wrong), 'slide')} not {width} wide as the others"
         do = "they are of another encoder: extract them again"
         found.add("error", "width", what, do, [f"{slide} ({d})" for slide, d in wrong.items()])
-    known = ENCODERS.get(features.encoder)
+    known = ENCODERS.get(found.features.encoder)
     if facts and known and known != width:
-        found.add("warning", "encoder-width", f"features are {width} wide, those of {features.encoder} are {known}")
-    if bad := [slide for slide, one in facts.items() if one.nonfinite]:
+        found.add("warning", "encoder-width", f"features are {width} wide, those of {found.features.encoder} are {known}")
+    if bad := [slide for slide, file in facts.items() if file.nonfinite]:
         found.add("error", "nan", f"{many(len(bad), 'slide')} with NaN or infinite values", "extract them again", bad)
+
+
+def _attributes(found: FeatureSet) -> None:
+    """Files whose attributes name another magnification, patch size or encoder than the manifest."""
+    features, facts = found.features, found.facts
     for key in ("magnification", "patch_size"):
         asked = getattr(features, key)
-        other = {slide: one.says[key] for slide, one in facts.items() if asked and one.says.get(key, asked) != asked}
+        other = {slide: file.says[key] for slide, file in facts.items() if asked and file.says.get(key, asked) != asked}
         if other:
             what = f"{many(len(other), 'file')} of another {key.replace('_', ' ')} than {asked} by their attributes"
             ids = [f"{slide} ({value:g})" for slide, value in other.items()]
             found.add("error", key.replace("_", "-"), what, "give the folder that belongs to it", ids)
-    bare = lambda name: re.sub(r"[^a-z0-9]", "", str(name).lower())  # noqa: E731
-    said = {str(one.says["encoder"]) for one in facts.values() if one.says.get("encoder", "None") != "None"}
-    if others := sorted(
-        name for name in said if bare(features.encoder) not in bare(name) and bare(name) not in bare(features.encoder)
-    ):
+    named = {str(file.says["encoder"]) for file in facts.values() if file.says.get("encoder", "None") != "None"}
+    asked = _letters(features.encoder)
+    if others := sorted(name for name in named if asked not in _letters(name) and _letters(name) not in asked):
         found.add("warning", "encoder", f"files name their encoder {', '.join(others)}")
+
+
+def _letters(name: str) -> str:
+    """A name by its letters and digits, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _copies(found: FeatureSet) -> None:
+    """Slides with the same features."""
     same: dict[str, list[str]] = defaultdict(list)
-    for slide, one in facts.items():
-        same[one.digest].append(slide)
+    for slide, file in found.facts.items():
+        same[file.digest].append(slide)
     if copies := [" = ".join(slides) for slides in same.values() if len(slides) > 1]:
         found.add(
             "warning", "copies", f"{many(len(copies), 'group')} of slides with the same features under several names", ids=copies
         )
-    if squeezed := [slide for slide, one in facts.items() if one.squeezed]:
+
+
+def _forms(found: FeatureSet) -> None:
+    """Files whose arrays have an unusual form, and files without positions."""
+    facts = found.facts
+    if squeezed := [slide for slide, file in facts.items() if file.squeezed]:
         found.add("note", "squeezed", f"{many(len(squeezed), 'file')} of shape (1, n, d), read as (n, d)", ids=squeezed)
-    if double := [slide for slide, one in facts.items() if one.dtype not in ("float16", "float32")]:
+    if double := [slide for slide, file in facts.items() if file.dtype not in ("float16", "float32")]:
         found.add("note", "dtype", f"{many(len(double), 'file')} of {facts[double[0]].dtype}, read as float32", ids=double)
-    if without := [slide for slide, one in facts.items() if not one.coords]:
-        if len(without) < len(facts):
-            do = "extract them again, or give --patches"
-            found.add("error", "coords", f"{many(len(without), 'slide')} without positions, while others have them", do, without)
-        else:
-            hint = ", or a folder of CLAM's patches files (--patches) " if features.format == "pt" else " "
-            found.add("warning", "coords", f"no positions in the files{hint}: aggregators that need them are skipped")
+    without = [slide for slide, file in facts.items() if not file.coords]
+    if without and len(without) < len(facts):
+        do = "extract them again, or give --patches"
+        found.add("error", "coords", f"{many(len(without), 'slide')} without positions, while others have them", do, without)
+    elif without:
+        hint = ", or a folder of CLAM's patches files (--patches) " if found.features.format == "pt" else " "
+        found.add("warning", "coords", f"no positions in the files{hint}: aggregators that need them are skipped")
 
 
-def _positions(found: FeatureSet, deep: bool) -> None:
+def _positions(found: FeatureSet) -> None:
     """The distance of neighbouring patches, and what is odd about positions."""
-    facts = {slide: one for slide, one in found.facts.items() if one.coords}
-    steps = {slide: found.features.step or one.step or one.lattice for slide, one in facts.items()}
+    facts = {slide: file for slide, file in found.facts.items() if file.coords}
+    _steps(found, facts)
+    if twice := {slide: file.duplicates for slide, file in facts.items() if file.duplicates}:
+        what = f"{many(len(twice), 'slide')} with several patches at one position"
+        found.add("warning", "duplicates", what, ids=[f"{slide} ({count:,})" for slide, count in twice.items()])
+    many_patches = {slide: file for slide, file in facts.items() if file.n >= 20}  # fewer may lie apart by chance
+    if loose := [slide for slide, file in many_patches.items() if file.aligned < 0.5]:
+        what = f"{many(len(loose), 'slide')} whose patches lie on no lattice: most have no neighbour at the usual distance"
+        found.add("warning", "off-lattice", what, ids=loose)
+    apart = {
+        slide: file.lattice
+        for slide, file in many_patches.items()
+        if file.lattice and file.aligned >= 0.5 and abs(file.lattice - found.steps[slide]) > max(1.0, 0.02 * found.steps[slide])
+    }
+    if apart:
+        slide, real = next(iter(apart.items()))
+        said = f"{found.steps[slide]:g} as their files or the manifest say"
+        what = f"{many(len(apart), 'slide')} whose patches lie {real:g} px apart, not {said}"
+        do = "were they cut with another stride? Then give it: milbench data add ... --step PIXELS --replace"
+        found.add("warning", "stride", what, do, list(apart))
+
+
+def _steps(found: FeatureSet, facts: Mapping[str, Facts]) -> None:
+    """The distance of neighbours on every slide: of the manifest, else of the file, else as most neighbours lie."""
+    steps = {slide: found.features.step or file.step or file.lattice for slide, file in facts.items()}
     usual = Counter(step for step in steps.values() if step).most_common(1)
     found.steps = {slide: step or (usual[0][0] if usual else 1.0) for slide, step in steps.items()}
     if alone := [slide for slide, step in steps.items() if not step and facts[slide].n > 1]:
@@ -313,29 +360,12 @@ def _positions(found: FeatureSet, deep: bool) -> None:
         what = f"{many(len(alone), 'slide')} without two neighbouring patches, so their distance is unknown{taken}"
         do = "give it: milbench data add ... --step PIXELS --replace"
         found.add("warning" if usual else "error", "step", what, do, alone)
-    guessed = [slide for slide, one in facts.items() if not found.features.step and not one.step and one.lattice]
+    guessed = [slide for slide, file in facts.items() if not found.features.step and not file.step and file.lattice]
     if guessed:
         sizes = Counter(f"{found.steps[slide]:g}" for slide in guessed).most_common()
         spread = ", ".join(f"{step} px in {count:,}" for step, count in sizes[:3]) + (" and others" if len(sizes) > 3 else "")
         what = f"no file says how far patches lie apart; taken from their positions: {spread}"
         found.add("note", "lattice", what, ids=guessed if len(guessed) < len(facts) else ())
-    if twice := {slide: one.duplicates for slide, one in facts.items() if one.duplicates}:
-        what = f"{many(len(twice), 'slide')} with several patches at one position"
-        found.add("warning", "duplicates", what, ids=[f"{slide} ({count:,})" for slide, count in twice.items()])
-    many_patches = {slide: one for slide, one in facts.items() if one.n >= 20}  # fewer may lie apart by chance
-    if loose := [slide for slide, one in many_patches.items() if one.aligned < 0.5]:
-        what = f"{many(len(loose), 'slide')} whose patches lie on no lattice: most have no neighbour at the usual distance"
-        found.add("warning", "off-lattice", what, ids=loose)
-    apart = {
-        slide: one.lattice
-        for slide, one in many_patches.items()
-        if one.lattice and one.aligned >= 0.5 and abs(one.lattice - found.steps[slide]) > max(1.0, 0.02 * found.steps[slide])
-    }
-    if apart:
-        slide, real = next(iter(apart.items()))
-        what = f"{many(len(apart), 'slide')} whose patches lie {real:g} px apart, not {found.steps[slide]:g} as is said"
-        do = "were they cut with another stride? Then give it: milbench data add ... --step PIXELS --replace"
-        found.add("warning", "stride", what, do, list(apart))
 
 
 def _bodies(found: FeatureSet, progress: Progress) -> None:
@@ -374,7 +404,9 @@ def counts(examined: Examined) -> list[dict[str, Any]]:
         for number, fold in enumerate(folds):
             for part, ids in fold._asdict().items():
                 strata: Mapping[int, int] = Counter(sample[id].stratum for id in ids)
-                own = {name: strata.get(i, 0) for i, name in enumerate(names)}
+                by_class = {name: strata.get(i, 0) for i, name in enumerate(names)}
                 cases = len({sample[id].case_id for id in ids})
-                rows.append({"split": split, "fold": number, "part": part, "samples": len(ids), "cases": cases, "classes": own})
+                rows.append(
+                    {"split": split, "fold": number, "part": part, "samples": len(ids), "cases": cases, "classes": by_class}
+                )
     return rows

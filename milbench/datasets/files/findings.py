@@ -18,7 +18,7 @@ class Finding:
         kind: one word, the same for the same thing.
         where: a table, a split, or a set of features.
         what: a sentence without full stop.
-        do: how to mend it, where it is to be mended.
+        do: how to correct it, where that is needed.
         ids: slides, cases or files it is about.
     """
 

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from milbench.datasets.spatial_tissue import STEP, Draw, Ints, Tissue, grow
+from milbench.datasets.spatial.tissue import STEP, Draw, Ints, Tissue, grow
 
 Part = Literal["train", "val", "test"]
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from milbench import datasets
-from milbench.analysis import measure
 from milbench.bags import Bag
 from milbench.config import Settings
 from milbench.datasets.packed import Pack
 from milbench.errors import MilbenchError
+from milbench.profiling import measure
 
 PATCHES, WIDTH = 8000, 1024  # of a generated slide, on average; as wide as ResNet-50's and UNI's features
 PAGE = 1024  # float32 values in a page of memory
@@ -46,7 +46,7 @@ class Row:
         direct_seconds, packed_seconds: median of an epoch that reads every bag once.
         ratio: direct over packed.
         build_seconds: writing the pack.
-        direct_mib, packed_mib: growth of resident memory during an epoch; None where the system does not tell.
+        direct_mib, packed_mib: growth of resident memory during an epoch; None where the system has no such count.
     """
 
     what: str
@@ -65,7 +65,7 @@ def compare(what: str, pack: Pack, epochs: int) -> Row:
     started = time.perf_counter()
     pack.build()
     built = time.perf_counter() - started
-    ways = {"direct": partial(_epoch, pack.direct, list(pack.sizes)), "packed": partial(_epoch, pack, list(pack.sizes))}
+    ways = {"direct": partial(read_all, pack.direct, list(pack.sizes)), "packed": partial(read_all, pack, list(pack.sizes))}
     memory = {name: measure.extra_bytes(epoch) for name, epoch in ways.items()}  # and the epoch that warms up
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(epochs):
@@ -79,7 +79,7 @@ def compare(what: str, pack: Pack, epochs: int) -> Row:
     return Row(what, len(pack.sizes), size, direct, packed, direct / packed, built, mib["direct"], mib["packed"])
 
 
-def _epoch(read: Callable[[str], Bag], ids: Sequence[str]) -> None:
+def read_all(read: Callable[[str], Bag], ids: Sequence[str]) -> None:
     """Read every bag; it counts as read when each page of its features was touched."""
     for id in ids:
         read(id).features.view(-1)[::PAGE].sum()
@@ -104,8 +104,8 @@ def synthetic(count: int, *, epochs: int, patches: int = PATCHES) -> list[Row]:
     rows = []
     for what, layout in LAYOUTS.items():
         with tempfile.TemporaryDirectory() as folder:
-            sizes = _write(Path(folder), count, patches, layout)
-            read, dtype = partial(_read, Path(folder)), str(layout["dtype"])
+            sizes = write_files(Path(folder), count, patches, layout)
+            read, dtype = partial(read_file, Path(folder)), str(layout["dtype"])
             made = datasets.packed(
                 read, sizes, in_dim=WIDTH, dtype=dtype, fingerprint="1", name="synthetic", folder=Path(folder) / "pack"
             )
@@ -114,7 +114,7 @@ def synthetic(count: int, *, epochs: int, patches: int = PATCHES) -> list[Row]:
     return rows
 
 
-def _write(folder: Path, count: int, patches: int, layout: dict[str, Any]) -> dict[str, int]:
+def write_files(folder: Path, count: int, patches: int, layout: dict[str, Any]) -> dict[str, int]:
     """Files ID.h5 with features and coords; returns ID -> number of patches, between half and one and a half of `patches`."""
     rng = np.random.default_rng(0)
     sizes = {f"slide-{i:04d}": int(patches * (0.5 + rng.random())) for i in range(count)}
@@ -125,7 +125,8 @@ def _write(folder: Path, count: int, patches: int, layout: dict[str, Any]) -> di
     return sizes
 
 
-def _read(folder: Path, id: str) -> Bag:
+def read_file(folder: Path, id: str) -> Bag:
+    """The bag in a file that :func:`write_files` wrote."""
     path = folder / f"{id}.h5"
     with h5py.File(path) as file:
         features = torch.from_numpy(file["features"][:]).float()

@@ -1,6 +1,6 @@
-"""What was seen of feature files, remembered beside the manifest until a file changes, so that the second look at many is quick.
+"""What is known of feature files, kept beside the manifest until a file changes, so that the second look at many is quick.
 
-A file is known again by its size and its times. Its facts come of a look at it, the hash of its contents of reading all of it.
+A file counts as the same while its size and its times are. Its facts come from a look at it, the hash from reading all of it.
 """
 
 import dataclasses
@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from milbench.datasets.containers import regular
-from milbench.datasets.formats import BadFile, Facts, contents, inspect
+from milbench.datasets.files.containers import regular
+from milbench.datasets.files.formats import BadFile, Facts, contents, inspect
 from milbench.errors import MilbenchError
 from milbench.files import write_atomically
 
 VERSION = 2  # of what is remembered
 READERS = 4  # threads: hashing leaves Python's lock alone, reading HDF5 does not
-MOMENT = 0.5  # seconds that nobody needs to be told about
+MOMENT = 0.5  # seconds of work for which no progress is shown
 SAVED_EVERY = 30.0  # seconds of hashing that a crash may cost
 
 Files = Mapping[str, tuple[Path, Path | None]]
@@ -29,7 +29,7 @@ PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
 def state_of(path: Path, patches: Path | None) -> State:
-    """By what a feature file and its patches file are known again: size, times of the last write and of the last change.
+    """What tells whether a feature file and its patches file changed: sizes, times of the last write and of the last change.
 
     The last cannot be set by a program that copies the first, which is why both are here.
     """
@@ -72,7 +72,7 @@ class Seen:
         return content["files"] if known else {}
 
     def facts(self, path: Path, patches: Path | None, *, anew: bool) -> Facts:
-        """See :func:`milbench.datasets.formats.inspect`.
+        """See :func:`milbench.datasets.files.formats.inspect`.
 
         Args:
             path, patches: the file and the patches file that belongs to it.
@@ -130,11 +130,11 @@ class Seen:
         if old is None or old["contents"] in (None, new["contents"]):
             return False
         times_of_change = {3, 6}  # of the file and its patches file, which copying does not keep
-        pairs = [[x for i, x in enumerate(one["state"]) if i not in times_of_change] for one in (old, new)]
+        pairs = [[x for i, x in enumerate(file["state"]) if i not in times_of_change] for file in (old, new)]
         return pairs[0] == pairs[1]
 
     def save(self) -> None:
-        """Keep it, where there is anything new; where it cannot be kept every command takes longer, which is told."""
+        """Write what is new to a file; a message says so where that fails, since every command then takes longer."""
         if not self._new or self._new == self._kept:
             return
         text = json.dumps({"version": VERSION, "folders": self._folders, "files": self._new})
@@ -146,7 +146,7 @@ class Seen:
             else:
                 self._kept = dict(self._new)
                 return
-        if any(one["contents"] for one in self._new.values()):
+        if any(file["contents"] for file in self._new.values()):
             console().print(
                 f"{failed}, so every command reads all feature files again; "
                 "set MILBENCH_CACHE to a folder that can be written to", **PLAIN,
@@ -173,7 +173,7 @@ def changing(path: Path) -> BadFile:
 
 
 def console() -> Any:
-    """Where people are told of progress: standard error."""
+    """Where progress is shown: standard error."""
     from rich.console import Console
 
     return Console(stderr=True)

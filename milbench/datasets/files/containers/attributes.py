@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from milbench.datasets.containers import BadFile
+from milbench.datasets.files.containers import BadFile
 
 MOST = 16  # values of an attribute; the longest that is known is a pair
 LONGEST = 200  # characters of a text
@@ -74,8 +74,8 @@ def _item(path: Path, name: str, item: Any) -> Any:
 
 
 def _shown(items: list[Any]) -> str:
-    told = str(items[0]) if len(items) == 1 else ", ".join(map(str, items))
-    return f"is {told if len(told) <= 60 else told[:57] + '...'}"
+    text = str(items[0]) if len(items) == 1 else ", ".join(map(str, items))
+    return f"is {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def bad(path: Path, name: str, what: str) -> BadFile:

@@ -1,4 +1,4 @@
-"""A dataset of one's own: a small TOML file that says where features, labels and splits are. Nothing is copied.
+"""The manifest of a dataset: a small TOML file that says where features, labels and splits are. Nothing is copied.
 
 `milbench data add` writes it, step by step; it may be edited by hand.
 """
@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from milbench.config import Settings
 from milbench.datasets.base import TaskName
-from milbench.datasets.formats import STEPS, Format, Layout
-from milbench.datasets.published import COHORTS
+from milbench.datasets.cohorts import COHORTS
+from milbench.datasets.files.formats import STEPS, Format, Layout
 from milbench.errors import MilbenchError, from_validation
 from milbench.files import parse_toml, read_bytes, write_atomically
 from milbench.names import Encoder, Name, checked
@@ -86,11 +86,11 @@ class Labels(_Form):
 
 @dataclass(frozen=True)
 class Origin:
-    """What a manifest was made of, so that two who change one at a time lose nothing.
+    """What a manifest was made from, so that of two changes at the same time neither is lost.
 
     Args:
-        text: what the file said; None where there was none.
-        again: makes the same change to what the file says by now; None where that is not known.
+        text: content of the file then; None where there was no file.
+        again: makes the same change to the present content of the file; None where that is not known.
     """
 
     text: str | None
@@ -98,14 +98,14 @@ class Origin:
 
 
 class Manifest(_Form):
-    """A dataset.
+    """What is known of a dataset.
 
     Args:
         name: for commands and suites.
         label: for tables.
         task: "subtyping" or "survival".
         unit: what is predicted, a slide or a case with all its slides.
-        published: name of the cohort whose published numbers it is held against.
+        published: name of the cohort with whose published numbers it is compared.
         exclude: slides or cases that are left out.
         labels: the label table; None until it is added.
         splits: name -> split table or folder of them.
@@ -133,7 +133,7 @@ class Manifest(_Form):
 
     @property
     def origin(self) -> "Origin | None":
-        """What it was made of; None where it was made by hand."""
+        """What it was made from; None where it was made by hand."""
         return self._origin
 
     def at(self, home: Path, origin: "Origin | None" = None) -> "Manifest":
@@ -161,7 +161,7 @@ class Manifest(_Form):
 
     def find(self, encoder: str, magnification: int | None, patch_size: int | None) -> Features | None:
         """The set of features of that encoder, magnification and patch size."""
-        return next((one for one in self.features if one.key == (encoder, magnification, patch_size)), None)
+        return next((some for some in self.features if some.key == (encoder, magnification, patch_size)), None)
 
     def key_of(self, features: Features, *, shared: bool = False) -> str:
         """Eight digits for names of files about a set of features, where dataset and encoder run together to the same name.
@@ -198,7 +198,7 @@ def load(name: str, home: Path | None = None) -> Manifest | None:
 
     Args:
         name: of the dataset.
-        home: the data folder; that of the environment unless given.
+        home: the data folder; None is that of the environment.
 
     Raises:
         MilbenchError: the file is wrong; says key and what is allowed.
@@ -217,7 +217,7 @@ def written(name: str, home: Path) -> str | None:
     """What the file of the dataset `name` says, or None without one.
 
     Raises:
-        MilbenchError: it is no text.
+        MilbenchError: it is not text.
     """
     path = path_of(name, home)
     data = read_bytes(path)
@@ -230,12 +230,12 @@ def written(name: str, home: Path) -> str | None:
 def save(manifest: Manifest) -> Path | None:
     """Write a manifest to its data folder; returns its file, or None when it says just this already.
 
-    Where the file changed since the manifest was read or joined, what was joined is joined anew with what it says by now: of two
-    `milbench data add` at once neither is lost. One waits for the other by a lock in the data folder, as far as its file system
-    keeps locks: local ones and NFS 4 do, some older network file systems do not.
+    Where the file changed since the manifest was read or joined, the additions are joined again with its present content: of
+    two `milbench data add` at the same time neither is lost. One waits for the other by a lock in the data folder, as far as
+    the file system has locks: local ones and NFS 4 do, some older network file systems do not.
 
     Raises:
-        MilbenchError: it changed, and was not joined, or both say different things.
+        MilbenchError: the file changed and the manifest was not joined, or both say different things.
     """
     path = path_of(manifest.name, manifest.home)
     lock = manifest.home / ".seen" / f"{manifest.name}.lock"
@@ -279,13 +279,13 @@ def _pairs(values: Mapping[str, Any]) -> Iterator[str]:
 def stored(path: Path, home: Path) -> str:
     """A path as a manifest in the data folder `home` has it: relative to that within the folder that holds it, else absolute.
 
-    So a project can be moved or mounted elsewhere as a whole, and what lies outside is found from wherever it is.
+    So a project can be moved or mounted elsewhere as a whole, and files outside it are still found.
     """
     try:
         path, home = path.resolve(), home.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself
         raise MilbenchError(
-            f"{path} cannot be reached; it is a link that leads in a circle, or lies in a closed folder"
+            f"{path} cannot be reached; it is a link that leads back to itself, or lies in a folder that may not be read"
         ) from error
     inside = path.is_relative_to(home.parent) and home.parent != Path(home.anchor)
     kept = Path(os.path.relpath(path, home)).as_posix() if inside else path.as_posix()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from milbench import ops
-from milbench.analysis import measure
+from milbench.profiling import measure
 
 WIDTH = 384  # of a token
 RADIUS = 10.0
@@ -100,7 +100,7 @@ def _run(row: Row, call: Call, inputs: Sequence[Tensor]) -> Row:
 def _local(n: int, heads: int, contenders: Sequence[str]) -> Iterator[Row]:
     q, k, v = _inputs(*[(heads, n, WIDTH // heads)] * 3)
     grid = tissue(n)
-    calls: dict[str, Call] = {"ours": lambda: ops.local_attention_2d(q, k, v, grid, RADIUS)}
+    calls: dict[str, Call] = {"ours": lambda: ops.local_attention_2d(q, k, v, ops.Window(grid, RADIUS))}
     if "torch SDPA, dense" in contenders:
         calls["torch SDPA, dense"] = lambda: F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
     if "torch SDPA, same mask" in contenders:
@@ -215,7 +215,7 @@ def slope(measured: Sequence[Row], op: str, setting: str) -> float | None:
 
 
 def bars(measured: Sequence[Row], rate: float) -> list[Bar]:
-    """The performance budget, held against what was measured."""
+    """The performance budget beside what was measured."""
     found = {(r.op, r.contender, r.n, r.setting): r for r in measured}
     local = f"1 head, radius {RADIUS:g}"
     sizes = sorted({r.n for r in measured if r.op == "local_attention_2d"})

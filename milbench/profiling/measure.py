@@ -60,9 +60,9 @@ def others() -> str | None:
     load = os.getloadavg()[0]
     if load < QUIET_LOAD:
         return None
-    busy, own = _busy(), time.process_time()
+    busy, ours = _busy(), time.process_time()
     time.sleep(1.0)
-    share = _busy() - busy - (time.process_time() - own)
+    share = _busy() - busy - (time.process_time() - ours)
     return f"load average {load:.2f}, other processes take {share:.2f} cores" if share > QUIET_SHARE else None
 
 

@@ -1,7 +1,7 @@
 """Generated slides with a known answer: what an aggregator can and cannot see, without a download.
 
 A slide is irregular tissue whose patches have types; a rule over types and places decides the label
-(:mod:`milbench.datasets.spatial_tasks`). An aggregator sees a vector for each patch: a handwritten digit of its type with noise,
+(:mod:`milbench.datasets.spatial.tasks`). An aggregator sees a vector for each patch: a handwritten digit of its type with noise,
 or a prototype with noise, at any width. Nothing is stored: a slide is made when it is read, from its name alone.
 """
 
@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from milbench import stats
 from milbench.bags import Bag
-from milbench.datasets import spatial_tasks
 from milbench.datasets.base import Dataset, Fold, Sample
-from milbench.datasets.spatial_tasks import A, B, C, Part, Slide
-from milbench.datasets.spatial_tissue import BELL, Draw, Ints
+from milbench.datasets.spatial.tasks import TASKS, A, B, C, Part, Slide
+from milbench.datasets.spatial.tissue import BELL, Draw, Ints
 from milbench.errors import MilbenchError, unknown
 
 ENCODERS = ("digits", "gaussian64")  # examples; gaussian takes any width from 16 up
@@ -62,7 +61,7 @@ class Scale:
 
 DIGITS = "f6d9e39f37dc45d3"  # hash of all images and types, of which a fingerprint only sees those of a few slides
 SCALES = {"": Scale(200, 1, 400, (7_200, 100, 200)), "-full": Scale(200, 7, 20_000, (4_800, 100, 400))}
-NAMES = {f"spatial-{task}{suffix}": (task, suffix) for suffix in SCALES for task in spatial_tasks.TASKS}
+NAMES = {f"spatial-{task}{suffix}": (task, suffix) for suffix in SCALES for task in TASKS}
 
 
 def missing() -> str | None:
@@ -73,7 +72,7 @@ def missing() -> str | None:
 def label(name: str) -> str:
     """How tables print the dataset."""
     task, suffix = NAMES[name]
-    return spatial_tasks.TASKS[task].label + (" (full size)" if suffix else "")
+    return TASKS[task].label + (" (full size)" if suffix else "")
 
 
 def make(name: str, id: str) -> Slide:
@@ -81,7 +80,7 @@ def make(name: str, id: str) -> Slide:
     task, suffix = NAMES[name]
     part, number = _parse(id)
     size = SCALES[suffix].size(Draw(name, id, "size"))
-    return spatial_tasks.TASKS[task].make(Draw(name, id, "tissue"), size, part, positive=number % 2 == 1)
+    return TASKS[task].make(Draw(name, id, "tissue"), size, part, positive=number % 2 == 1)
 
 
 def features(encoder: str, slide: Slide, part: Part, draw: Draw) -> NDArray[np.float32]:
@@ -99,10 +98,10 @@ def features(encoder: str, slide: Slide, part: Part, draw: Draw) -> NDArray[np.f
     width = _width(encoder)
     n = len(slide.types)
     if encoder == "digits":
-        pool, count = _images(part)
+        pool, count = images(part)
         clean, noise = pool[slide.types, draw.below(count[slide.types], n)], DIGIT_NOISE
     else:
-        clean, noise = _prototypes(width)[slide.types], GAUSSIAN_NOISE
+        clean, noise = prototypes(width)[slide.types], GAUSSIAN_NOISE
     bell = draw.bell(n * width).reshape(n, width) * noise // BELL
     return (clean + bell).astype(np.float32) / np.float32(UNIT)
 
@@ -124,7 +123,7 @@ def _width(encoder: str) -> int:
 
 
 @cache
-def _images(part: Part) -> tuple[NDArray[np.int32], Ints]:
+def images(part: Part) -> tuple[NDArray[np.int32], Ints]:
     """Images of the part by type, (10, most, 64) in `UNIT`s, and how many there are of each: every fifth for test, the one before
     for validation."""
     from sklearn.datasets import load_digits
@@ -133,8 +132,8 @@ def _images(part: Part) -> tuple[NDArray[np.int32], Ints]:
     if hashlib.sha256(digits.data.astype("<f8").tobytes() + digits.target.astype("<i8").tobytes()).hexdigest()[:16] != DIGITS:
         raise MilbenchError("scikit-learn's digits are not the ones that spatial datasets are made of; install another version")
     fifth = np.arange(len(digits.target)) % 5
-    own = {"train": fifth < 3, "val": fifth == 3, "test": fifth == 4}[part]
-    by_type = [digits.data[own & (digits.target == kind)] for kind in range(10)]
+    chosen = {"train": fifth < 3, "val": fifth == 3, "test": fifth == 4}[part]
+    by_type = [digits.data[chosen & (digits.target == kind)] for kind in range(10)]
     count = np.array([len(images) for images in by_type])
     pool = np.zeros((10, count.max(), 64), dtype=np.int32)
     for kind, images in enumerate(by_type):
@@ -143,7 +142,7 @@ def _images(part: Part) -> tuple[NDArray[np.int32], Ints]:
 
 
 @cache
-def _prototypes(width: int) -> NDArray[np.int32]:
+def prototypes(width: int) -> NDArray[np.int32]:
     """(10, width): rows of a Hadamard matrix, repeated to the width and scaled, so that all are equally far from each other."""
     common = np.arange(10)[:, None] & (np.arange(width) % 16)
     sign = 1 - 2 * (np.bitwise_count(common) % 2).astype(np.int32)
@@ -178,10 +177,7 @@ def load(name: str, encoder: str) -> Dataset:
 
     def read(id: str) -> Bag:
         slide, x = made(id)
-        features, coords = (
-            torch.tensor(x),
-            torch.tensor(slide.tissue.coords),
-        )  # copies: who writes into a bag spoils that one only
+        features, coords = torch.tensor(x), torch.tensor(slide.tissue.coords)  # copies, so that callers may write into a bag
         return Bag(features, coords, slide.tissue.step, slide_id=id, case_id=id, source=f"{name}, generated")
 
     digest = hashlib.sha256()
@@ -189,7 +185,7 @@ def load(name: str, encoder: str) -> Dataset:
         slide, x = _with_features(name, encoder, id)
         for array in (slide.tissue.coords, slide.types, x):
             digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
-    asked = (spatial_tasks.TASKS[task].__doc__ or "").splitlines()[0]
+    asked = (TASKS[task].__doc__ or "").splitlines()[0]
     return Dataset(
         name=name,
         label=label(name),
@@ -204,13 +200,14 @@ def load(name: str, encoder: str) -> Dataset:
         fingerprint="sha256:" + digest.hexdigest()[:16],
         splits={SPLIT: lambda: [Fold(ids["train"], ids["val"], ids["test"])]},
         notes=(f"{asked} Generated: " + ", ".join(f"{len(some):,} for {part}" for part, some in ids.items()),),
-        sizes=partial(_sizes, name),
+        sizes=partial(sizes, name),
     )
 
 
-def _sizes(name: str) -> Mapping[str, int]:
+def sizes(name: str) -> Mapping[str, int]:
+    """Slide -> number of patches, without making the slides."""
     task, suffix = NAMES[name]
-    scale, kind = SCALES[suffix], spatial_tasks.TASKS[task]
+    scale, kind = SCALES[suffix], TASKS[task]
     return {id: kind.size(scale.size(Draw(name, id, "size")), part) for part, some in _ids(scale).items() for id in some}
 
 
@@ -218,11 +215,11 @@ def known(name: str) -> dict[str, Any]:
     """What is known of a dataset before any model is trained, for the report.
 
     Returns:
-        chance, bayes: AUC of guessing, and the best there is to whom types are known.
+        chance, bayes: AUC of guessing, and the best possible AUC where the types of patches are known.
         oracle: AUC of the rule on the test slides.
         examples: the most compact test slide of either class as a map, one line of text for each row of patches.
     """
-    task = spatial_tasks.TASKS[NAMES[name][0]]
+    task = TASKS[NAMES[name][0]]
     slides = [make(name, id) for id in _ids(SCALES[NAMES[name][1]])["test"]]
     positive = np.arange(len(slides)) % 2 == 1
     examples = [min(slides[first::2], key=lambda slide: int(np.ptp(slide.tissue.coords, axis=0).max())) for first in (0, 1)]

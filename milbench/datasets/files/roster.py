@@ -1,26 +1,25 @@
-"""Who is in a dataset and in which part of which fold, from its label table and its split tables, and what is odd about it."""
+"""Who is in a dataset and in which part of which fold, by its label table and its split tables, with what is odd there."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from milbench.datasets import tables
 from milbench.datasets.base import Fold, Sample
-from milbench.datasets.findings import Finding, many
-from milbench.datasets.manifest import Labels, Manifest
-from milbench.datasets.published import COHORTS
+from milbench.datasets.cohorts import COHORTS
+from milbench.datasets.files import tables
+from milbench.datasets.files.findings import Finding, many
+from milbench.datasets.files.manifest import Labels, Manifest
 from milbench.errors import MilbenchError
-
-ALWAYS_TWINNED = ("hipt",)  # suites ask for the twins of these by name, leak or not
 
 
 @dataclass
 class Roster:
-    """Everybody, and where they stand.
+    """The samples of a dataset, and their folds.
 
     Args:
         samples: what is predicted.
-        slides: sample -> its slides; empty where the table lists cases and the names of feature files tell.
+        slides: sample -> its slides; empty where the table lists cases; names of feature files then say whose they are.
         splits: name -> folds, of the given split tables.
         forms: name -> how the table was understood.
         leaking: splits with a case in two parts of a fold.
@@ -95,7 +94,7 @@ def _samples(roster: Roster, manifest: Manifest, labels: Labels, rows: Sequence[
         label = index[first.label or ""] if manifest.task == "subtyping" else None
         samples.append(Sample(id, first.case, label, first.time, first.event))
     if torn:
-        do = "predict slides instead (--unit slide), or mend the table"
+        do = "predict slides instead (--unit slide), or correct the table"
         roster.add("error", "torn-case", where, f"{many(len(torn), 'case')} with slides of two classes", do, torn)
     roster.samples = tuple(samples)
     roster.slides = {id: tuple(row.slide for row in own if row.slide) for id, own in by_sample.items()}
@@ -110,7 +109,7 @@ def _look(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row], where:
             "warning",
             "no-cases",
             where,
-            f"every slide is a case of its own ({column}): one patient in two parts of a fold would not be noticed",
+            f"every slide is a case of its own ({column}): a patient in two parts of a fold cannot be detected",
         )
     elif manifest.unit == "slide" and (alone := [row.slide for row in rows if row.slide == row.case]):
         roster.add(
@@ -119,9 +118,13 @@ def _look(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row], where:
     counts = Counter(sample.stratum for sample in roster.samples)
     names = roster.stratum_names(manifest)
     if empty := [name for i, name in enumerate(names) if not counts[i]]:
-        do = "mend [labels.classes] or the table" if manifest.task == "subtyping" else "mend the table, or say which column it is"
+        do = (
+            "correct [labels.classes] or the table"
+            if manifest.task == "subtyping"
+            else "correct the table, or say which column it is"
+        )
         severity = "warning" if empty == ["censored"] else "error"
-        roster.add(severity, "empty-class", where, f"{' and '.join(empty)}: nobody", do)
+        roster.add(severity, "empty-class", where, f"{' and '.join(empty)}: no samples", do)
     elif len(names) < 2:
         roster.add(
             "error", "one-class", where, f"all {len(roster.samples)} samples are {names[0]}", "there is nothing to tell apart"
@@ -155,7 +158,7 @@ def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Seque
         )  # fmt: skip
     ids = list(unknown)
     if ids and not any(part for fold in folds for part in fold):
-        do = "they are spelled otherwise, or the table is of another cohort"
+        do = "their spelling differs, or the table is of another cohort"
         roster.add("error", "unlabelled", where, f"none of its {many(len(ids), 'id')} is in the label table", do, ids)
         return
     if ids:
@@ -167,7 +170,7 @@ def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Seque
 
 def _leave(name: str, ids: Sequence[str]) -> str:
     what = ",".join(ids) if len(ids) <= 10 else "FILE with one id a line"
-    return f"mend the tables, or leave them out: milbench data add {name} --exclude {what}"
+    return f"correct the tables, or leave them out: milbench data add {name} --exclude {what}"
 
 
 def _targets(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row]) -> dict[str, tuple[str, ...]]:
@@ -184,42 +187,53 @@ def _targets(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row]) -> 
 
 def _look_at_folds(roster: Roster, manifest: Manifest, where: str, name: str) -> None:
     """What is odd about the folds of a split."""
-    folds, sample = roster.splits[name], {s.id: s for s in roster.samples}
-    names = roster.stratum_names(manifest)
-    part_names = Fold._fields
-    at = (lambda number: f"{where}, fold {number}") if len(folds) > 1 else lambda number: where
-    torn_cases, in_train_and_test = [], []
+    folds = roster.splits[name]
     for number, fold in enumerate(folds):
-        parts = [set(part) for part in fold]
-        if both := sorted((parts[0] & parts[1]) | (parts[0] & parts[2]) | (parts[1] & parts[2])):
-            what = f"{many(len(both), manifest.unit)} in two parts"
-            roster.add("error", "overlap", at(number), what, "each belongs in one part of a fold", both)
-        for part, ids in zip(part_names, fold, strict=True):
-            if not ids and part != "val":
-                roster.add("error", "empty-part", at(number), f"nobody is in the {part} part", "mend the table")
-                continue
-            strata = {sample[id].stratum for id in ids}
-            absent = [stratum for i, stratum in enumerate(names) if i not in strata and stratum != "censored"]
-            if ids and absent:
-                severity = "error" if part == "train" else "warning"
-                do = "" if severity == "warning" else "it cannot be learnt: mend the table"
-                roster.add(severity, "class-missing", at(number), f"no {' and no '.join(absent)} in the {part} part", do)
-        cases = [{sample[id].case_id for id in part} for part in fold]
-        torn = (cases[0] & cases[1]) | (cases[0] & cases[2]) | (cases[1] & cases[2])
-        torn_cases.append(sorted(torn))
-        in_train_and_test.append(len(cases[0] & cases[2]))
-    if any(torn_cases):
-        roster.leaking.add(name)
-        numbers = [len(torn) for torn in torn_cases]
-        who = f"{_range(numbers)} patient{'s' * (max(numbers) != 1)}{' of each fold' * (len(folds) > 1)}"
-        what = (
-            f"{who} with slides in two parts, {_range(in_train_and_test)} of them in training and test ({name}-grouped has none)"
-        )
-        roster.add("warning", "patients", where, what, ids=sorted({case for torn in torn_cases for case in torn}))
+        _look_at_fold(roster, manifest, f"{where}, fold {number}" if len(folds) > 1 else where, fold)
+    _look_for_leaks(roster, where, name)
     everywhere = {id for fold in folds for part in fold for id in part}
-    if outside := [id for id in sample if id not in everywhere]:
+    if outside := [sample.id for sample in roster.samples if sample.id not in everywhere]:
         what = f"{many(len(outside), manifest.unit)} of the label table in no part"
         roster.add("warning", "unused", where, what, ids=outside)
+
+
+def _look_at_fold(roster: Roster, manifest: Manifest, where: str, fold: Fold) -> None:
+    """Samples in two parts, empty parts, and parts without a class."""
+    if both := sorted(_in_two(map(set, fold))):
+        what = f"{many(len(both), manifest.unit)} in two parts"
+        roster.add("error", "overlap", where, what, "each belongs in one part of a fold", both)
+    stratum = {sample.id: sample.stratum for sample in roster.samples}
+    for part, ids in zip(Fold._fields, fold, strict=True):
+        if not ids:
+            if part != "val":
+                roster.add("error", "empty-part", where, f"the {part} part is empty", "correct the table")
+            continue
+        strata = {stratum[id] for id in ids}
+        absent = [s for i, s in enumerate(roster.stratum_names(manifest)) if i not in strata and s != "censored"]
+        if absent:
+            severity = "error" if part == "train" else "warning"
+            do = "" if severity == "warning" else "no model can learn it from these folds: correct the table"
+            roster.add(severity, "class-missing", where, f"no {' and no '.join(absent)} in the {part} part", do)
+
+
+def _in_two(parts: Iterable[set[str]]) -> set[str]:
+    """Who is in more than one part of a fold."""
+    train, val, test = parts
+    return (train & val) | (train & test) | (val & test)
+
+
+def _look_for_leaks(roster: Roster, where: str, name: str) -> None:
+    """Patients with slides in two parts of a fold."""
+    case, folds = {sample.id: sample.case_id for sample in roster.samples}, roster.splits[name]
+    cases = [[{case[id] for id in part} for part in fold] for fold in folds]
+    torn = [_in_two(parts) for parts in cases]
+    if not any(torn):
+        return
+    roster.leaking.add(name)
+    numbers, tested = [len(some) for some in torn], [len(train & test) for train, _, test in cases]
+    who = f"{_range(numbers)} patient{'s' * (max(numbers) != 1)}{' of each fold' * (len(folds) > 1)}"
+    what = f"{who} with slides in two parts, {_range(tested)} of them in training and test ({name}-grouped has none)"
+    roster.add("warning", "patients", where, what, ids=sorted(set().union(*torn)))
 
 
 def _range(numbers: Sequence[int]) -> str:
@@ -228,37 +242,41 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def against_published(roster: Roster, manifest: Manifest) -> None:
-    """Hold counts against what is published of the cohort; a difference is a warning with both numbers."""
+    """Compare counts with the published ones of the cohort; a difference is a warning with both numbers."""
     if manifest.published is None or not roster.samples:
         return
-    cohort, where = COHORTS[manifest.published], f"{manifest.published} as published"
+    cohort, names = COHORTS[manifest.published], roster.stratum_names(manifest)
+    differ = partial(roster.add, "warning", "published", f"{manifest.published} as published")
     here = Counter(sample.stratum for sample in roster.samples)
     total = sum(cohort.counts)
     if len(roster.samples) != total:
-        roster.add("warning", "published", where, f"{many(total, cohort.unit)}, here {len(roster.samples)}")
-    names = roster.stratum_names(manifest)
+        differ(f"{many(total, cohort.unit)}, here {len(roster.samples)}")
     comparable = manifest.task == "subtyping" and names == cohort.classes
     if manifest.task == "subtyping" and not comparable:
-        roster.add("warning", "published", where, f"classes {', '.join(cohort.classes)}, here {', '.join(names)}")
+        differ(f"classes {', '.join(cohort.classes)}, here {', '.join(names)}")
     for i, (name, count) in enumerate(zip(cohort.classes, cohort.counts, strict=False)):
         if comparable and here[i] != count:
-            roster.add("warning", "published", where, f"{count} {name}, here {here[i]}")
+            differ(f"{count} {name}, here {here[i]}")
     for split, sizes in cohort.splits.items():
-        if split not in roster.splits:
-            continue
-        found = [tuple(map(len, fold)) for fold in roster.splits[split]]
-        if len(found) != len(sizes):
-            roster.add("warning", "published", where, f"{split} has {many(len(sizes), 'fold')}, here {len(found)}")
-            continue
-        pairs = [(number, *pair) for number, pair in enumerate(zip(sizes, found, strict=True)) if pair[0] != pair[1]]
-        if pairs:
-            told = [f"fold {number} {_slashed(printed)}, here {_slashed(own)}" for number, printed, own in pairs]
-            roster.add("warning", "published", where, f"{split} differs in {many(len(pairs), 'fold')}", ids=told)
+        if split in roster.splits:
+            _sizes_of_folds(roster, split, sizes, differ)
     if comparable and cohort.official_by_class and "official" in roster.splits:
         for i, (name, printed) in enumerate(zip(cohort.classes, cohort.official_by_class, strict=True)):
-            own = _sizes(roster, roster.splits["official"][0], i)
-            if own != printed:
-                roster.add("warning", "published", where, f"official {name} {_slashed(printed)}, here {_slashed(own)}")
+            counted = _sizes(roster, roster.splits["official"][0], i)
+            if counted != printed:
+                differ(f"official {name} {_slashed(printed)}, here {_slashed(counted)}")
+
+
+def _sizes_of_folds(roster: Roster, split: str, sizes: Sequence[tuple[int, ...]], differ: Callable[..., None]) -> None:
+    """Compare the sizes of a split's parts with the published ones."""
+    counted = [tuple(map(len, fold)) for fold in roster.splits[split]]
+    if len(counted) != len(sizes):
+        differ(f"{split} has {many(len(sizes), 'fold')}, here {len(counted)}")
+        return
+    pairs = [(number, *pair) for number, pair in enumerate(zip(sizes, counted, strict=True)) if pair[0] != pair[1]]
+    if pairs:
+        texts = [f"fold {number} {_slashed(printed)}, here {_slashed(here)}" for number, printed, here in pairs]
+        differ(f"{split} differs in {many(len(pairs), 'fold')}", ids=texts)
 
 
 def _sizes(roster: Roster, fold: Fold, stratum: int) -> tuple[int, ...]:

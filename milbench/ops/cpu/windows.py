@@ -4,6 +4,8 @@
 Queries come in compact tiles, one per vector lane; their keys are one contiguous slice per row of the grid, cut where the circle
 ends. Scores are kept as (keys, lanes), so that every product is C += A B of one register-blocked kernel and the softmax runs
 down the lanes. A tile's working set stays in the second-level cache; nothing of size n x window exists.
+
+numba renews a kernel's cache on disk when the kernel's file changes, so everything that a kernel calls is in this file.
 """
 
 import math
@@ -24,11 +26,11 @@ WIDEST = 16  # columns a tile may span
 LARGEST_RADIUS = 16_000  # squared distances of a window fit 32 bits
 
 
-def _micro(rows: int, vectors: int):
+def _micro(rows: int, vectors: int):  # long, because each instruction that it emits uses values of those before
     """An intrinsic for C[rows, vectors * lanes] += A[rows, k] B[k, vectors * lanes], k >= 1, with C in registers.
 
     Its arguments are (C, offset, ldc, A, offset, row stride, k stride, B, offset, ldb, k): flat arrays, everything in elements.
-    LLVM is given the vectors outright, because its loop vectoriser would keep C in memory.
+    LLVM gets whole vectors, because its loop vectoriser would keep C in memory.
     """
 
     @intrinsic
@@ -60,11 +62,11 @@ def _micro(rows: int, vectors: int):
             b_row = [builder.load(at(b_data, builder.mul(step, ldb), v), align=size) for v in range(vectors)]
             updated = {}
             for m in range(rows):
-                one = builder.load(builder.gep(a_data, [builder.add(a_rows[m], builder.mul(step, a_k))]))
-                one = builder.insert_element(undefined, one, i32(0))
-                one = builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(i32, lanes), [0] * lanes))
+                factor = builder.load(builder.gep(a_data, [builder.add(a_rows[m], builder.mul(step, a_k))]))
+                factor = builder.insert_element(undefined, factor, i32(0))
+                factor = builder.shuffle_vector(factor, undefined, ir.Constant(ir.VectorType(i32, lanes), [0] * lanes))
                 for v in range(vectors):
-                    product = builder.fmul(one, b_row[v], flags=("contract",))
+                    product = builder.fmul(factor, b_row[v], flags=("contract",))
                     updated[m, v] = builder.fadd(product, held[m, v], flags=("contract",))
             following = builder.add(step, i64(1))
             step.add_incoming(i64(0), entry)
@@ -246,11 +248,11 @@ def _distances(queries, slices, plan, out):
     for first, end, place in slices:
         for j in range(first, end):
             at = (place + j - first) * LANES
-            x, y, own = plan.x[j], plan.y[j], plan.label[j]
+            x, y, region = plan.x[j], plan.y[j], plan.label[j]
             for lane in range(LANES):
                 dx, dy = np.int32(qx[lane] - x), np.int32(qy[lane] - y)
                 d2 = np.int32(np.int32(dx * dx) + np.int32(dy * dy))
-                out[at + lane] = math.sqrt(real(d2)) if (d2 <= squared) & (label[lane] == own) else real(-1)
+                out[at + lane] = math.sqrt(real(d2)) if (d2 <= squared) & (label[lane] == region) else real(-1)
         out[(place + end - first) * LANES : (place + _rounded(end - first)) * LANES] = -1
 
 

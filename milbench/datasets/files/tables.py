@@ -18,9 +18,9 @@ from milbench.errors import MilbenchError, few, printable, unknown
 from milbench.files import LONGEST, table_text
 
 SEPARATORS = (",", "\t", ";")
-WIDEST = 10_000  # columns; more are no table of slides
+WIDEST = 10_000  # columns; a table of slides has fewer
 
-# What columns are called, the likeliest first; compared in lower case, with _ for every other character.
+# Names of columns, the likeliest first; compared in lower case, with _ for every other character.
 COLUMNS = {
     "slide": "slide_id slide slide_name slide_ids wsi_id wsi wsi_name image_id image image_name filename file_name file",
     "case": "case_id case patient_id patient bracs_patient_id bcr_patient_barcode case_submitter_id submitter_id subject_id",
@@ -166,8 +166,8 @@ def rows(path: Path, columns: Mapping[str, str]) -> list[Row]:
         row = Row(slide, case, _label(cell, where, who), _time(cell, where, patient), _event(cell, where, patient))
         other = found.setdefault(slide or case, row)
         if other != row:
-            told = [printable(f"case {one.case} and {_outcome(one)}") for one in (other, row)]
-            raise MilbenchError(f"{where}: {who} stands twice, once with {told[0]} and once with {told[1]}")
+            texts = [printable(f"case {seen.case} and {_outcome(seen)}") for seen in (other, row)]
+            raise MilbenchError(f"{where}: {who} is listed twice, with {texts[0]} and with {texts[1]}")
         first = of_case.setdefault(case, row)
         if "time" in columns and (first.time, first.event) != (row.time, row.event):
             raise MilbenchError(f"{where}: case {patient} has {_outcome(row)} here and {_outcome(first)} in another row")
@@ -289,7 +289,7 @@ def _wide(frame: pd.DataFrame, columns: Mapping[str, str], path: Path) -> Fold:
     if all(set(column.str.lower()) <= {"true", "false", "0", "1"} for column in values.values()):
         others = [name for name in frame.columns if name not in columns.values()]
         if not others:
-            raise MilbenchError(f"{path}: columns of true and false, and none of the slides they are about")
+            raise MilbenchError(f"{path}: columns of true and false, but no column of slides")
         ids = frame[others[0]].map(clean)  # CLAM leaves it without a name
         return Fold(*(tuple(ids[values[p].str.lower().isin({"true", "1"})]) if p in values else () for p in Fold._fields))
     return Fold(*(tuple(clean(id) for id in values[p] if id) if p in values else () for p in Fold._fields))
@@ -311,7 +311,7 @@ def _numbers(ids: Iterable[str], column: Iterable[str], where: str) -> list[Fold
     """Fold numbers: fold i tests part i and validates on the next."""
     if not all(re.fullmatch(r"\d{1,9}(\.0+)?", value) for value in column):
         bad = next(value for value in column if not re.fullmatch(r"\d{1,9}(\.0+)?", value))
-        raise MilbenchError(f"{where}: {bad or 'nothing'!r} is no number of a fold")
+        raise MilbenchError(f"{where}: {bad or 'nothing'!r} is not the number of a fold")
     parts: dict[int, list[str]] = {}
     for id, value in zip(ids, column, strict=True):
         parts.setdefault(int(float(value)), []).append(id)

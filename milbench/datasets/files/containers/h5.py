@@ -7,7 +7,7 @@ from typing import Any
 
 import h5py
 
-from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, reading, regular
+from milbench.datasets.files.containers import AGAIN, Array, BadFile, Stored, attributes, fits, nbytes, reading, regular
 from milbench.errors import few
 
 FORM = "HDF5"
@@ -20,7 +20,7 @@ def opened(path: Path, stack: ExitStack) -> Stored:
     """Features, positions and attributes of a file of CLAM's or TRIDENT's.
 
     Raises:
-        BadFile: it is none, or cannot be read.
+        BadFile: it is not such a file, or cannot be read.
     """
     file = _file(path, stack)
     features, coords = _array(path, file, "features"), _array(path, file, "coords")
@@ -39,11 +39,11 @@ def patches(path: Path, stack: ExitStack) -> tuple[Array, dict[str, str | float]
     """Positions in a patches file of CLAM's, and what it says of them.
 
     Raises:
-        BadFile: it is none, or cannot be read.
+        BadFile: it is not such a file, or cannot be read.
     """
     coords = _array(path, _file(path, stack), "coords")
     if coords is None:
-        raise BadFile(path, "patches", "is no patches file: it has no array `coords`", "point --patches elsewhere")
+        raise BadFile(path, "patches", "is not a patches file: it has no array `coords`", "point --patches elsewhere")
     return coords, _said(path, coords.source)
 
 
@@ -54,7 +54,7 @@ def _file(path: Path, stack: ExitStack) -> h5py.File:
 
 
 def _array(path: Path, file: h5py.File, name: str) -> Array | None:
-    """The array `name`, held against what is written of it; None where there is none."""
+    """The array `name`, whose declared size fits the bytes in the file; None where the file has no such array."""
     with reading(path, FORM):
         found = _resolved(path, file, name)
         if found is None:
@@ -74,7 +74,7 @@ def _array(path: Path, file: h5py.File, name: str) -> Array | None:
 
 
 def _resolved(path: Path, file: h5py.File, name: str) -> Any:
-    """What `name` stands for. Links are followed by hand: HDF5 would open any file they name, and wait for ever on a pipe."""
+    """What `name` stands for. Links are followed here: HDF5 would open every file that they name, and wait on a pipe."""
     here, steps, hops = file, [name], 0
     while steps:
         step = steps.pop(0)
@@ -84,7 +84,7 @@ def _resolved(path: Path, file: h5py.File, name: str) -> Any:
         if isinstance(link, h5py.SoftLink):
             hops += 1
             if hops > _HOPS:
-                raise BadFile(path, "link", f"has a link `{name}` that leads in a circle", AGAIN)
+                raise BadFile(path, "link", f"has a link `{name}` that leads back to itself", AGAIN)
             here = file if link.path.startswith("/") else here
             steps = [part for part in link.path.split("/") if part not in ("", ".")] + steps
         elif link is not None:
@@ -97,7 +97,7 @@ def _resolved(path: Path, file: h5py.File, name: str) -> Any:
 
 
 def _check_size(path: Path, name: str, array: h5py.Dataset, layout: Any) -> None:
-    """Refuse an array that is larger than what is written of it: the rest would be made up, of zeros."""
+    """Refuse an array of which the file holds only a part: HDF5 would fill the rest with zeros."""
     shape, width = array.shape, array.id.get_type().get_size()
     size = nbytes(path, name, shape, width)
     filters = [layout.get_filter(i) for i in range(layout.get_nfilters())]
@@ -113,12 +113,12 @@ def _check_size(path: Path, name: str, array: h5py.Dataset, layout: Any) -> None
     held = min(array.id.get_storage_size(), path.stat().st_size)
     if chunks := array.chunks:
         pieces = math.prod(-(-n // piece) for n, piece in zip(shape, chunks, strict=True))
-        one = nbytes(path, name, chunks, width)
-        written = _filtered_chunks(path, name, array, one) if filters else array.id.get_storage_size() // one
+        chunk_size = nbytes(path, name, chunks, width)
+        written = _filtered_chunks(path, name, array, chunk_size) if filters else array.id.get_storage_size() // chunk_size
         if written < pieces:
             what = f"declares {shape[0]:,} rows of `{name}` but holds only {written:,} of {pieces:,} pieces"
             raise BadFile(path, "size", what, AGAIN)
-        size = pieces * one
+        size = pieces * chunk_size
     fits(path, name, shape, size, held, compressed=bool(filters))
 
 
@@ -134,8 +134,8 @@ def _filtered_chunks(path: Path, name: str, array: h5py.Dataset, size: int) -> i
 def _said(path: Path, holder: Any) -> dict[str, str | float]:
     """The attributes that matter; others are not looked at.
 
-    What cannot be held against the file is how long a text of variable length is: where that number is damaged libhdf5 takes
-    minutes to say so.
+    The length of a text of variable length cannot be checked in advance: where that number is damaged, libhdf5 takes minutes
+    to fail.
     """
     found: dict[str, str | float] = {}
     with reading(path, FORM):

@@ -32,7 +32,7 @@ class BadFile(MilbenchError):  # noqa: N818 - named for what it says
         path: the file.
         kind: one word for lists.
         what: what is wrong with it.
-        do: how to mend it.
+        do: how to correct it.
     """
 
     def __init__(self, path: Path, kind: str, what: str, do: str) -> None:
@@ -79,7 +79,7 @@ class Stored:
 
     Args:
         features, coords: its arrays.
-        says: its attributes, as :func:`milbench.datasets.containers.attributes.plain` gives them.
+        says: its attributes, as :func:`milbench.datasets.files.containers.attributes.plain` gives them.
         verify: reads the file to its end and raises BadFile where its checksums do not hold, if it has any.
     """
 
@@ -93,7 +93,7 @@ class Stored:
 def reading(path: Path, form: str) -> Iterator[None]:
     """Around calls of a library that reads bytes of others: over broken ones h5py, zipfile, NumPy and torch raise anything.
 
-    Running out of memory is no fault of the file: sizes are held against its bytes before anything is read.
+    Running out of memory is not the file's fault: sizes are compared with its bytes before anything is read.
     """
     try:
         yield

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milbench.datasets.containers import AGAIN, Array, BadFile, Stored, fits, place, reading, regular
+from milbench.datasets.files.containers import AGAIN, Array, BadFile, Stored, fits, place, reading, regular
 from milbench.errors import few
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def opened(path: Path, stack: ExitStack) -> Stored:
     """Features of a file.
 
     Raises:
-        BadFile: it is none, or cannot be read.
+        BadFile: it is not such a file, or cannot be read.
     """
     regular(path)
     with reading(path, FORM):
