@@ -1,198 +1,206 @@
-"""What every aggregator must keep, as checks: the test suite runs them over the registry, authors run them on their own.
+"""Every check that an aggregator must hold, in the order in which a fault is easiest to understand.
 
 milbench check aggregator mine --plugin mine.py
 """
 
-import hashlib
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from milbench import plugins, process
+from milbench import places, process
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
+from milbench.contract.bags import IN_DIM, bag, fresh, labelled, prepared
+from milbench.contract.basics import BASICS, predicted
+from milbench.contract.faults import ContractError, explained, files, require, unseeded
+from milbench.contract.repeats import elsewhere, numbers, repeats
+from milbench.contract.watch import Devices, Draws, Writes
+from milbench.errors import SkipTrial
 from milbench.ops import OPERATIONS, backends
 from milbench.plugins import Variant
 from milbench.recipes import get as get_recipe
-from milbench.tasks import Subtyping, Survival, SurvivalTarget
+from milbench.tasks import Subtyping, Survival
 
-IN_DIM = 24
-SIZES = (1, 2, 7, 37)
-
-
-class ContractError(AssertionError):
-    """An aggregator breaks the contract; the message says how, and what would mend it."""
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ContractError(message)
-
-
-def _bag(n: int, seed: int, shift: float = 0.0, *, coords: bool = True) -> Bag:
-    """n patches on an irregular piece of a 224-pixel lattice."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, IN_DIM, generator=generator) + shift
-    if not coords:
-        return Bag(x, slide_id=f"check-{seed}", case_id=f"check-{seed}")
-    side = int((2 * n) ** 0.5) + 2
-    cell = torch.randperm(side * side, generator=generator)[:n].sort().values
-    xy = torch.stack([cell % side, cell // side], dim=1) * 224
-    return Bag(x, xy, 224.0, slide_id=f"check-{seed}", case_id=f"check-{seed}")
-
-
-def _fresh(variant: Variant, n_out: int = 3, seed: int = 0) -> Aggregator:
-    torch.manual_seed(seed)
-    model = variant.build(IN_DIM, n_out)
-    bags = [_bag(n, seed=100 + n) for n in (20, 21, 22, 23, 24, 25)]
-    model.prepare(bags, torch.Generator().manual_seed(0))
-    if not model.trained_by_gradient:
-        model.fit(bags, [torch.tensor(i % n_out) for i in range(len(bags))])
-    return model.eval()
-
-
-def shapes(variant: Variant) -> None:
-    """Logits are (n_out,) and finite, attention is None or (n,), for bags of 1, 2, 7 and 37, for both tasks."""
-    for n_out in (2, 3, 4):
-        model = _fresh(variant, n_out)
-        for n in SIZES:
-            with torch.no_grad():
-                prediction = model(_bag(n, seed=n))
-            _require(
-                prediction.logits.shape == (n_out,),
-                f"logits of a bag of {n} are {tuple(prediction.logits.shape)}, expected ({n_out},)",
-            )
-            _require(bool(torch.isfinite(prediction.logits).all()), f"logits of a bag of {n} are not finite")
-            a = prediction.attention
-            _require(
-                a is None or a.shape == (n,),
-                f"attention of a bag of {n} is {None if a is None else tuple(a.shape)}, expected ({n},)",
-            )
-            scores = model.scores(prediction, Subtyping([str(c) for c in range(n_out)]))
-            _require(scores.shape == (n_out,), f"scores are {tuple(scores.shape)}, expected ({n_out},)")
-
-
-def coordinates(variant: Variant) -> None:
-    """With needs_coords = False a bag without coordinates is predicted; with True the positions change the prediction."""
-    model, bag = _fresh(variant), _bag(37, seed=1)
-    if not model.needs_coords:
-        with torch.no_grad():
-            without = model(_bag(37, seed=1, coords=False)).logits
-        _require(torch.equal(without, model(bag).logits), "predicts otherwise without coordinates; set needs_coords = True")
-        return
-    scattered = torch.stack([torch.arange(37) % 7, torch.arange(37).flip(0)], dim=1) * 224 * 3
-    moved = Bag(bag.features, scattered, 224.0)
-    with torch.no_grad():
-        _require(not torch.equal(model(bag).logits, model(moved).logits), "positions change nothing; set needs_coords = False")
-
-
-def cases(variant: Variant) -> None:
-    """A case of three slides, one of them a single patch, is predicted; slide_index tells which slide a patch came from."""
-    model, bags = _fresh(variant), [_bag(n, seed=n) for n in (20, 1, 16)]
-    slide = torch.tensor([i for i, bag in enumerate(bags) for _ in range(len(bag))])
-    coords = torch.cat([bag.coords for bag in bags if bag.coords is not None])
-    case = Bag(torch.cat([bag.features for bag in bags]), coords, 224.0, slide_index=slide, slide_id="case", case_id="case")
-    with torch.no_grad():
-        logits = model(case).logits
-    _require(
-        logits.shape == (3,) and bool(torch.isfinite(logits).all()), f"logits of a case of three slides are {logits.tolist()}"
-    )
-
-
-def permutation(variant: Variant) -> None:
-    """Permuting the bag changes the prediction exactly where order_sensitive says so."""
-    model, bag = _fresh(variant), _bag(37, seed=2)
-    largest = 0.0
-    with torch.no_grad():
-        reference = model(bag).logits
-        for seed in range(3):
-            order = torch.randperm(37, generator=torch.Generator().manual_seed(seed))
-            assert bag.coords is not None
-            permuted = Bag(bag.features[order], bag.coords[order], bag.step, slide_id=bag.slide_id, case_id=bag.case_id)
-            largest = max(largest, float((model(permuted).logits - reference).abs().max() / reference.abs().max()))
-    if model.order_sensitive:
-        _require(largest > 1e-5, f"order_sensitive = True, but a permutation changes the logits by {largest:.1e} only")
-    else:
-        _require(largest < 1e-4, f"order_sensitive = False, but a permutation changes the logits by {largest:.1e}")
-
-
-def determinism(variant: Variant) -> None:
-    """The same seed gives the same weights, the same bag the same prediction, in eval mode, after training mode too."""
-    first, second, bag = _fresh(variant), _fresh(variant), _bag(37, seed=3)
-    with torch.no_grad():
-        reference = first(bag).logits
-        _require(
-            torch.equal(reference, second(bag).logits),
-            "two models of the same seed differ; draw weights with torch's generator only",
-        )
-        first.train()
-        first(bag)
-        first.eval()
-        _require(
-            torch.equal(reference, first(bag).logits),
-            "eval mode is not deterministic, or a forward in training mode left a trace",
-        )
+TASKS = (Subtyping("abc"), Survival([1.0, 2.0, 3.0]))
 
 
 def untouched(variant: Variant) -> None:
     """A forward pass leaves the bag as it was."""
-    model, bag = _fresh(variant), _bag(37, seed=4)
-    before = bag.features.clone()
-    model(bag)
-    _require(torch.equal(before, bag.features), "the forward pass changed bag.features in place")
+    model = fresh(variant)
+    for training in (False, True):
+        model.train(training)
+        shown = bag(37, seed=4)
+        before = shown.features.clone()
+        with Writes(shown, files(variant)) as writes:
+            model(shown)
+        advice = "changes bag.{} in place, so the next method would see another bag; make a new tensor"
+        require(writes.name is None, advice.format(writes.name), writes.where)
+        require(torch.equal(before, shown.features), advice.format("features"), places.of_function(type(model).forward))
 
 
-def _steps(model: Aggregator, task: Subtyping | Survival) -> Iterator[tuple[Bag, Tensor | SurvivalTarget]]:
-    for i in range(2 * task.n_out):
-        bag = _bag(30 + i, seed=10 + i, shift=0.3 * (i % task.n_out))
-        target = torch.tensor(i % task.n_out)
-        yield bag, target if isinstance(task, Subtyping) else SurvivalTarget(target, torch.tensor(i % 2 == 0))
+def devices(variant: Variant) -> None:
+    """A model that moves to a GPU with its bags finds every tensor there: none is made on, or left on, the CPU."""
+    torch.manual_seed(0)
+    model = variant.build(IN_DIM, 3)
+    with Devices(model, files(variant)) as watch:
+        prepared(model)
+        model.train()
+        shown, target = next(labelled(TASKS[0]))
+        prediction = model(shown)
+        if model.trained_by_gradient:
+            model.training_loss(prediction, target, TASKS[0])
+    if watch.fault is not None:
+        where, message = watch.fault
+        require(False, message, where)
+
+
+def coordinates(variant: Variant) -> None:
+    """With needs_coords = False a bag without coordinates is predicted; with True the positions change the prediction."""
+    model, shown = fresh(variant), bag(37, seed=1)
+    if not model.needs_coords:
+        try:
+            with torch.no_grad():
+                without = model(bag(37, seed=1, coords=False)).logits
+        except Exception as error:
+            when = "for a bag without coordinates; set needs_coords = True, or handle bag.coords None"
+            raise explained(error, variant, when) from error
+        require(
+            torch.equal(without, predicted(model, shown).logits),
+            "coordinates change the prediction; set needs_coords = True",
+        )
+        return
+    scattered = torch.stack([torch.arange(37) % 7, torch.arange(37).flip(0)], dim=1) * 224 * 3
+    moved = Bag(shown.features, scattered, 224.0)
+    changes = not torch.equal(predicted(model, shown).logits, predicted(model, moved).logits)
+    require(changes, "positions change nothing; set needs_coords = False")
+
+
+def cases(variant: Variant) -> None:
+    """A case of three slides, one of them a single patch, is predicted; slide_index tells which slide a patch came from."""
+    bags = [bag(n, seed=n) for n in (20, 1, 16)]
+    slide = torch.tensor([i for i, part in enumerate(bags) for _ in range(len(part))])
+    coords = torch.cat([part.coords for part in bags if part.coords is not None])
+    case = Bag(torch.cat([part.features for part in bags]), coords, 224.0, slide_index=slide, slide_id="case", case_id="case")
+    predicted(fresh(variant), case)
+
+
+def permutation(variant: Variant) -> None:
+    """Permuting the bag changes the prediction exactly where order_sensitive says so."""
+    model, shown = fresh(variant), bag(37, seed=2)
+    assert shown.coords is not None
+    reference = predicted(model, shown).logits
+    largest = 0.0
+    for seed in range(3):
+        order = torch.randperm(37, generator=torch.Generator().manual_seed(seed))
+        permuted = Bag(shown.features[order], shown.coords[order], shown.step, slide_id=shown.slide_id, case_id=shown.case_id)
+        largest = max(largest, float((predicted(model, permuted).logits - reference).abs().max() / reference.abs().max()))
+    if model.order_sensitive:
+        only = f"order_sensitive = True, but a permutation changes the logits by {largest:.1e} only; set it to False"
+        require(largest > 1e-5, only)
+    else:
+        require(largest < 1e-4, f"order_sensitive = False, but a permutation changes the logits by {largest:.1e}; set it to True")
+
+
+def determinism(variant: Variant) -> None:
+    """The same seed gives the same weights, and in eval mode the same bag the same prediction."""
+    first, second, shown = fresh(variant), fresh(variant), bag(37, seed=3)
+    reference = predicted(first, shown).logits
+    with Draws(files(variant)) as draws:
+        again = predicted(first, shown).logits
+    mode = "eval mode is not deterministic: the same bag is predicted differently; draw random numbers only if self.training"
+    require(torch.equal(reference, again), mode, unseeded(variant) or draws.where)
+    weights = "two models of the same seed differ; draw weights with torch's global generator"
+    require(torch.equal(reference, predicted(second, shown).logits), weights, unseeded(variant))
+
+
+def independence(variant: Variant) -> None:
+    """The prediction of a bag does not depend on the bags that the model saw before it, in eval or in training mode."""
+    model, shown, other = fresh(variant), bag(37, seed=3), bag(30, seed=5, shift=1.0)
+    for mode in ("eval", "training"):
+        before, reference = _state(model), predicted(model, shown).logits
+        model.train(mode == "training")
+        with torch.no_grad():
+            model(other)
+        model.eval()
+        after = _state(model)
+        changed = [name for name in after if name not in before or _differ(before[name], after[name])]
+        name = changed[0] if changed else "the model"
+        advice = "use LayerNorm in place of BatchNorm" if "running_" in name else "compute it anew in each forward"
+        require(
+            torch.equal(reference, predicted(model, shown).logits),
+            f"{name} keeps something of one bag for the next (in {mode} mode); {advice}",
+            lambda name=name: places.of_attribute(type(model), name.split(".")[0]),  # type: ignore[misc]
+        )
+
+
+def _state(model: Aggregator) -> dict[str, Any]:
+    """Everything that a model holds: weights and buffers as copies, plain attributes as text."""
+    known = ("_parameters", "_buffers", "_modules", "training")
+    plain = {f"{path}.{k}".strip("."): repr(v) for path, m in model.named_modules() for k, v in vars(m).items() if k not in known}
+    return plain | {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def _differ(first: Any, second: Any) -> bool:
+    return not torch.equal(first, second) if isinstance(first, Tensor) and isinstance(second, Tensor) else bool(first != second)
 
 
 def gradients(variant: Variant) -> None:
     """In both tasks the loss is finite and needs no step to be defined; in subtyping it reaches every parameter."""
-    for task in (Subtyping("abc"), Survival([1.0, 2.0, 3.0])):
-        model = _fresh(variant, task.n_out)
+    for task in TASKS:
+        model = fresh(variant, task.n_out)
         if not model.trained_by_gradient:
             return
         model.train()
-        for bag, target in _steps(model, task):
-            loss = model.training_loss(model(bag), target, task)
-            _require(
-                loss.shape == () and bool(torch.isfinite(loss)), f"the {task.name} loss is {loss}, expected one finite number"
-            )
-            loss.backward()
+        for shown, target in labelled(task):
+            _loss(model, shown, target, task).backward()
         if task.name == "subtyping":
             missed = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-            _require(not missed, f"no gradient reaches {', '.join(missed)}; use or remove it")
+            if missed:
+                where = places.of_attribute(type(model), missed[0].split(".")[0])
+                raise ContractError(f"no gradient reaches {', '.join(missed)}; use or remove it", where)
+
+
+def _loss(model: Aggregator, shown: Bag, target: Any, task: Subtyping | Survival) -> Tensor:
+    """The training loss, if it is one finite number that can be differentiated."""
+    prediction = model(shown)
+    loss = model.training_loss(prediction, target, task)
+    fault = ""
+    if not isinstance(loss, Tensor) or loss.shape != ():
+        kind = f"a Tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a value of type {type(loss).__name__}"
+        fault = f"{kind}; return a Tensor of shape (), such as loss.mean()"
+    elif not torch.isfinite(loss):
+        fault = f"{float(loss)}, which is not finite"
+    elif not loss.requires_grad:
+        fault = "a Tensor without gradient; do not detach it, and compute it with torch"
+    method = type(model).training_loss
+    again = lambda: places.of_return(method, lambda: model.training_loss(prediction, target, task))  # noqa: E731
+    require(not fault, f"training_loss returned {fault} (task {task.name})", again)
+    return loss
 
 
 def step(variant: Variant) -> None:
     """training_step changes the parameters and returns a finite loss, in both tasks, also for a bag of one."""
-    for task in (Subtyping("abc"), Survival([1.0, 2.0, 3.0])):
-        model = _fresh(variant, task.n_out)
+    for task in TASKS:
+        model = fresh(variant, task.n_out)
         if not model.trained_by_gradient:
             return
         model.train()
         optimisers = model.optimisers(get_recipe("paper", task.name))
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
-        for bag, target in [*_steps(model, task), (_bag(1, seed=9), next(_steps(model, task))[1])]:
-            loss = model.training_step(bag, target, task, optimisers)
-            _require(bool(torch.isfinite(loss)), f"the {task.name} loss of a training step is {loss}")
-        _require(
-            any(not torch.equal(before[name], p) for name, p in model.named_parameters()), "training steps change no parameter"
-        )
+        where = places.of_function(type(model).training_step)
+        for shown, target in [*labelled(task), (bag(1, seed=9), next(labelled(task))[1])]:
+            loss = model.training_step(shown, target, task, optimisers)
+            require(bool(torch.isfinite(loss)), f"the {task.name} loss of a training step is {loss}", where)
+        changed = any(not torch.equal(before[name], p) for name, p in model.named_parameters())
+        require(changed, "training steps change no parameter; call loss.backward() and optimiser.step()", where)
 
 
 def learns(variant: Variant) -> None:
     """Bags of two classes that a straight line separates are told apart after a few epochs."""
-    task, bags = Subtyping("ab"), [_bag(12, seed=50 + i, shift=0.8 * (i % 2)) for i in range(10)]
+    task, bags = Subtyping("ab"), [bag(12, seed=50 + i, shift=0.8 * (i % 2)) for i in range(10)]
     torch.manual_seed(0)
     model = variant.build(IN_DIM, 2)
     targets = [torch.tensor(i % 2) for i in range(10)]
@@ -201,16 +209,15 @@ def learns(variant: Variant) -> None:
         optimisers = model.optimisers(get_recipe("paper", "subtyping", lr=1e-3))
         model.train()
         for _ in range(20):
-            for bag, target in zip(bags, targets, strict=True):
-                model.training_step(bag, target, task, optimisers)
+            for shown, target in zip(bags, targets, strict=True):
+                model.training_step(shown, target, task, optimisers)
     else:
         model.fit(bags, targets)
     model.eval()
     with torch.no_grad():
-        right = sum(
-            int(model.scores(model(bag), task).argmax()) == int(target) for bag, target in zip(bags, targets, strict=True)
-        )
-    _require(right >= 9, f"only {right} of 10 training bags of a linearly separable problem are right after 20 epochs")
+        scores = [model.scores(model(shown), task) for shown in bags]
+    right = sum(int(score.argmax()) == int(target) for score, target in zip(scores, targets, strict=True))
+    require(right >= 9, f"only {right} of 10 training bags of a linearly separable problem are right after 20 epochs")
 
 
 def operations(variant: Variant) -> None:
@@ -219,93 +226,10 @@ def operations(variant: Variant) -> None:
     numbers(variant)
     missing = sorted(backends.used().keys() - set(variant.entry.cls.ops))
     named = ", ".join(f'"{op}"' for op in sorted({*variant.entry.cls.ops, *missing}))
-    _require(
-        not missing, f"calls {', '.join(missing)}, so that a trial depends on the backend; add to the class: ops = ({named},)"
-    )
-    strangers = sorted(set(variant.entry.cls.ops) - OPERATIONS.keys())
-    _require(not strangers, f"ops names {', '.join(strangers)}; operations with a choice of backends are {', '.join(OPERATIONS)}")
-
-
-def numbers(variant: Variant) -> dict[str, str]:
-    """A trial in small, from its seed on: digests of the fresh weights, of the weights after training and of predictions."""
-    task, digests = Subtyping("abc"), {}
-    process.seed(0)
-    model = variant.build(IN_DIM, 3)
-    digests["the fresh weights"] = _digest(model.state_dict().items())
-    bags, targets = zip(*_steps(model, task), strict=True)
-    model.prepare(bags, torch.Generator().manual_seed(0))
-    if model.trained_by_gradient:
-        optimisers = model.optimisers(get_recipe("paper", "subtyping"))
-        model.train()
-        for bag, target in zip(bags, targets, strict=True):
-            model.training_step(bag, target, task, optimisers)
-    else:
-        model.fit(bags, targets)
-    digests["the weights after training"] = _digest(model.state_dict().items())
-    model.eval()
-    with torch.no_grad():
-        digests["the predictions"] = _digest((str(n), model(_bag(n, seed=n)).logits) for n in SIZES)
-    return digests
-
-
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    digest = hashlib.sha256()
-    for name, t in sorted(tensors, key=lambda item: item[0]):
-        digest.update(name.encode() + t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def repeats(variant: Variant) -> None:
-    """The same trial twice in one process gives the same weights and predictions, to the byte."""
-    mend = "draw from the global generators of torch, NumPy or Python, which every trial seeds; keep nothing from model to model"
-    _same(numbers(variant), numbers(variant), "a second run of the same seed", mend)
-
-
-def elsewhere(variant: Variant) -> None:
-    """The same trial in other processes, which hash text otherwise, gives the same weights and predictions, to the byte."""
-    here = numbers(variant)
-    if here != numbers(variant):
-        return  # not even in this process, as `repeats` says
-    for there in in_other_processes([variant]):
-        _same(here, there[variant.name], "another process", "sort what comes out of a set, and take no seed from hash()")
-
-
-def _same(one: dict[str, str], other: dict[str, str], where: str, mend: str) -> None:
-    differ = [what for what, digest in one.items() if other[what] != digest]
-    _require(not differ, f"{differ[0] if differ else ''} differ in {where}: {mend}")
-
-
-def in_other_processes(variants: Sequence[Variant], hash_seeds: Sequence[int] = (1, 2)) -> list[dict[str, dict[str, str]]]:
-    """Name -> :func:`numbers` of each variant, once for every seed of Python's hash, each in a process of its own.
-
-    Raises:
-        ContractError: such a process fails, as it does for a class that is in no file that milbench has loaded.
-    """
-    code = "import sys; from milbench import contract; contract.print_numbers(*sys.argv[1:])"
-    what = json.dumps([variant.name for variant in variants]), json.dumps([str(path) for path in plugins.files()])
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *what],
-            env={**os.environ, "PYTHONHASHSEED": str(seed)},  # noqa: TID251 - handed on
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed in hash_seeds
-    ]
-    found = []
-    for child in running:
-        out, errors = child.communicate()
-        _require(child.returncode == 0, f"does not run in another process: {(errors.strip().splitlines() or ['?'])[-1]}")
-        found.append(json.loads(out.splitlines()[-1]))
-    return found
-
-
-def print_numbers(names: str, files: str) -> None:
-    """Body of such a process: print one line of JSON."""
-    plugins.discover(json.loads(files))
-    process.settle(threads=1)
-    print(json.dumps({name: numbers(plugins.resolve(name)) for name in json.loads(names)}))  # noqa: T201 - its answer
+    add = f"calls {', '.join(missing)}, so that a trial depends on the backend; add to the class: ops = ({named},)"
+    require(not missing, add)
+    unknown = sorted(set(variant.entry.cls.ops) - OPERATIONS.keys())
+    require(not unknown, f"ops names {', '.join(unknown)}; operations with a choice of backends are {', '.join(OPERATIONS)}")
 
 
 @dataclass(frozen=True)
@@ -318,11 +242,17 @@ class Check:
         """Check, on one thread, whatever a plug-in has set.
 
         Raises:
-            ContractError: the aggregator breaks the contract.
+            ContractError: the aggregator breaks the contract; says in which line of its author's code, and what to write.
+            SkipTrial: the aggregator cannot run here.
         """
         process.settle(threads=1)
         with process.kept():
-            self.holds(variant)
+            try:
+                _judged(self.holds, variant)
+            except ContractError:
+                for basic in BASICS[: BASICS.index(self.holds) if self.holds in BASICS else None]:
+                    _judged(basic, variant)  # a simpler check may know the cause
+                raise
 
     @property
     def name(self) -> str:
@@ -335,5 +265,22 @@ class Check:
         return (self.holds.__doc__ or "").strip()
 
 
-_ALL = [shapes, coordinates, cases, permutation, determinism, untouched, gradients, step, learns, operations, repeats, elsewhere]
+def _judged(holds: Callable[[Variant], None], variant: Variant) -> None:
+    """Check; whatever the author's code raises is a fault, and every fault has a place."""
+    try:
+        holds(variant)
+    except SkipTrial:
+        raise
+    except ContractError as fault:
+        if fault.where is not None:
+            raise
+        raise ContractError(str(fault), places.of_class(variant.entry.cls)) from None
+    except Exception as error:
+        raise explained(error, variant) from error
+
+
+_ALL = (
+    *BASICS, untouched, determinism, independence, devices, coordinates, cases, permutation, gradients, step, learns, operations,
+    repeats, elsewhere,
+)  # fmt: skip
 CHECKS = tuple(map(Check, _ALL))
