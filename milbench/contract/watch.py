@@ -104,10 +104,11 @@ class Devices(TorchFunctionMode):
         elif moved and any(t.ndim for t, _, _ in left) and name not in {*MIXING, "to", "type_as"}:
             _, where, advice = next(item for item in left if item[0].ndim)
             self._note(where, advice)
-        if self._stays(name, args, kwargs, moved=bool(moved)):
-            source = left[0][1:] if left else (here, _advice(name))
-            for t in tensors_in(result):
-                self._left.setdefault(id(t), (t, *source))
+        stays = self._stays(name, args, kwargs, moved=bool(moved))
+        if isinstance(result, Tensor) and name in ("to", "cpu", "cuda"):
+            result = result.view_as(result)  # on one device these return the same tensor, which would have two places
+        for t in tensors_in(result) if stays else ():
+            self._left.setdefault(id(t), (t, *(left[0][1:] if left else (here, _advice(name)))))
         return result
 
     def _note(self, where: str, what: str) -> None:
