@@ -15,7 +15,7 @@ from milbench.compare import ALPHA, Comparisons
 from milbench.compare.trend import BINS, Trend, trend
 from milbench.metrics import SELECTS, Column, Metric
 from milbench.numbers import p_value, signed, written
-from milbench.plots.figure import COLUMN, OTHERS, PAGE, Figure, style
+from milbench.plots.figure import COLUMN, OTHERS, PAGE, Figure, styles
 from milbench.reading import Run, draws
 from milbench.trials.plan import Plan
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Numbers = list[dict[str, Any]]  # what a figure plots, and its file holds
+Looks = dict[str, dict[str, Any]]  # method -> matplotlib's keywords
 LOG_ABOVE = 20  # ratio of the largest to the smallest value of an ablation from which its axis is logarithmic
 
 
@@ -140,6 +141,7 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
         return None
     survival = "risk" in runs[0].predictions
     what = "share of pairs in the right order" if survival else "share correct"
+    looks = styles(run.cell for run in runs)
     fitted = {method: fit for method, of in _methods(runs).items() if (fit := trend(of, place.name)) is not None}
     if not fitted:
         return None
@@ -160,7 +162,7 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
     )
     return Figure(
         f"{place.name}-size", f"Performance against the size of the bag{place.words}", caption, rows,
-        lambda: _draw_sizes(fitted, rows, what),
+        lambda: _draw_sizes(fitted, looks, rows, what),
     )  # fmt: skip
 
 
@@ -172,7 +174,7 @@ def _slopes(fitted: dict[tuple[str, str], Trend]) -> str:
     return " ".join(filter(None, seen)) or "No slope is told apart from 0."
 
 
-def _draw_sizes(fitted: dict[tuple[str, str], Trend], rows: Numbers, what: str) -> "Drawing":
+def _draw_sizes(fitted: dict[tuple[str, str], Trend], looks: Looks, rows: Numbers, what: str) -> "Drawing":
     stars = ["*" if fit.low > 0 or fit.high < 0 else "" for fit in fitted.values()]
     titles = [f"{label}\n{signed(fit.slope)}{star}" for ((_, label), fit), star in zip(fitted.items(), stars, strict=True)]
     drawing, axes = _panels(titles, "instances", what)
@@ -182,7 +184,7 @@ def _draw_sizes(fitted: dict[tuple[str, str], Trend], rows: Numbers, what: str) 
         bins, line = (
             np.array([[row[key] for key in keys] for row in of_method if row["kind"] == kind]) for kind in ("bin", "line")
         )  # (points, 4)
-        look = style(method[0])
+        look = looks[method[0]]
         ax.fill_between(line[:, 0], line[:, 2], line[:, 3], color=look["color"], alpha=0.2, linewidth=0)
         ax.plot(line[:, 0], line[:, 1], color=look["color"])
         ax.errorbar(
@@ -205,8 +207,8 @@ def learning(runs: Sequence[Run], place: _Place) -> Figure | None:
         "over the runs that still train. Ticks below: epochs whose model was tested, the higher the more runs. Validation loss "
         "that rises while training loss falls is overfitting; ticks at the right end mean that training was cut short."
     )
-    title = f"Learning curves{place.words}"
-    return Figure(f"{place.name}-learning", title, caption, rows, lambda: _draw_learning(list(methods), rows))
+    title, looks = f"Learning curves{place.words}", styles(run.cell for run in runs)
+    return Figure(f"{place.name}-learning", title, caption, rows, lambda: _draw_learning(list(methods), looks, rows))
 
 
 def _epochs(method: dict[str, str], runs: Sequence[Run]) -> Numbers:
@@ -224,12 +226,12 @@ def _epochs(method: dict[str, str], runs: Sequence[Run]) -> Numbers:
     return rows
 
 
-def _draw_learning(methods: Sequence[tuple[str, str]], rows: Numbers) -> "Drawing":
+def _draw_learning(methods: Sequence[tuple[str, str]], looks: Looks, rows: Numbers) -> "Drawing":
     drawing, axes = _panels([label for _, label in methods], "epoch", "loss")
     losses = [row[key] for row in written(rows) for key in ("train_loss", "val_loss") if key in row]
     top = np.nanquantile(losses, 0.99) * 1.15
     for ax, method in zip(axes, methods, strict=True):
-        of_method, colour = _of_method(rows, method), style(method[0])["color"]
+        of_method, colour = _of_method(rows, method), looks[method[0]]["color"]
         for part, line in (("train_loss", "-"), ("val_loss", "--")):
             shown = [row for row in of_method if part in row]
             epochs = [row["epoch"] for row in shown]
@@ -370,10 +372,11 @@ def extrapolation(plan: Plan, done: Sequence[Run], compared: Comparisons | None,
     )
     name = f"{plan.definition['table']['name']}-{metric.name.replace('_', '-')}-larger-slides"
     title = f"Trained on small slides, tested on large ones: {metric.label}"
-    return Figure(name, title, caption, rows, lambda: _draw_bars(rows, metric, reference or "the reference"))
+    looks = styles(run.cell for run in done)
+    return Figure(name, title, caption, rows, lambda: _draw_bars(rows, looks, metric, reference or "the reference"))
 
 
-def _draw_bars(rows: Numbers, metric: Metric, reference: str) -> "Drawing":
+def _draw_bars(rows: Numbers, looks: Looks, metric: Metric, reference: str) -> "Drawing":
     from matplotlib import pyplot as plt
 
     columns = list(dict.fromkeys(_column(row) for row in rows))
@@ -384,7 +387,7 @@ def _draw_bars(rows: Numbers, metric: Metric, reference: str) -> "Drawing":
     for (top, low), column in zip(grid.T, columns, strict=True):
         here = [row for row in written(rows) if _column(row) == column]
         for x, row in enumerate(here):
-            look = style(row["aggregator"])
+            look = looks[row["aggregator"]]
             top.bar(x, row["mean"], 0.7, yerr=row["sd"], color=look["color"], capsize=2, error_kw={"elinewidth": 0.8})
             if row["difference"] is not None:
                 fill = look["color"] if row["p_holm"] < ALPHA else "white"
