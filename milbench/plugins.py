@@ -22,7 +22,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from milbench import process, sources
+from milbench import places, process, sources
 from milbench.aggregator import Aggregator
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.files import sha256
@@ -185,6 +185,8 @@ def register(
             raise MilbenchError(
                 f"{where}: {name!r} cannot be the name of an aggregator; use lower case letters, digits and hyphens"
             )
+        if not issubclass(cls, Aggregator):
+            raise MilbenchError(f"{where}: {cls.__name__} is not an Aggregator; write: class {cls.__name__}(Aggregator)")
         if name in _entries:
             raise MilbenchError(f"aggregator {name!r} is registered twice: {_entries[name].where} and {where}")
         source = None if cls.__module__.startswith("milbench_registry.") else sources.of_module(cls.__module__)
@@ -215,12 +217,15 @@ def discover(files: Iterable[str | Path] = ()) -> None:
         if path not in _loaded_files:
             if not path.is_file():
                 raise MilbenchError(f"--plugin {file}: no such file")
-            _import(f"--plugin {file}", partial(_run_file, path), partial(sources.of_file, path))
+            known = set(_entries)
+            _import(f"--plugin {file}", partial(_run_file, path), partial(sources.of_file, path), path)
+            if known == set(_entries):
+                raise MilbenchError(f'{file} registers no aggregator; write @register("name", label="Name") above the class')
             _loaded_files.add(path)
 
 
-def _import(what: str, load: Callable[[], Any], source: Callable[[list[ModuleType]], Source]) -> None:
-    """Import a plug-in; `source` gives its files, given the modules that came with it."""
+def _import(what: str, load: Callable[[], Any], source: Callable[[list[ModuleType]], Source], path: Path | None = None) -> None:
+    """Import a plug-in, from `path` if it is a file; `source` gives its files, given the modules that came with it."""
     before, modules, writes = dict(_entries), set(sys.modules), sys.dont_write_bytecode
     sys.dont_write_bytecode = True  # a cache compares seconds and sizes only, so it may survive an edit
     try:
@@ -235,7 +240,9 @@ def _import(what: str, load: Callable[[], Any], source: Callable[[list[ModuleTyp
         _entries.update(before)  # a plug-in that failed registers nothing
         if isinstance(error, MilbenchError):
             raise
-        raise MilbenchError(f"{what}: {type(error).__name__}: {error}") from error
+        where = places.of_error(error, {str(path)}) or what
+        says = error.msg if isinstance(error, SyntaxError) else str(error)  # the rest of a syntax error is its place
+        raise MilbenchError(f"{where}: {type(error).__name__}: {says}") from error
     finally:
         sys.dont_write_bytecode = writes
 

@@ -103,6 +103,25 @@ def test_half_a_plugin_is_no_plugin(tmp_path):
     assert "half" not in [entry.name for entry in plugins.entries()]
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = 1\n", 'registers no aggregator; write @register("name", label="Name") above the class'),
+        ("x = 1\ndef f(:\n", "odd.py:2: SyntaxError: invalid syntax"),
+        ("\nimport not_there\n", "odd.py:2: ModuleNotFoundError: No module named 'not_there'"),
+        ("from milbench import register\n\n@register('odd')\nclass A: ...\n", "odd.py:3: TypeError: register"),
+        (
+            "from milbench import register\n\n@register('odd', label='Odd')\nclass A: ...\n",
+            "odd.py:3: A is not an Aggregator; write: class A(Ag",
+        ),
+    ],
+)
+def test_a_plugin_that_is_none_is_told_with_its_line(tmp_path, text, says):
+    (tmp_path / "odd.py").write_text(text)
+    with pytest.raises(MilbenchError, match=__import__("re").escape(says)):
+        plugins.discover([tmp_path / "odd.py"])
+
+
 def test_missing_plugin_file(tmp_path):
     with pytest.raises(MilbenchError, match="no such file"):
         plugins.discover([tmp_path / "nowhere.py"])
