@@ -10,7 +10,8 @@ from milbench.nn.optimisers import build, learning_rate
 from milbench.recipes import Recipe
 from milbench.recipes import get as get_recipe
 from milbench.tasks import for_fold
-from milbench.training import _order, fit, fold_bags
+from milbench.training import fit, fold_bags
+from milbench.training.fit import _order
 
 
 def test_accumulation_is_the_mean_of_the_gradients():

@@ -15,11 +15,11 @@ from helpers import finished, toy_dataset
 from torch import nn
 
 from milbench import Aggregator, MilbenchError, Prediction, datasets, register, suites
+from milbench import rehearsal as rehearse
 from milbench.cli import main
 from milbench.datasets import ENCODERS
 from milbench.errors import NotHere
-from milbench.suites import rehearse
-from milbench.suites.rehearse import Cost
+from milbench.rehearsal import Cost
 from milbench.trials import plan as plans
 from milbench.trials.run import run_trial
 from milbench.trials.store import Store

@@ -9,10 +9,10 @@ import torch
 from helpers import toy_dataset
 
 from milbench import MilbenchError, cli, datasets, plugins, suites
+from milbench import rehearsal as rehearse
 from milbench.datasets import packed
 from milbench.errors import NotHere
 from milbench.report import collect
-from milbench.suites import rehearse
 from milbench.suites.model import Search, whole, with_includes
 from milbench.trials import plan as plans
 from milbench.trials.run import build_model, run_trial

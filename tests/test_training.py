@@ -11,7 +11,8 @@ from milbench import Aggregator, Prediction, plugins
 from milbench.datasets import Fold
 from milbench.recipes import get as get_recipe
 from milbench.tasks import Subtyping, for_fold
-from milbench.training import Bags, Standardiser, _order, _orders, derive_seed, fit, fold_bags, predict
+from milbench.training import Bags, Standardiser, derive_seed, fit, fold_bags, predict
+from milbench.training.fit import _order, _orders
 
 
 def train(data, name="abmil", recipe=None, model=None, standardise=False, axes=("toy", "one", 0, 0)):

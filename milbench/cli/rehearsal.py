@@ -10,10 +10,11 @@ from pathlib import Path
 
 import click
 
+from milbench import rehearsal as rehearse
 from milbench.cli import progress, show
 from milbench.config import Settings
 from milbench.files import write_atomically
-from milbench.suites import Job, rehearse
+from milbench.suites import Job
 from milbench.suites.expand import Load
 from milbench.trials.run import run_trial
 from milbench.trials.spec import TrialSpec

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from milbench import interrupt
 from milbench.config import Settings
-from milbench.engines.events import Done, Epoch, Event, Started
+from milbench.engines.base import Done, Epoch, Event, Started
 from milbench.engines.worker import UNHEARD, Setup, record, work
 from milbench.errors import MilbenchError, Unwritable
 from milbench.trials.store import Status, Store
