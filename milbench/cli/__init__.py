@@ -146,11 +146,10 @@ def run(
     wanted_seeds, wanted_folds = _numbers(seeds, "seeds"), _numbers(folds, "folds")
     from milbench import datasets, plugins
     from milbench.config import Settings
+    from milbench.engines import Run
     from milbench.errors import MilbenchError
     from milbench.ops import backends
-    from milbench.suites import expand, load, pack, save_splits, sized, with_known
-    from milbench.suites.expand import Load, narrowed
-    from milbench.suites.model import whole, with_includes
+    from milbench.suites import Load, expand, load, narrowed, pack, save_splits, sized, whole, with_includes, with_known
     from milbench.trials import plan as plans
     from milbench.trials.store import Store
 
@@ -226,13 +225,7 @@ def run(
     seeds_run = {job.spec.seed for job in jobs}
     kept_seeds = {"none": set(), "first-seed": {min(seeds_run)}, "all": seeds_run}[keep_models]
     progress.run(
-        todo,
-        store,
-        settings=settings,
-        workers=min(workers, len(todo)),
-        plugins=files,
-        backends=forced,
-        keep_model=lambda job: job.spec.seed in kept_seeds,
+        Run(todo, settings, min(workers, len(todo)), files, forced, frozenset(kept_seeds)),
         already=len(jobs) - len(todo),
     )
     raise SystemExit(progress.summary(jobs, store, ran=len(todo), suite=suite, results=results))

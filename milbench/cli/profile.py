@@ -184,7 +184,7 @@ def profile_aggregators(
     from milbench.analysis import profile_aggregators as cost
     from milbench.errors import MilbenchError
     from milbench.files import write_atomically
-    from milbench.trials.run import provenance
+    from milbench.machine import provenance
 
     plugins.discover(plugin_files)
     names = [plugins.resolve(name).name for name in plugins.split_list(aggregators or "")] or [e.name for e in plugins.entries()]

@@ -7,6 +7,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.files import parse_json, read_bytes, unusable, write_atomically
 from milbench.names import TRIAL_ID, Encoder, Name, checked
-from milbench.trials.spec import SCHEMA
+from milbench.trials.spec import SCHEMA, TrialSpec
 from milbench.trials.store import REHEARSAL, Store
 
 
@@ -66,6 +67,21 @@ class Cell(BaseModel):
     def place(self) -> tuple[object, ...]:
         """Column, row and repetition: one trial each."""
         return (*self.column, self.aggregator, self.fold, self.seed, self.draw)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to run.
+
+    Args:
+        spec: its identity.
+        labels: its names for tables.
+        cell: its place in a table.
+    """
+
+    spec: TrialSpec
+    labels: dict[str, str]
+    cell: Cell
 
 
 class Plan(BaseModel):

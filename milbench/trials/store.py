@@ -273,10 +273,3 @@ def _hashed(spec: Mapping[str, Any]) -> str:
         return id_of(spec)
     except ValueError:  # a number that is not finite is of no trial
         return "no trial"
-
-
-def duration(seconds: float) -> str:
-    """How long trials take, in words: `40 s`, `51 min`, `2.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
