@@ -290,7 +290,7 @@ def test_a_signal_keeps_what_is_finished_and_leaves_nothing_of_the_rest(stage):
     def writes_for_ever(pipe, store):
         job = take(pipe)
         store.trials.mkdir(parents=True, exist_ok=True)
-        store._hidden("writing", job.spec.trial_id).mkdir()
+        (store.trials / f".writing-{job.spec.trial_id}-{store.writer}-half").mkdir()
         say(pipe, said="epoch", trial=job.spec.trial_id, epoch=1, row={})
 
     def stop(event):

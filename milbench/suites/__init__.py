@@ -2,12 +2,12 @@
 
 from milbench.suites.expand import Load, expand
 from milbench.suites.model import Suite, load, names, sized, whole, with_includes
-from milbench.suites.prepare import pack, save_splits, with_known
+from milbench.suites.prepare import composed, pack, save_splits, with_known
 from milbench.suites.rows import narrowed
 from milbench.trials.definition import Table
 from milbench.trials.plan import Job
 
 __all__ = [
-    "Job", "Load", "Suite", "Table", "expand", "load", "names", "narrowed", "pack", "save_splits", "sized", "whole",
-    "with_includes", "with_known",
+    "Job", "Load", "Suite", "Table", "composed", "expand", "load", "names", "narrowed", "pack", "save_splits", "sized",
+    "whole", "with_includes", "with_known",
 ]  # fmt: skip

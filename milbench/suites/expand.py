@@ -54,7 +54,7 @@ def expand(
     """
     grid = suite.grid
     if grid is None:
-        raise MilbenchError(f"suite {suite.name} has no grid of its own")
+        raise MilbenchError(f"suite {suite.name} has no grid")
     for what, given in (("aggregators", aggregators), ("seeds", seeds), ("folds", folds)):
         if given is not None and not given:
             raise MilbenchError(f"{what}: the list for suite {suite.name} is empty; leave it out, or name at least one")

@@ -8,17 +8,18 @@ from pathlib import Path
 from milbench import datasets
 from milbench.files import csv_cell, write_atomically
 from milbench.suites.expand import Load
+from milbench.suites.model import Suite, whole
 from milbench.trials.plan import Job, Plan
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import Store
 
 
-def pack(jobs: Iterable[Job], tell: Callable[[str], None], load: Load = datasets.load) -> None:
-    """Write the packed store of every dataset behind `jobs` that lacks it, so that no trial fails or waits for it.
+def pack(jobs: Iterable[Job], say: Callable[[str], None], load: Load = datasets.load) -> None:
+    """Write the packed store of every dataset behind `jobs` that has none, so that no trial waits for it or fails.
 
     Args:
         jobs: what is about to run.
-        tell: is told of each that is written.
+        say: called with a line for each file that is written.
         load: gives the datasets, as :func:`milbench.datasets.load` does.
 
     Raises:
@@ -26,13 +27,18 @@ def pack(jobs: Iterable[Job], tell: Callable[[str], None], load: Load = datasets
     """
     for dataset in _datasets((job.spec for job in jobs), load):
         if isinstance(dataset.read, datasets.Pack):
-            dataset.read.build(tell)
+            dataset.read.build(say)
+
+
+def composed(suite: Suite) -> list[Plan]:
+    """The plans of those suites, of the suite and what it includes, that have no grid: they consist of their includes."""
+    return [Plan(suite=part.name, definition=part.model_dump(mode="json")) for part in whole(suite) if part.grid is None]
 
 
 def with_known(plan: Plan) -> Plan:
-    """The plan with what is known of its tasks before anything is run, so that a report can print it beside the models.
+    """The plan with the chance and best scores of its generated datasets, which a report prints beside the models.
 
-    Generated datasets only, of suites with predictions; other plans stay as they are.
+    Only for suites that expect outcomes; other plans stay as they are.
     """
     if not plan.definition.get("expect"):
         return plan

@@ -32,7 +32,7 @@ class Cell(BaseModel):
         dataset, dataset_label, encoder, magnification, patch_size, split: the column.
         fold, seed: the repetition.
         draw: number of the draw in a suite that searches; :func:`select_draws` keeps one of them.
-        missing: why there is no trial: features of this encoder, magnification or patch size are not here.
+        missing: the reason why there is no trial, such as features of this encoder that are not here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,7 +55,7 @@ class Cell(BaseModel):
     @model_validator(mode="after")
     def _somewhere(self) -> "Cell":
         if not self.trial_id and not self.missing:
-            raise ValueError("a cell has a trial, or says why there is none")
+            raise ValueError("a cell needs a trial_id, or in `missing` the reason why it has no trial")
         return self
 
     @property
@@ -146,10 +146,10 @@ def chosen(store: Store, suite: str | None) -> list[str]:
         MilbenchError: nothing was run into it yet, or it is a rehearsal's.
     """
     refuse_rehearsal(store)
-    found = [suite] if suite else names(store)
-    if not found:
+    suites = [suite] if suite else names(store)
+    if not suites:
         raise _nothing_yet(store)
-    return found
+    return suites
 
 
 def _nothing_yet(store: Store) -> MilbenchError:
@@ -170,9 +170,9 @@ def read(store: Store, suite: str) -> Plan:
         known = names(store)
         raise unknown(f"suite in {store.root}", suite, known) if known else _nothing_yet(store)
     again = "remove it and run the suite again"
-    found = parse_json(data, path, again)
-    if isinstance(found, dict) and found.get("schema") != SCHEMA:
-        version = found.get("schema")
+    content = parse_json(data, path, again)
+    if isinstance(content, dict) and content.get("schema") != SCHEMA:
+        version = content.get("schema")
         raise MilbenchError(f"{path}: schema {version!r:.20}, this milbench reads {SCHEMA}; {store.other_schema(version)}")
     try:
         plan = Plan.model_validate_json(data)
@@ -188,7 +188,7 @@ def merge(store: Store, new: Plan) -> Plan:
 
     A cell of an earlier run stays when it may stand beside the new ones: same column, same context. Cells of another context
     (changed data, another recipe) leave the list; their trials stay in the store, so asking for them again costs nothing.
-    What was run stays, too, when its data is no longer here.
+    Cells that were run stay, too, when their data is no longer here.
 
     Raises:
         MilbenchError: results would be mixed with a rehearsal.
