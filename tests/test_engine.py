@@ -254,7 +254,7 @@ def test_a_full_disk_stops_the_run_with_one_line(tmp_path, suite_file):
     assert done.returncode == 2
     assert done.stderr == (
         f"milbench: {tmp_path}/results/trials: a result cannot be written: No space left on device; "
-        "mend that and give the same command again: finished trials are kept\n"
+        "make room or allow writing, then run the same command again: finished trials are kept\n"
     )
     assert len(list((tmp_path / "results" / "trials").iterdir())) == 1
     dry = run([*command, "--dry-run"])

@@ -270,7 +270,9 @@ def test_a_full_disk_stops_the_run_and_blames_no_trial(stage, code, monkeypatch)
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(stores, "flush", full)
-    with pytest.raises(Unwritable, match=f"full/trials: a result cannot be written: {os.strerror(code)}; mend that") as error:
+    with pytest.raises(
+        Unwritable, match=f"full/trials: a result cannot be written: {os.strerror(code)}; make room or allow writing"
+    ) as error:
         stage(finds_no_room)
     assert "\n" not in str(error.value)
     assert list(fresh.trials.iterdir()) == [], "neither results nor halves"

@@ -228,7 +228,7 @@ class Store:
         except OSError as error:
             raise Unwritable(
                 f"{self.trials}: a result cannot be written: {error.strerror or error}; "
-                "mend that and give the same command again: finished trials are kept"
+                "make room or allow writing, then run the same command again: finished trials are kept"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
