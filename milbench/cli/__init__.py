@@ -24,7 +24,6 @@ from milbench.cli.results import results
 
 if TYPE_CHECKING:
     from milbench.plugins import Variant
-    from milbench.suites import Suite
     from milbench.trials.plan import Plan
 
 WIDTHS = (384, 1024)  # of features, for which `ls aggregators` counts parameters
@@ -146,11 +145,10 @@ def run(
     wanted_seeds, wanted_folds = _numbers(seeds, "seeds"), _numbers(folds, "folds")
     from milbench import datasets, plugins
     from milbench.config import Settings
+    from milbench.engines import Run
     from milbench.errors import MilbenchError
     from milbench.ops import backends
-    from milbench.suites import expand, load, pack, save_splits, sized, with_known
-    from milbench.suites.expand import Load, narrowed
-    from milbench.suites.model import whole, with_includes
+    from milbench.suites import Load, composed, expand, load, narrowed, pack, save_splits, sized, whole, with_includes, with_known
     from milbench.trials import plan as plans
     from milbench.trials.store import Store
 
@@ -217,7 +215,7 @@ def run(
     again = {"pending", "failed", "oom"} if retry_failed else {"pending"}
     todo = [job for job in jobs if store.status(job.spec.trial_id) in again]
     pack(todo, click.echo, give)
-    for plan in [*grids, *_composed(whole(asked))]:
+    for plan in [*grids, *composed(asked)]:
         plans.merge(store, with_known(plan))
     save_splits(jobs, store, give)
 
@@ -226,13 +224,7 @@ def run(
     seeds_run = {job.spec.seed for job in jobs}
     kept_seeds = {"none": set(), "first-seed": {min(seeds_run)}, "all": seeds_run}[keep_models]
     progress.run(
-        todo,
-        store,
-        settings=settings,
-        workers=min(workers, len(todo)),
-        plugins=files,
-        backends=forced,
-        keep_model=lambda job: job.spec.seed in kept_seeds,
+        Run(todo, settings, min(workers, len(todo)), files, forced, frozenset(kept_seeds)),
         already=len(jobs) - len(todo),
     )
     raise SystemExit(progress.summary(jobs, store, ran=len(todo), suite=suite, results=results))
@@ -272,13 +264,6 @@ def _device(wanted: str) -> str:
             f"--device {wanted}: not available here; available: {', '.join(name for name, yes in here.items() if yes)}"
         )
     return wanted
-
-
-def _composed(suites: list[Suite]) -> list[Plan]:
-    """Plans of those suites that have no grid: what they include is all they say."""
-    from milbench.trials.plan import Plan
-
-    return [Plan(suite=one.name, definition=one.model_dump(mode="json")) for one in suites if one.grid is None]
 
 
 def _show_grids(grids: list[Plan], state: Mapping[str, str]) -> None:

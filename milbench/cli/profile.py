@@ -182,9 +182,9 @@ def profile_aggregators(
     from milbench import plugins
     from milbench.errors import MilbenchError
     from milbench.files import write_atomically
+    from milbench.machine import provenance
     from milbench.profiling import aggregators as cost
     from milbench.profiling import measure
-    from milbench.trials.run import provenance
 
     plugins.discover(plugin_files)
     names = [plugins.resolve(name).name for name in plugins.split_list(aggregators or "")] or [e.name for e in plugins.entries()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -14,10 +14,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from milbench import interrupt
-from milbench.config import Settings
-from milbench.engines import Done, Epoch, Event, Started, run_local
-from milbench.suites import Job
-from milbench.trials.store import Status, Store, duration
+from milbench.engines import Done, Epoch, Event, Run, Started, run_local
+from milbench.trials.plan import Job
+from milbench.trials.store import Store
+from milbench.words import duration
 
 MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "skipped": "skipped", "absent": "not here"}
 
@@ -73,40 +73,20 @@ def _score(row: dict[str, float | None]) -> str:
     return f"loss {row['train_loss']:.3f}"
 
 
-def run(
-    jobs: Sequence[Job],
-    store: Store,
-    *,
-    settings: Settings,
-    workers: int,
-    plugins: Sequence[Path],
-    backends: Sequence[str],
-    keep_model: Callable[[Job], bool],
-    already: int,
-    trial: Callable[..., Status] | None = None,
-) -> None:
-    """Run `jobs` and show how it goes: bars on a terminal, plain lines elsewhere. `trial` is the engine's."""
+def run(run: Run, *, already: int) -> None:
+    """Run the jobs and show how it goes: bars on a terminal, plain lines elsewhere. `already` more trials have a result."""
+    jobs, workers = run.jobs, run.workers
     if not jobs:
         return
     clock, by_id = _Clock(jobs, workers), {job.spec.trial_id: job for job in jobs}
     where = f"{workers} worker{'s' * (workers > 1)} on {jobs[0].spec.device}"
     click.echo(f"{len(jobs)} trials to run, {already} have a result. {where}. Ctrl-C stops; run again to go on.")
-    view: _Bars | _Lines = _Bars(by_id, clock) if sys.stdout.isatty() else _Lines(by_id, clock, store)
+    view: _Bars | _Lines = _Bars(by_id, clock) if sys.stdout.isatty() else _Lines(by_id, clock, Store(run.settings.results))
     interrupt.say_at_the_end(
         lambda: f"Stopped. {view.done} of {len(jobs)} trials were finished and are kept; the same command continues."
     )
     with interrupt.noted(), view:  # so that the view can close, too
-        run_local(
-            jobs,
-            store,
-            settings=settings,
-            workers=workers,
-            plugins=plugins,
-            backends=backends,
-            keep_model=keep_model,
-            trial=trial,
-            on_event=view.show,
-        )
+        run_local(run, view.show)
 
 
 class _Lines:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import click
 
+from milbench import rehearsal as rehearse
 from milbench.cli import progress, show
 from milbench.config import Settings
+from milbench.engines import Run
 from milbench.files import write_atomically
-from milbench.suites import Job, rehearse
-from milbench.suites.expand import Load
+from milbench.suites import Job, Load
 from milbench.trials.run import run_trial
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import Store
@@ -54,17 +55,8 @@ def run(
     waiting = [job for job in todo if store.status(job.spec.trial_id) in again]
     if earlier := len(todo) - len(waiting):
         click.echo(f"{earlier} of {len(todo)} models were measured earlier; remove {store.root} to measure them again.")
-    progress.run(
-        waiting,
-        store,
-        settings=settings,
-        workers=min(workers, len(waiting)),
-        plugins=plugins,
-        backends=backends,
-        keep_model=lambda job: False,
-        already=earlier,
-        trial=partial(run_trial, body=partial(rehearse.measured, scale=scale, settings=settings.absolute())),
-    )
+    trial = partial(run_trial, body=partial(rehearse.measured, scale=scale, settings=settings.absolute()))
+    progress.run(Run(waiting, settings, min(workers, len(waiting)), plugins, backends, trial=trial), already=earlier)
     found = rehearse.needs(jobs, chosen, store, scale, settings)
     path = store.root / f"needs-{suite}.json"
     text = {"REHEARSAL": "stand-in bags: nothing in this file is a result", "workers": workers, **dataclasses.asdict(found)}
