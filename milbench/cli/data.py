@@ -14,7 +14,7 @@ from milbench.cli import show
 from milbench.cli.options import AS_JSON, DATA
 
 if TYPE_CHECKING:
-    from milbench.datasets.check import Examined
+    from milbench.datasets.files.check import Examined
 
 _PATH = click.Path(path_type=Path)
 
@@ -65,10 +65,10 @@ def add(
         --labels bracs.csv --splits bracs.csv
     """
     from milbench.config import Settings
-    from milbench.datasets.adding import joined
-    from milbench.datasets.check import examine
-    from milbench.datasets.manifest import save
-    from milbench.datasets.seen import Watch
+    from milbench.datasets.files.adding import joined
+    from milbench.datasets.files.check import examine
+    from milbench.datasets.files.manifest import save
+    from milbench.datasets.files.seen import Watch
 
     settings = Settings.from_environment(data=data_folder)
     manifest = joined(
@@ -105,9 +105,9 @@ def check(name: str, deep: bool, data_folder: Path | None, as_json: bool) -> Non
     size and times: only new ones and those that changed are read.
     """
     from milbench.config import Settings
-    from milbench.datasets.check import examine
-    from milbench.datasets.manifest import load, names
-    from milbench.datasets.seen import Watch
+    from milbench.datasets.files.check import examine
+    from milbench.datasets.files.manifest import load, names
+    from milbench.datasets.files.seen import Watch
     from milbench.errors import MilbenchError, unknown
 
     settings = Settings.from_environment(data=data_folder)
@@ -233,7 +233,7 @@ def _understood(found: Examined) -> list[tuple[str, str]]:
 
 def _split_lines(found: Examined) -> dict[str, list[str]]:
     """Sizes of the parts, in all and by class; folds that have the same stand in one line."""
-    from milbench.datasets.check import counts
+    from milbench.datasets.files.check import counts
 
     lines: dict[str, dict[str, list[int]]] = {}
     rows = counts(found)
@@ -247,7 +247,7 @@ def _split_lines(found: Examined) -> dict[str, list[str]]:
 
 
 def _as_json(found: Examined) -> dict[str, Any]:
-    from milbench.datasets.check import counts
+    from milbench.datasets.files.check import counts
 
     names = found.roster.stratum_names(found.manifest)
     return {

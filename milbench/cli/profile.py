@@ -16,7 +16,7 @@ from milbench.cli import show
 from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS
 
 if TYPE_CHECKING:
-    from milbench.analysis.profile_aggregators import Row
+    from milbench.profiling.aggregators import Row
 
 
 @click.group()
@@ -36,8 +36,7 @@ def profile_ops(small: bool, noisy: bool, threads: int | None, as_json: bool) ->
     """
     import torch
 
-    from milbench.analysis import measure
-    from milbench.analysis import profile_ops as ops
+    from milbench.profiling import measure, ops
 
     torch.set_num_threads(threads or os.cpu_count() or 1)
     noise = measure.others()
@@ -95,19 +94,20 @@ def profile_data(
     """
     import torch
 
-    from milbench.analysis import measure, profile_data
     from milbench.config import Settings
     from milbench.errors import MilbenchError
+    from milbench.profiling import data as reading
+    from milbench.profiling import measure
 
     if (synthetic is None) == (dataset is None) or (dataset is None) != (encoder is None):
         raise MilbenchError("profile data needs --dataset NAME and --encoder NAME, or --synthetic N")
     torch.set_num_threads(1)
     noise = measure.others()
     if synthetic is not None:
-        told = profile_data.synthetic(synthetic, epochs=epochs)
+        told = reading.synthetic(synthetic, epochs=epochs)
     else:
         settings = Settings.from_environment(data=data_folder)
-        told = profile_data.dataset(str(dataset), str(encoder), magnification, patch_size, epochs=epochs, settings=settings)
+        told = reading.dataset(str(dataset), str(encoder), magnification, patch_size, epochs=epochs, settings=settings)
     noise = noise or measure.others()
     if noise and not noisy:
         told = [dataclasses.replace(row, ratio=None) for row in told]
@@ -180,11 +180,11 @@ def profile_aggregators(
     is said. Nothing is measured on a machine where something else is running.
     """
     from milbench import plugins
-    from milbench.analysis import measure
-    from milbench.analysis import profile_aggregators as cost
     from milbench.errors import MilbenchError
     from milbench.files import write_atomically
     from milbench.machine import provenance
+    from milbench.profiling import aggregators as cost
+    from milbench.profiling import measure
 
     plugins.discover(plugin_files)
     names = [plugins.resolve(name).name for name in plugins.split_list(aggregators or "")] or [e.name for e in plugins.entries()]

@@ -17,7 +17,7 @@ from milbench import datasets
 from milbench.bags import Bag
 from milbench.config import Settings
 from milbench.datasets import ENCODERS, Dataset, Fold, Sample, splits
-from milbench.datasets.published import COHORTS, Cohort
+from milbench.datasets.cohorts import COHORTS, Cohort
 from milbench.errors import MilbenchError, NotHere
 from milbench.seeds import derive_seed
 from milbench.trials.plan import Job

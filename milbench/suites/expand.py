@@ -123,7 +123,7 @@ class _Trials:
         for fold, row, seed in product(folds, self.drawn, self.seeds):
             yield Cell(
                 trial_id="", context="", aggregator=row.name, label=row.label, dataset_label=label, fold=fold, seed=seed,
-                draw=row.draw, missing=reason, **column,
+                draw=row.draw, missing=reason, family=row.variant.entry.family, member=row.variant.entry.member, **column,
             )  # fmt: skip
 
     def notes(self, dataset: datasets.Dataset) -> list[str]:
@@ -149,7 +149,8 @@ class _Trials:
                 spec = self._spec(column, dataset, split_fingerprint, fold, row, seed, has_validation)
                 cell = Cell(
                     trial_id=spec.trial_id, context=spec.context(recipe), aggregator=row.name, label=row.label,
-                    dataset_label=dataset.label, fold=fold, seed=seed, draw=row.draw, **column,
+                    dataset_label=dataset.label, fold=fold, seed=seed, draw=row.draw,
+                    family=row.variant.entry.family, member=row.variant.entry.member, **column,
                 )  # fmt: skip
                 yield Job(spec, {"aggregator": row.label, "dataset": dataset.label, "encoder": column["encoder"]}, cell)
 
