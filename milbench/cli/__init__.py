@@ -501,9 +501,9 @@ def new() -> None:
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=".", help="Where the file goes.")
 def new_aggregator(name: str, folder: Path) -> None:
     """Write NAME.py: a working aggregator of forty lines to start from."""
-    from milbench.cli import template
+    from milbench.api import templates
 
-    path = template.write(name, folder)
+    path = templates.write(name, folder)
     click.echo(f"{path}\nNext: milbench check aggregator {name} --plugin {path}")
 
 

@@ -1,4 +1,4 @@
-"""The file that `milbench new aggregator` writes."""
+"""The files that `milbench new` writes."""
 
 import re
 from pathlib import Path
