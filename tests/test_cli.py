@@ -6,16 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
-from helpers import made_up_suite, spec
+from helpers import made_up_suite
 
 from milbench import files
+from milbench.api.results import Results, trials
 from milbench.cli import main, progress
-from milbench.suites import Job
 
 MILBENCH = [str(Path(sys.executable).parent / "milbench")]
 
@@ -175,22 +176,20 @@ def test_help_loads_nothing_heavy(tmp_path):
 
 def test_a_trial_without_a_result_is_told(tmp_path, capsys):
     """The exit code is 0 only when everything that was asked for is there."""
-    store, plan = made_up_suite(
-        tmp_path / "results", {"abmil": 0.5}, skip={("abmil", 1, 0): "pending", ("abmil", 2, 0): "pending"}
-    )
-    jobs = [Job(store.read(cell.trial_id).spec if store.read(cell.trial_id) else spec_of(cell), {}, cell) for cell in plan.cells]
-    assert progress.summary(jobs, store, ran=3, suite="made-up", results=store.root) == 1
+    skip = {("abmil", 1, 0): "pending", ("abmil", 2, 0): "pending"}
+    store, _ = made_up_suite(tmp_path / "results", {"abmil": 0.5}, skip=skip)
+    results = Results("made-up", store.root, tuple(trials("made-up", results=store.root)), ran=3)
+    assert progress.summary(results, "made-up", progress.View(quiet=False)) == 1
     out, err = capsys.readouterr()
-    assert "3 trials, 1 ok, 2 pending." in out and "Next:" not in out
+    assert "3 trials, 1 ok, 2 pending." in out
+    assert "Next:" not in out
     assert err == (
         f"2 trials have no result in {store.trials}: ABMIL · toy none · fold 1 · seed 0; ABMIL · toy none · fold 2 · seed 0. "
         "The same command runs what is missing.\n"
     )
-    assert progress.summary(jobs[:1], store, ran=1, suite="made-up", results=store.root) == 0
-
-
-def spec_of(cell):
-    return spec(aggregator=cell.aggregator, fold=cell.fold, seed=cell.seed, params={})
+    assert progress.summary(results, "made-up", progress.View(quiet=True)) == 1
+    assert capsys.readouterr() == ("", err)
+    assert progress.summary(replace(results, trials=results.trials[:1]), "made-up", progress.View(quiet=False)) == 0
 
 
 def test_time_left_is_what_waits_at_the_mean_of_its_kind(monkeypatch):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from helpers import toy_dataset
 
-from milbench import MilbenchError, cli, datasets, plugins, suites
+from milbench import MilbenchError, datasets, plugins, suites
+from milbench.api import runs
 from milbench.datasets import packed
 from milbench.errors import NotHere
 from milbench.report import collect
@@ -164,7 +165,7 @@ def test_a_composed_suite_finds_its_leaves_at_every_depth(tmp_path):
     store, asked = Store(tmp_path), suites.load("paper-all")
     for leaf in with_includes(asked):
         plans.merge(store, suites.expand(leaf, load=STAND_IN, aggregators=["abmil"], seeds=[0], folds=[0])[0])
-    for plan in cli._composed(whole(asked)):
+    for plan in runs.composed(whole(asked)):
         plans.merge(store, plan)
     for name in ("paper-all", "bracs-all", "bracs-ablations", "tcga-brca"):
         assert [plan.suite for plan in collect.leaves(store, name)] == [s.name for s in with_includes(suites.load(name))]

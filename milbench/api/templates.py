@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 from milbench.errors import MilbenchError
+from milbench.names import checked
 
-TEMPLATE = '''"""{label}: say the idea in one sentence."""
+AGGREGATOR = '''"""{label}: say the idea in one sentence."""
 
 from torch import nn
 
@@ -41,17 +42,69 @@ class {cls}(Aggregator):
 '''
 
 
-def write(name: str, folder: Path) -> Path:
-    """Write `name`.py into `folder`.
+SUITE = """\
+# A suite: every combination of the grid is one trial for each fold and seed, and the table shows them.
+#   milbench run --suite {name}.toml --dry-run     what it would run
+#   milbench run --suite {name}.toml
+#   milbench report --suite {name}.toml
+
+title = "{name}: say in one line what is compared"
+task = "subtyping"              # or "survival"
+
+[grid]
+dataset = ["ucsb-breast"]       # milbench ls datasets; add your own with: milbench data add
+encoder = ["hand-crafted"]      # the encoders of your features: ["uni", "gigapath"]
+# magnification = [20]          # both stay out where the dataset has features of one kind only
+# patch_size = [224]
+split = ["kfold5"]              # a split of the dataset; "official" is the published one of BRACS
+# fold = [0, 1]                 # all folds of the split, unless given
+seed = [0]                      # repetitions: [0, 1, 2]
+aggregator = [                  # the rows: milbench ls aggregators, and their parameters with --params
+    "mean",
+    "abmil",
+    "abmil[gated=false]",       # a parameter of the aggregator
+    "abmil[recipe.lr=1e-3]",    # a value of the recipe, for this row only
+]
+standardise = true              # features scaled with the mean and deviation of the training fold
+
+[recipe]
+name = "paper"                  # milbench ls recipes; "official" trains each method with its own
+# max_epochs = 20               # any value of the recipe can be changed here
+
+[table]
+name = "{name}"                 # of the files that the report writes
+columns = ["metric"]            # what columns stand for: dataset, encoder, magnification, patch_size, split, metric
+metrics = ["macro_auc", "macro_f1"]     # survival: ["c_index"]
+reference = "abmil"             # every other row is compared with this one
+"""
+
+
+def new_aggregator(name: str, folder: str | Path = ".") -> Path:
+    """Write `name`.py into a folder: a working aggregator to start from.
 
     Raises:
         MilbenchError: the name is malformed or the file exists.
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        raise MilbenchError(f"{name!r} is no name for an aggregator; use lower case letters, digits and hyphens")
-    path = folder / f"{name.replace('-', '_')}.py"
+        raise MilbenchError(f"{name!r} cannot be the name of an aggregator; use lower case letters, digits and hyphens")
+    text = AGGREGATOR.format(name=name, label=name, cls="".join(part.capitalize() for part in name.split("-")))
+    return _written(Path(folder) / f"{name.replace('-', '_')}.py", text)
+
+
+def new_suite(name: str, folder: str | Path = ".") -> Path:
+    """Write `name`.toml into a folder: a working suite to start from, which says what every value means.
+
+    Raises:
+        MilbenchError: the name is malformed or the file exists.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", checked(name, "suite")) or name.endswith(".toml"):
+        raise MilbenchError(f"{name!r} cannot be the name of a suite; use letters, digits, hyphens and dots, without .toml")
+    return _written(Path(folder) / f"{name}.toml", SUITE.format(name=name))
+
+
+def _written(path: Path, text: str) -> Path:
     if path.exists():
         raise MilbenchError(f"{path} exists; choose another name or folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(TEMPLATE.format(name=name, label=name, cls="".join(part.capitalize() for part in name.split("-"))))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
     return path

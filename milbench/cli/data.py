@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -11,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from milbench.cli import show
-from milbench.cli.options import AS_JSON, DATA
+from milbench.cli.options import AS_JSON, DATA, PATH
 
 if TYPE_CHECKING:
-    from milbench.datasets.check import Examined
-
-_PATH = click.Path(path_type=Path)
+    from milbench.api.data import Examined
 
 
 @click.group()
@@ -26,18 +23,18 @@ def data() -> None:
 
 @data.command()
 @click.argument("name")
-@click.option("--features", type=_PATH, metavar="DIR", help="CLAM's or TRIDENT's folder of features, or one of npz files.")
+@click.option("--features", type=PATH, metavar="DIR", help="CLAM's or TRIDENT's folder of features, or one of npz files.")
 @click.option("--encoder", metavar="NAME", help="What the features are of: vits-lunit, uni, ... or a name of your own.")
 @click.option("--magnification", type=click.IntRange(min=1), metavar="20", help="Of the patches.")
 @click.option("--patch-size", type=click.IntRange(min=1), metavar="224", help="In pixels at that magnification.")
-@click.option("--patches", type=_PATH, metavar="DIR", help="CLAM's patches/, when it is not beside the features.")
+@click.option("--patches", type=PATH, metavar="DIR", help="CLAM's patches/, when it is not beside the features.")
 @click.option(
     "--step",
     type=click.FloatRange(min=0, min_open=True),
     metavar="PIXELS",
     help="Level-0 pixels between patches, when no file says it.",
 )
-@click.option("--labels", type=_PATH, metavar="CSV", help="Table of labels, or of survival.")
+@click.option("--labels", type=PATH, metavar="CSV", help="Table of labels, or of survival.")
 @click.option("--columns", metavar="ROLE=COLUMN,...", help="Which column is slide, case, label, time, event or censorship.")
 @click.option("--classes", metavar="A=x+y,B=z", help="Classes in the order of their index, and the labels that mean them.")
 @click.option("--splits", "split_tables", multiple=True, metavar="[NAME=]DIR|FILE", help="Split tables; may be repeated.")
@@ -50,10 +47,8 @@ def data() -> None:
 @click.option("--no-check", is_flag=True, help="Do not look into the feature files now; the first run will.")
 @DATA
 def add(
-    name: str, features: Path | None, encoder: str | None, magnification: int | None, patch_size: int | None,
-    patches: Path | None, step: float | None, labels: Path | None, columns: str | None, classes: str | None,
-    split_tables: tuple[str, ...], task: str | None, unit: str | None, label: str | None, published: str | None,
-    exclude: str | None, replace: bool, no_check: bool, data_folder: Path | None,
+    name: str, columns: str | None, classes: str | None, split_tables: tuple[str, ...], exclude: str | None, no_check: bool,
+    data_folder: Path | None, **given: Any,
 ) -> None:  # fmt: skip
     """Add features, labels or splits to the dataset NAME, all at once or one after the other.
 
@@ -64,32 +59,19 @@ def add(
     milbench data add bracs --encoder uni --magnification 20 --patch-size 224 --features FEATURES \\
         --labels bracs.csv --splits bracs.csv
     """
-    from milbench.config import Settings
-    from milbench.datasets.adding import joined
-    from milbench.datasets.check import examine
-    from milbench.datasets.manifest import save
-    from milbench.datasets.seen import Watch
+    from milbench.api import data as api
 
-    settings = Settings.from_environment(data=data_folder)
-    manifest = joined(
-        name, task=task, unit=unit, label=label, published=published, labels=labels, columns=_columns(columns),
-        classes=_classes(classes), splits=_splits(split_tables), encoder=encoder, magnification=magnification,
-        patch_size=patch_size, features=features, patches=patches, step=step, exclude=_ids(exclude), replace=replace,
-        home=settings.data,
-    )  # fmt: skip
-    added = [one for one in manifest.features if one.key == (encoder, magnification, patch_size)]
-    everywhere = labels is not None or exclude is not None or replace  # then every set of features has other slides to hold
-    chosen = [] if no_check else manifest.features if everywhere else added
-    with Watch() as progress:
-        found = examine(manifest, chosen, cache=settings.cache, progress=progress)
-    _show(found)
-    if errors := found.of("error"):
-        click.echo(f"milbench: {len(errors)} error{'s' * (len(errors) > 1)}, nothing was written", err=True)
+    with api.Watch() as progress:
+        added = api.add_dataset(
+            name, columns=_columns(columns), classes=_classes(classes), splits=_splits(split_tables), exclude=_ids(exclude),
+            check=not no_check, data=data_folder, progress=progress, **given,
+        )  # fmt: skip
+    _show(added.examined)
+    if added.errors:
+        click.echo(f"milbench: {len(added.errors)} error{'s' * (len(added.errors) > 1)}, nothing was written", err=True)
         raise SystemExit(1)
-    path = save(manifest)
-    found.remember()
-    click.echo(f"Written: {path}" if path else "Nothing new.")
-    if not found.lacking:
+    click.echo(f"Written: {added.path}" if added.path else "Nothing new.")
+    if not added.examined.lacking:
         click.echo(f"Next: milbench data check {name} --deep, which reads every feature")
 
 
@@ -104,24 +86,12 @@ def check(name: str, deep: bool, data_folder: Path | None, as_json: bool) -> Non
     Errors stop a run before its first epoch. Warnings are printed under its tables. Without --deep a file is known again by its
     size and times: only new ones and those that changed are read.
     """
-    from milbench.config import Settings
-    from milbench.datasets.check import examine
-    from milbench.datasets.manifest import load, names
-    from milbench.datasets.seen import Watch
-    from milbench.errors import MilbenchError, unknown
+    from milbench.api import data as api
 
-    settings = Settings.from_environment(data=data_folder)
-    home = settings.data
-    manifest = load(name, home)
-    if manifest is None:
-        if not names(home):
-            raise MilbenchError(f"there are no datasets in {home} yet; add one with: milbench data add {name} (--help tells how)")
-        raise unknown(f"dataset in {home}", name, names(home))
-    with Watch() as progress:
-        found = examine(manifest, deep=deep, cache=settings.cache, progress=progress)
-    found.remember()
+    with api.Watch() as progress:
+        found = api.check_dataset(name, deep=deep, data=data_folder, progress=progress)
     if as_json:
-        click.echo(json.dumps(_as_json(found), indent=1))
+        click.echo(json.dumps(api.summary(found), indent=1))
     else:
         _show(found)
     raise SystemExit(1 if found.lacking or found.of("error") else 0)
@@ -233,7 +203,7 @@ def _understood(found: Examined) -> list[tuple[str, str]]:
 
 def _split_lines(found: Examined) -> dict[str, list[str]]:
     """Sizes of the parts, in all and by class; folds that have the same stand in one line."""
-    from milbench.datasets.check import counts
+    from milbench.api.data import counts
 
     lines: dict[str, dict[str, list[int]]] = {}
     rows = counts(found)
@@ -244,31 +214,3 @@ def _split_lines(found: Examined) -> dict[str, list[str]]:
         lines.setdefault(train["split"], {}).setdefault(told, []).append(train["fold"])
     return {split: [f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}: {told}" for told, numbers in some.items()]
             for split, some in lines.items()}  # fmt: skip
-
-
-def _as_json(found: Examined) -> dict[str, Any]:
-    from milbench.datasets.check import counts
-
-    names = found.roster.stratum_names(found.manifest)
-    return {
-        "dataset": found.manifest.name,
-        "task": found.manifest.task,
-        "unit": found.manifest.unit,
-        "samples": len(found.roster.samples),
-        "cases": len({sample.case_id for sample in found.roster.samples}),
-        "classes": {name: sum(sample.stratum == i for sample in found.roster.samples) for i, name in enumerate(names)},
-        "features": [
-            {
-                "encoder": one.features.encoder, "magnification": one.features.magnification,
-                "patch_size": one.features.patch_size,
-                "slides": len(one.facts), "width": one.in_dim, "patches": sum(facts.n for facts in one.facts.values()),
-                "dtypes": sorted({facts.dtype for facts in one.facts.values()}), "steps": sorted(set(one.steps.values())),
-            }
-            for one in found.sets
-        ],
-        "splits": counts(found),
-        "lacking": found.lacking,
-        "errors": len(found.of("error")),
-        "warnings": len(found.of("warning")),
-        "findings": [dataclasses.asdict(finding) for finding in found.findings],
-    }  # fmt: skip

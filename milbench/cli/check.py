@@ -1,0 +1,27 @@
+"""`milbench check`: check something before you rely on it."""
+
+from __future__ import annotations
+
+import click
+
+from milbench.cli.options import PLUGIN
+
+
+@click.group()
+def check() -> None:
+    """Check something before you rely on it."""
+
+
+@check.command("aggregator")
+@click.argument("name")
+@PLUGIN
+def check_aggregator(name: str, plugin_files: tuple[str, ...]) -> None:
+    """Hold the aggregator NAME against the contract: the same checks that the test suite runs."""
+    from milbench.api import models
+
+    done = []
+    for check in models.check_aggregator(name, plugin=plugin_files):
+        done.append(check.holds)
+        click.echo(f"{'ok  ' if check.holds else 'FAIL'}  {check.name}: {check.says}")
+    click.echo(f"{name}: {sum(done)} of {len(done)} checks hold")
+    raise SystemExit(0 if all(done) else 1)
