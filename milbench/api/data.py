@@ -49,7 +49,7 @@ def load_dataset(
     Examples:
         >>> dataset = load_dataset("musk1")
         >>> len(dataset.samples), dataset.in_dim, list(dataset.splits)
-        (92, 166, ['kfold10'])
+        (92, 166, ['kfold5', 'kfold10'])
         >>> dataset.read(dataset.samples[0].id).features.shape
         torch.Size([4, 166])
         >>> len(dataset.folds("kfold10")[0].test)

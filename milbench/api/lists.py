@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from milbench.config import Settings
 
@@ -86,9 +86,10 @@ def parameters(wanted: Iterable[str] = (), plugin: Iterable[str | Path] = ()) ->
 
 
 def _kind(annotation: Any) -> str:
-    """A type as it is written in Python; of a Literal its values."""
-    text = inspect.formatannotation(annotation)
-    return text.replace("typing.Literal", "").strip("[]").replace("'", "") if text.startswith("typing.Literal") else text
+    """A type as it is written in Python; of a choice its values."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    return inspect.formatannotation(annotation)
 
 
 def suites() -> list[Row]:

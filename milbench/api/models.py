@@ -38,11 +38,11 @@ def build(
     Examples:
         >>> model = build("abmil[gated=false]", in_dim=384, n_out=3, hidden=64)
         >>> sum(p.numel() for p in model.parameters())
-        103044
+        41732
         >>> build("abmill", in_dim=384, n_out=3)
         Traceback (most recent call last):
         ...
-        milbench.errors.MilbenchError: unknown aggregator 'abmill'; did you mean abmil or mamba-single or max?
+        milbench.errors.MilbenchError: unknown aggregator 'abmill'; did you mean abmil or amisl or transmil?
     """
     plugins.discover([plugin] if isinstance(plugin, str | Path) else plugin)
     for name, value in (("in_dim", in_dim), ("n_out", n_out)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,19 +25,29 @@ def ls() -> None:
 def ls_aggregators(names: tuple[str, ...], params: bool, plugin_files: tuple[str, ...], as_json: bool) -> None:
     """Every registered aggregator; with NAMES only these.
 
-    coords: it needs coordinates. order: the order of instances changes its prediction. The last two columns count the parameters
-    of a model for features 384 and 1024 wide, and three classes.
+    needs: coordinates of instances, or their order. official: it has a recipe of its own. M: millions of parameters of a model
+    for features 384 wide and three classes; --json has more.
     """
     from milbench.api import lists
 
     if params:
         rows = lists.parameters(names, plugin_files)
+        if not as_json:
+            rows = [{**row, "default": json.dumps(row["default"]).strip('"')} for row in rows]
         show.rows(rows, as_json, ["aggregator", "parameter", "type", "default"])
         return
-    sizes = {f"parameters_{width}": f"at {width}" for width in lists.WIDTHS}
-    shown = ["name", "label", "complexity", "needs_coords", "order_sensitive", "recipes", *sizes]
-    heads = {"needs_coords": "coords", "order_sensitive": "order", **sizes}
-    show.rows(lists.aggregators(names, plugin_files), as_json, shown, heads)
+    rows = lists.aggregators(names, plugin_files)
+    if as_json:
+        show.json_rows(rows)
+        return
+    show.table(["name", "label", "time", "needs", "official", "M"], list(map(_aggregator, rows)))
+
+
+def _aggregator(row: dict[str, Any]) -> list[Any]:
+    needs = [word for word, key in (("coords", "needs_coords"), ("order", "order_sensitive")) if row[key]]
+    count = row["parameters_384"]
+    millions = None if count is None else f"{count / 1e6:.2f}"
+    return [row["name"], row["label"], row["complexity"], needs, "official" in row["recipes"], millions]
 
 
 @ls.command("suites")
@@ -44,7 +56,7 @@ def ls_suites(as_json: bool) -> None:
     """Every built-in suite."""
     from milbench.api import lists
 
-    show.rows(lists.suites(), as_json, ["name", "task", "reproduces", "title"])
+    show.rows(lists.suites(), as_json, ["name", "reproduces", "title"])
 
 
 @ls.command("trials")
@@ -66,9 +78,9 @@ def ls_trials(suite: str | None, results: Path, as_json: bool) -> None:
     for trial in trials:
         name, value = trial.headline or ("", None)
         metric = None if not name else f"{name.replace('_', ' ')} {'undefined' if value is None else f'{value:.3f}'}"
-        place = [trial.cell.aggregator, trial.column, trial.cell.fold, trial.cell.seed]
-        lines.append([trial.trial_id, *place, trial.status, metric])
-    show.table(["id", "aggregator", "measured on", "fold", "seed", "status", "metric"], lines)
+        draw = "" if trial.cell.draw is None else f":draw{trial.cell.draw}"
+        lines.append([trial.trial_id, trial.name + draw, trial.column, trial.status, metric])
+    show.table(["id", "trial", "measured on", "status", "metric"], lines)
 
 
 @ls.command("recipes")
@@ -78,8 +90,7 @@ def ls_recipes(as_json: bool) -> None:
     from milbench.api import lists
 
     shown = ["name", "task", "optimiser", "lr", "weight_decay", "max_epochs", "patience", "select"]
-    rows = lists.recipes()
-    show.rows(rows, as_json, shown)
+    show.rows(lists.recipes(), as_json, shown, {"weight_decay": "decay", "max_epochs": "epochs"})
     if not as_json:
         click.echo("official is each method's own recipe; the line shows what a method without one gets.")
 
@@ -91,7 +102,7 @@ def ls_datasets(data_folder: Path | None, as_json: bool) -> None:
     """Every dataset known by name, and whether its files are here."""
     from milbench.api import lists
 
-    show.rows(lists.datasets(data_folder), as_json, ["name", "label", "task", "encoders", "available", "why_not"])
+    show.rows(lists.datasets(data_folder), as_json, ["name", "task", "encoders", "available", "why_not"], {"available": "here"})
 
 
 @ls.command("encoders")
@@ -109,4 +120,4 @@ def ls_backends(as_json: bool) -> None:
     """What operations compute with here, and why not with something faster."""
     from milbench.api import lists
 
-    show.rows(lists.backends(), as_json, ["device", "op", "backend", "available", "chosen", "why_not"])
+    show.rows(lists.backends(), as_json, ["device", "op", "backend", "available", "chosen", "why_not"], {"available": "here"})

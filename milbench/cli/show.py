@@ -14,6 +14,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+SHORT = 12  # characters of a cell that is never broken
 Bar = Callable[[str, int, int], None]  # what is done, how much of it, and of how much
 
 
@@ -52,16 +53,18 @@ def written(paths: Sequence[object]) -> None:
 
 
 def table(headers: list[str], rows: list[list[Any]]) -> None:
-    """A table, one line per row."""
+    """A table. In a narrow terminal long texts get several lines; names, which stand first, and short cells never do."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for header in headers:
-        table.add_column(header, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row))  # longmil[heads=2] is a name, not markup
+    cells = [[_cell(value) for value in row] for row in rows]
+    for at, header in enumerate(headers):
+        longest = max((len(row[at]) for row in cells), default=0)
+        table.add_column(header, overflow="fold", no_wrap=at == 0 or longest <= SHORT, min_width=min(longest, SHORT))
+    for row in cells:
+        table.add_row(*map(escape, row))  # longmil[heads=2] is a name, not markup
     console().print(table)
 
 
