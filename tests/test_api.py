@@ -235,6 +235,19 @@ def test_status_and_report(ran):
     assert written.tables[0].name == "small"
 
 
+def test_a_script_that_each_worker_would_run_again_is_refused(ran, tmp_path):
+    folder, path, _, _ = ran
+    script = tmp_path / "script.py"
+    call = f"milbench.run({str(path)!r}, folds=[0], seeds=[7], epochs=1, workers=1, results={str(tmp_path / 'r')!r})"
+    script.write_text(f"import milbench\n{call}\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert 'start the run below the line: if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+    script.write_text(f"import milbench\nif __name__ == '__main__':\n    print({call}.counts)\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.stdout == "{'ok': 2}\n", done.stderr
+
+
 def test_options_in_one_object_are_the_same_run(ran):
     folder, path, _, _ = ran
     options = RunOptions(folds=[0], epochs=2, aggregators="mean", keep_models="none")

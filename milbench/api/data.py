@@ -11,11 +11,11 @@ from milbench import datasets
 from milbench.config import Settings
 from milbench.datasets import Dataset, manifest
 from milbench.datasets.adding import joined
-from milbench.datasets.check import Examined, counts, examine
+from milbench.datasets.check import Examined, FeatureSet, counts, examine
 from milbench.datasets.seen import Watch
 from milbench.errors import MilbenchError, unknown
 
-__all__ = ["Added", "Examined", "Watch", "add_dataset", "check_dataset", "counts", "load_dataset", "summary"]
+__all__ = ["Added", "Examined", "FeatureSet", "Watch", "add_dataset", "check_dataset", "counts", "load_dataset", "summary"]
 
 Progress = Callable[[str, int, int], None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -180,6 +181,7 @@ class Work:
             on_event: is called in this process with `Started`, `Epoch` and `Done` of :mod:`milbench.engines`.
         """
         if self.jobs:
+            _need_guard()
             ENGINES[self.options.engine](
                 self.jobs,
                 self.store,
@@ -191,6 +193,23 @@ class Work:
                 trial=self.trial,
                 on_event=on_event,
             )
+
+
+def _need_guard() -> None:
+    """Each worker imports the script that is running: one that starts a run as it is imported would start workers for ever.
+
+    Raises:
+        MilbenchError: the script has no line that keeps it from that.
+    """
+    main = sys.modules["__main__"]
+    script = getattr(main, "__file__", None)
+    if (
+        script
+        and main.__spec__ is None
+        and Path(script).is_file()
+        and "__name__" not in Path(script).read_text("utf-8", "replace")
+    ):
+        raise MilbenchError(f'{script}: each worker imports it, so start the run below the line: if __name__ == "__main__":')
 
 
 @dataclass(frozen=True)
@@ -339,7 +358,7 @@ def run(
     """Run every trial of a suite that has no result yet, in worker processes.
 
     Interrupt it whenever you like: the same call continues. Finished trials are never run again, whichever suite asked for them.
-    In a script, call it below `if __name__ == "__main__":`, since each worker imports the script.
+    In a script, call it below `if __name__ == "__main__":`, since each worker imports the script; in a notebook, just call it.
 
     Args:
         suite: a built-in suite (`milbench ls suites`) or a TOML file.

@@ -13,7 +13,7 @@ from milbench.cli import show
 from milbench.cli.options import AS_JSON, DATA, PATH
 
 if TYPE_CHECKING:
-    from milbench.api.data import Examined
+    from milbench.api.data import Examined, FeatureSet
 
 
 @click.group()
@@ -89,12 +89,12 @@ def check(name: str, deep: bool, data_folder: Path | None, as_json: bool) -> Non
     from milbench.api import data as api
 
     with api.Watch() as progress:
-        found = api.check_dataset(name, deep=deep, data=data_folder, progress=progress)
+        examined = api.check_dataset(name, deep=deep, data=data_folder, progress=progress)
     if as_json:
-        click.echo(json.dumps(api.summary(found), indent=1))
+        click.echo(json.dumps(api.summary(examined), indent=1))
     else:
-        _show(found)
-    raise SystemExit(1 if found.lacking or found.of("error") else 0)
+        _show(examined)
+    raise SystemExit(1 if examined.lacking or examined.of("error") else 0)
 
 
 def _columns(text: str | None) -> dict[str, str]:
@@ -117,18 +117,18 @@ def _pairs(text: str | None, option: str, form: str, *, bare: bool = False) -> l
     if bad := [key for key, equals, value in pairs if not key or not (value or bare)]:
         raise MilbenchError(f"{option}: {bad[0]!r} is not of the form {form}")
     if len({key for key, _, _ in pairs}) < len(pairs):
-        raise MilbenchError(f"{option} {text}: something stands twice")
+        raise MilbenchError(f"{option} {text}: the same name stands there twice")
     return [(key.strip(), value.strip()) for key, _, value in pairs]
 
 
 def _splits(given: tuple[str, ...]) -> dict[str, Path]:
-    found = {}
+    tables = {}
     for text in given:
         name, equals, path = text.partition("=")
         if not equals or os.path.exists(text):
             name, path = "", text
-        found[name] = Path(path)
-    return found
+        tables[name] = Path(path)
+    return tables
 
 
 def _ids(text: str | None) -> list[str]:
@@ -148,69 +148,79 @@ def _lines(path: Path) -> list[str]:
         raise MilbenchError(f"--exclude {path}: no list of ids ({error})") from error
 
 
-def _show(found: Examined) -> None:
+def _show(examined: Examined) -> None:
     """What was understood, then what was found."""
     from milbench.errors import printable
 
-    manifest, roster = found.manifest, found.roster
-    for what, text in _understood(found):
+    manifest, roster = examined.manifest, examined.roster
+    for what, text in _understood(examined):
         click.echo(f"{what:9} {printable(text)}")
-    for name, lines in _split_lines(found).items():
+    for name, lines in _split_lines(examined).items():
         click.echo(f"{'split':9} {name}: {roster.forms[name]}")
         for line in lines:
             click.echo(f"{'':9}   {line}")
     marks = {"error": ("ERROR", "bold red"), "warning": ("warning", "yellow"), "note": ("note", "dim")}
     console = show.console()
-    for finding in found.findings:
+    for finding in examined.findings:
         mark, style = marks[finding.severity]
         console.print(f"{mark:9} ", style=style, end="", highlight=False)
         console.print(str(finding), markup=False, highlight=False, soft_wrap=True)
     counts = [
         f"{len(some)} {kind}{'s' * (len(some) != 1)}"
         for kind in ("error", "warning")
-        if (some := found.of(kind)) or kind == "error"
+        if (some := examined.of(kind)) or kind == "error"
     ]
-    click.echo(f"{manifest.name}: {', '.join(counts)}" + (f"; {found.lacking}" if found.lacking else ""))
+    click.echo(f"{manifest.name}: {', '.join(counts)}" + (f"; {examined.lacking}" if examined.lacking else ""))
 
 
-def _understood(found: Examined) -> list[tuple[str, str]]:
-    manifest, roster = found.manifest, found.roster
+def _understood(examined: Examined) -> list[tuple[str, str]]:
+    """What the manifest says, and what is in the files, in a few lines."""
+    manifest = examined.manifest
     lines = [("dataset", f"{manifest.name} ({manifest.label}): {manifest.task} of {manifest.unit}s")]
     if manifest.labels:
         columns = ", ".join(f"{role} = {column}" for role, column in manifest.labels.columns.items())
-        cases = len({sample.case_id for sample in roster.samples})
-        who = f"{len(roster.samples):,} {manifest.unit}s" + (f" of {cases:,} cases" if manifest.unit == "slide" else "")
+        samples = examined.roster.samples
+        cases = len({sample.case_id for sample in samples})
+        who = f"{len(samples):,} {manifest.unit}s" + (f" of {cases:,} cases" if manifest.unit == "slide" else "")
         lines.append(("labels", f"{manifest.labels.file} ({columns}): {who}"))
-        names = roster.stratum_names(manifest)
-        count = [sum(sample.stratum == i for sample in roster.samples) for i in range(len(names))]
-        meant = [manifest.labels.classes.get(name, [name]) for name in names]
-        merged = [f" ({', '.join(labels)})" if labels != [name] else "" for name, labels in zip(names, meant, strict=True)]
-        told = [f"{i} {name}{more}: {n:,}" for i, (name, more, n) in enumerate(zip(names, merged, count, strict=True))]
-        lines.append(("classes" if manifest.task == "subtyping" else "outcome", " · ".join(told)))
-    for one in found.sets:
-        total = sum(facts.n for facts in one.facts.values())
-        dtypes = ", ".join(sorted({facts.dtype for facts in one.facts.values()}))
-        steps = sorted(set(one.steps.values()))
-        apart = f", patches {steps[0]:g} {f'to {steps[-1]:g} ' if len(steps) > 1 else ''}px apart" if steps else ", no positions"
-        sizes = (
-            f"{len(one.facts):,} slides, {one.in_dim} wide, {dtypes}, {total:,} patches{apart}"
-            if one.facts
-            else "nothing to read"
-        )
-        lines.append(("features", f"{one.features.name}: {sizes} ({one.features.folder}, {one.features.format})"))
+        lines.append(("classes" if manifest.task == "subtyping" else "outcome", " · ".join(_strata(examined))))
+    return lines + [("features", _features(features)) for features in examined.sets]
+
+
+def _strata(examined: Examined) -> list[str]:
+    """Each class with its index, the labels that mean it, and how many samples it has."""
+    names = examined.roster.stratum_names(examined.manifest)
+    lines = []
+    for index, name in enumerate(names):
+        labels = examined.manifest.labels.classes.get(name, [name]) if examined.manifest.labels else [name]
+        merged = f" ({', '.join(labels)})" if labels != [name] else ""
+        lines.append(f"{index} {name}{merged}: {sum(sample.stratum == index for sample in examined.roster.samples):,}")
     return lines
 
 
-def _split_lines(found: Examined) -> dict[str, list[str]]:
+def _features(of: FeatureSet) -> str:
+    """How many slides and patches a set of features has, how wide, and where it is."""
+    sizes = "nothing to read"
+    if of.facts:
+        total = sum(facts.n for facts in of.facts.values())
+        dtypes = ", ".join(sorted({facts.dtype for facts in of.facts.values()}))
+        steps = sorted(set(of.steps.values()))
+        to = f"to {steps[-1]:g} " if len(steps) > 1 else ""
+        apart = f", patches {steps[0]:g} {to}px apart" if steps else ", no positions"
+        sizes = f"{len(of.facts):,} slides, {of.in_dim} wide, {dtypes}, {total:,} patches{apart}"
+    return f"{of.features.name}: {sizes} ({of.features.folder}, {of.features.format})"
+
+
+def _split_lines(examined: Examined) -> dict[str, list[str]]:
     """Sizes of the parts, in all and by class; folds that have the same stand in one line."""
     from milbench.api.data import counts
 
     lines: dict[str, dict[str, list[int]]] = {}
-    rows = counts(found)
+    rows = counts(examined)
     for train, val, test in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         parts = (train, val, test)
         by_class = [f"{name} {'/'.join(str(part['classes'][name]) for part in parts)}" for name in train["classes"]]
-        told = f"{'/'.join(str(part['samples']) for part in parts)} (train/val/test)   {' · '.join(by_class)}"
-        lines.setdefault(train["split"], {}).setdefault(told, []).append(train["fold"])
-    return {split: [f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}: {told}" for told, numbers in some.items()]
+        sizes = f"{'/'.join(str(part['samples']) for part in parts)} (train/val/test)   {' · '.join(by_class)}"
+        lines.setdefault(train["split"], {}).setdefault(sizes, []).append(train["fold"])
+    return {split: [f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}: {sizes}" for sizes, numbers in some.items()]
             for split, some in lines.items()}  # fmt: skip

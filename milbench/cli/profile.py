@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,25 +35,25 @@ def profile_ops(small: bool, noisy: bool, threads: int | None, as_json: bool) ->
     """
     from milbench.api import profiles
 
-    found = profiles.ops(small=small, noisy=noisy, threads=threads, say=_say(as_json))
+    costs = profiles.ops(small=small, noisy=noisy, threads=threads, say=_say(as_json))
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(costs, indent=1))
         return
     shown = ["op", "contender", "n", "setting", "forward", "both", "extra_mib", "ratio", "note"]
     show.table(
         ["op", "contender", "n", "setting", "forward s", "fwd + bwd s", "extra MiB", "time / ours", "note"],
         [
             [f"{value:.3g}" if isinstance(value, float) else value for value in (row[name] for name in shown)]
-            for row in found["rows"]
+            for row in costs["rows"]
         ],
     )
-    click.echo(f"sgemm {found['sgemm_gflops']:.0f} GF/s on {found['threads']} threads, torch {found['torch']}")
-    for bar in found["budget"]:
+    click.echo(f"sgemm {costs['sgemm_gflops']:.0f} GF/s on {costs['threads']} threads, torch {costs['torch']}")
+    for bar in costs["budget"]:
         value = "not measured" if bar["value"] is None else f"{bar['value']:.2f}"
         mark = {True: "ok  ", False: "FAIL", None: "-   "}[bar["holds"]]
         click.echo(f"{mark} {bar['what']}: {value} ({'at least' if bar['at_least'] else 'at most'} {bar['limit']:g})")
-    if found["noise"] and not noisy:
-        click.echo(f"No ratios: {found['noise']}. Try again on a quiet machine, or pass --noisy.", err=True)
+    if costs["noise"] and not noisy:
+        click.echo(f"No ratios: {costs['noise']}. Try again on a quiet machine, or pass --noisy.", err=True)
 
 
 @profile.command("data")
@@ -178,13 +178,20 @@ def _show_cost(rows: list[Row], slopes: dict[str, dict[str, float]]) -> None:
     sizes = sorted({row.n for row in rows})
     lines = []
     for name in dict.fromkeys(row.aggregator for row in rows):
-        own = {row.n: row for row in rows if row.aggregator == name}
-        seconds = [f"{own[n].train_seconds:.3g}" if n in own and own[n].train_seconds is not None else None for n in sizes]
-        last = max((row for row in own.values() if row.train_seconds is not None), key=lambda row: row.n, default=None)
-        memory = f"{last.peak_bytes / 2**20:.0f} at {last.n:,}" if last and last.peak_bytes is not None else None
-        flops = f"{last.flops / 1e9:.3g} at {last.n:,}" if last and last.flops is not None else None
+        of_name = {row.n: row for row in rows if row.aggregator == name}
         growth = [f"{slopes[q][name]:.2f}" if name in slopes[q] else None for q in ("train_seconds", "peak_bytes")]
-        stopped = next((f"{row.stopped} (n = {row.n:,})" for row in own.values() if row.stopped), "")
-        lines.append([name, last and last.parameters, *seconds, memory, flops, *growth, stopped])
+        stopped = next((f"{row.stopped} (n = {row.n:,})" for row in of_name.values() if row.stopped), "")
+        lines.append([name, *_cost(of_name, sizes), *growth, stopped])
     heads = [*(f"n = {n:,}: s" for n in sizes), "MiB", "GFLOP", "time ~ n^", "memory ~ n^", "stopped"]
     show.table(["aggregator", "parameters", *heads], lines)
+
+
+def _cost(rows: Mapping[int, Row], sizes: Sequence[int]) -> list[Any]:
+    """Parameters, seconds at each size, then memory and arithmetic at the largest that was measured."""
+    seconds = [f"{rows[n].train_seconds:.3g}" if n in rows and rows[n].train_seconds is not None else None for n in sizes]
+    last = max((row for row in rows.values() if row.train_seconds is not None), key=lambda row: row.n, default=None)
+    if last is None:
+        return [None, *seconds, None, None]
+    memory = None if last.peak_bytes is None else f"{last.peak_bytes / 2**20:.0f} at {last.n:,}"
+    flops = None if last.flops is None else f"{last.flops / 1e9:.3g} at {last.n:,}"
+    return [last.parameters, *seconds, memory, flops]
