@@ -236,7 +236,7 @@ def test_status_and_report(ran):
 
 
 def test_a_script_that_each_worker_would_run_again_is_refused(ran, tmp_path):
-    folder, path, _, _ = ran
+    _, path, _, _ = ran
     script = tmp_path / "script.py"
     call = f"milbench.run({str(path)!r}, folds=[0], seeds=[7], epochs=1, workers=1, results={str(tmp_path / 'r')!r})"
     script.write_text(f"import milbench\n{call}\n")

@@ -86,7 +86,7 @@ class Checked:
 
 
 def check_aggregator(name: str, *, plugin: Iterable[str | Path] = ()) -> Iterator[Checked]:
-    """Hold an aggregator against the contract: the checks that the test suite runs, one after the other.
+    """The checks of the contract, one after the other: those that the test suite runs.
 
     Args:
         name: `name` or `name[parameter=value,...]`.

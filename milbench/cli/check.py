@@ -16,7 +16,7 @@ def check() -> None:
 @click.argument("name")
 @PLUGIN
 def check_aggregator(name: str, plugin_files: tuple[str, ...]) -> None:
-    """Hold the aggregator NAME against the contract: the same checks that the test suite runs."""
+    """Check that the aggregator NAME keeps the contract: the same checks that the test suite runs."""
     from milbench.api import models
 
     done = []

@@ -80,7 +80,7 @@ def ls_trials(suite: str | None, results: Path, as_json: bool) -> None:
         metric = None if not name else f"{name.replace('_', ' ')} {'undefined' if value is None else f'{value:.3f}'}"
         draw = "" if trial.cell.draw is None else f":draw{trial.cell.draw}"
         lines.append([trial.trial_id, trial.name + draw, trial.column, trial.status, metric])
-    show.table(["id", "trial", "measured on", "status", "metric"], lines)
+    show.table(["id", "trial", "measured on", "status", "metric"], lines, names=2)
 
 
 @ls.command("recipes")

@@ -61,9 +61,10 @@ class _Clock:
         return f"{duration(total / self._workers)} left"
 
 
-def _name(cell: Cell) -> str:
-    where = [cell.dataset, cell.encoder, *([f"{cell.magnification}x"] if cell.magnification else [])]
-    return f"{cell.label} · {' '.join(where)} · fold {cell.fold} · seed {cell.seed}"
+def _name(cell: Cell, *, where: bool = True) -> str:
+    """The trial in words; `where` names its features, too."""
+    features = [cell.dataset, cell.encoder, *([f"{cell.magnification}x"] if cell.magnification else [])]
+    return " · ".join([cell.label, *([" ".join(features)] if where else []), f"fold {cell.fold}", f"seed {cell.seed}"])
 
 
 def _score(row: dict[str, float | None]) -> str:
@@ -110,6 +111,7 @@ class _Silence:
     def __init__(self, work: Work) -> None:
         self._work, self._clock, self.done = work, _Clock(work.jobs, work.workers), 0
         self._jobs = {job.spec.trial_id: job for job in work.jobs}
+        self._several = len({job.cell.column for job in work.jobs}) > 1
 
     def __enter__(self) -> None:
         pass
@@ -171,7 +173,9 @@ class _Bars(_Silence):
         match event:
             case Started():
                 self._clock.start(event.trial_id)
-                self._lines[event.trial_id] = self._each.add_task(_name(job.cell), total=job.spec.recipe.max_epochs, score="")
+                self._lines[event.trial_id] = self._each.add_task(
+                    _name(job.cell, where=self._several), total=job.spec.recipe.max_epochs, score=""
+                )
             case Epoch():
                 self._each.update(self._lines[event.trial_id], completed=event.epoch, score=_score(event.row))
             case Done():

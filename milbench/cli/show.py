@@ -52,8 +52,8 @@ def written(paths: Sequence[object]) -> None:
     click.echo("\n".join(["Written:", *(f"  {path}" for path in paths)]))
 
 
-def table(headers: list[str], rows: list[list[Any]]) -> None:
-    """A table. In a narrow terminal long texts get several lines; names, which stand first, and short cells never do."""
+def table(headers: list[str], rows: list[list[Any]], names: int = 1) -> None:
+    """A table. In a narrow terminal long texts get several lines; short cells never do, nor the first columns, which are `names`."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -62,7 +62,7 @@ def table(headers: list[str], rows: list[list[Any]]) -> None:
     cells = [[_cell(value) for value in row] for row in rows]
     for at, header in enumerate(headers):
         longest = max((len(row[at]) for row in cells), default=0)
-        table.add_column(header, overflow="fold", no_wrap=at == 0 or longest <= SHORT, min_width=min(longest, SHORT))
+        table.add_column(header, overflow="fold", no_wrap=at < names or longest <= SHORT, min_width=min(longest, SHORT))
     for row in cells:
         table.add_row(*map(escape, row))  # longmil[heads=2] is a name, not markup
     console().print(table)
