@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from milbench.cli import show
 from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS, SUITE
+
+if TYPE_CHECKING:
+    from milbench.api.results import Trial
 
 
 @click.group()
@@ -74,13 +77,19 @@ def ls_trials(suite: str | None, results: Path, as_json: bool) -> None:
     if as_json:
         show.json_rows([api.as_row(trial) for trial in trials])
         return
-    lines = []
-    for trial in trials:
-        name, value = trial.headline or ("", None)
-        metric = None if not name else f"{name.replace('_', ' ')} {'undefined' if value is None else f'{value:.3f}'}"
-        draw = "" if trial.cell.draw is None else f":draw{trial.cell.draw}"
-        lines.append([trial.trial_id, trial.name + draw, trial.column, trial.status, metric])
-    show.table(["id", "trial", "measured on", "status", "metric"], lines, names=2)
+    columns = {trial.column for trial in trials}
+    several = len(columns) > 1
+    if len(columns) == 1:
+        click.echo(columns.pop())
+    heads = ["id", "trial", *(["measured on"] if several else []), "status", "metric"]
+    show.table(heads, [_trial(trial, several=several) for trial in trials], names=2)
+
+
+def _trial(trial: Trial, *, several: bool) -> list[Any]:
+    name, value = trial.headline or ("", None)
+    metric = None if not name else f"{name.replace('_', ' ')} {'undefined' if value is None else f'{value:.3f}'}"
+    draw = "" if trial.cell.draw is None else f":draw{trial.cell.draw}"
+    return [trial.trial_id, trial.name + draw, *([trial.column] if several else []), trial.status, metric]
 
 
 @ls.command("recipes")

@@ -53,7 +53,7 @@ def written(paths: Sequence[object]) -> None:
 
 
 def table(headers: list[str], rows: list[list[Any]], names: int = 1) -> None:
-    """A table. In a narrow terminal long texts get several lines; short cells never do, nor the first columns, which are `names`."""
+    """A table. In a narrow terminal long texts get several lines; short cells never do, nor do the first columns, the `names`."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
