@@ -215,7 +215,7 @@ def imported(words, modules, cwd):
 READING = ["--help", "status", "report --help", "report", "results check", "ls trials", "ls recipes", "new suite mine"]
 
 
-@pytest.mark.parametrize("words", map(str.split, READING), ids=READING)
+@pytest.mark.parametrize("words", [words.split() for words in READING], ids=READING)
 def test_reading_imports_no_torch(words, tmp_path):
     made_up_suite(tmp_path / "results", {"abmil": 0.5, "max": 1.0})
     assert not imported(words, ["torch"], tmp_path)

@@ -145,10 +145,10 @@ def _models(
     trials: Sequence[str], aggregators: Sequence[str], shown: Slides, where: Where
 ) -> list[tuple[rank_figures.Subject, list[Bag]]]:
     """Each model with the bags that it is shown."""
-    found = where.trained(trials)
+    stored = where.trained(trials)
     files = shown.read()
     work: list[tuple[rank_figures.Subject, list[Bag]]] = []
-    for trained, label in zip(found, subjects.labels(found), strict=True):
+    for trained, label in zip(stored, subjects.labels(stored), strict=True):
         models = {"fresh": trained.model(trained=False), "trained": trained.model()}
         subject = rank_figures.Subject(trained.variant.name, label, trained.spec.trial_id, models)
         ids = shown.ids or trained.fold.test[:1]
@@ -199,8 +199,8 @@ def heatmap(
             raise MilbenchError("--thumbnail needs --slide-size W H: how many level-0 pixels it shows")
         under = (maps.image_of(thumbnail), size)
     panels: list[maps.Heatmap] = []
-    found = where.ready().trained(trials)
-    for trained, label in zip(found, subjects.labels(found), strict=True):
+    stored = where.ready().trained(trials)
+    for trained, label in zip(stored, subjects.labels(stored), strict=True):
         bag = trained.prepared(subjects.read_features(features, step)) if features else trained.bag(str(slide))
         panels += maps.heatmaps(trained.model(), trained.task, bag, label=label, trial=trained.spec.trial_id)
     if under and len({panel.slide for panel in panels}) > 1:

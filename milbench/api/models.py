@@ -18,7 +18,7 @@ from milbench.plugins import Variant
 def build(
     aggregator: str, /, in_dim: int, n_out: int, *, plugin: str | Path | Iterable[str | Path] = (), **params: Any
 ) -> Aggregator:
-    """A model with fresh weights. Registered plug-ins are found without further ado.
+    """A model with fresh weights. Plug-ins that are built in or installed are found by themselves.
 
     Args:
         aggregator: `name`, or `name[parameter=value,...]` as the command line takes it.

@@ -172,7 +172,7 @@ def status(suite: str | Path | None = None, *, results: str | Path | None = None
         MilbenchError: nothing was run into that folder, or a result cannot be read.
     """
     store = store_of(results)
-    found = Status([], [], [])
+    so_far = Status([], [], [])
     grids: list[Plan] = []
     for name in plans.chosen(store, suite_name(suite) if suite else None):
         grids += (of_suite := leaves(store, name))
@@ -181,10 +181,10 @@ def status(suite: str | Path | None = None, *, results: str | Path | None = None
         count = Counter(trial.status for trial in trials)
         counts = {state: count[state] for state in ("ok", "failed", "oom", "skipped", "pending")}
         missing = sum(bool(cell.missing) for cell in cells)
-        found.suites.append({"suite": name, "trials": len(trials), **counts, "not_here": missing})
-        found.not_ok.extend(_trouble(name, trial) for trial in trials if trial.status in ("failed", "oom", "skipped"))
-    found.not_here.extend(not_here(grids))
-    return found
+        so_far.suites.append({"suite": name, "trials": len(trials), **counts, "not_here": missing})
+        so_far.not_ok.extend(_trouble(name, trial) for trial in trials if trial.status in ("failed", "oom", "skipped"))
+    so_far.not_here.extend(not_here(grids))
+    return so_far
 
 
 def _trouble(suite: str, trial: Trial) -> dict[str, Any]:
@@ -270,14 +270,14 @@ def _candidates(cells: Sequence[Cell]) -> str:
 def _cells(store: Store, suite: str | Path | None) -> list[Cell]:
     """The places of the trials of a suite; or of all suites, and of the trials that no suite lists."""
     if suite:
-        listed = [cell for plan in leaves(store, suite_name(suite)) for cell in plan.cells]
-        return list({cell.trial_id: cell for cell in listed if cell.trial_id}.values())
+        cells = [cell for plan in leaves(store, suite_name(suite)) for cell in plan.cells]
+        return list({cell.trial_id: cell for cell in cells if cell.trial_id}.values())
     plans.refuse_rehearsal(store)
     ids, names = store.ids(), plans.names(store)
     if not (ids or names):
         return [cell for name in plans.chosen(store, None) for cell in _cells(store, name)]  # says that there is nothing yet
-    found = {cell.trial_id: cell for name in names for cell in _cells(store, name)}
-    return [*found.values(), *_strays(store, [trial_id for trial_id in ids if trial_id not in found])]
+    listed = {cell.trial_id: cell for name in names for cell in _cells(store, name)}
+    return [*listed.values(), *_strays(store, [trial_id for trial_id in ids if trial_id not in listed])]
 
 
 def _strays(store: Store, ids: Iterable[str]) -> Iterator[Cell]:
@@ -374,7 +374,7 @@ def load_predictions(
 ) -> DataFrame:
     """Predictions as a table: one row for each test case of each finished trial.
 
-    Every file is held against its trial.json first: its hash, and the metrics that come out of it.
+    Every file is checked against its trial.json first: its hash, and the metrics that come out of it.
 
     Args:
         source: what :func:`milbench.run` returned, or the results folder. [default: MILBENCH_RESULTS, or results]

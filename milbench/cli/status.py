@@ -20,12 +20,12 @@ def status(suite: str | None, results: Path, as_json: bool) -> None:
     """How far every suite is, and what went wrong."""
     from milbench.api import results as api
 
-    found = api.status(suite, results=results)
+    state = api.status(suite, results=results)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), indent=1))
+        click.echo(json.dumps(dataclasses.asdict(state), indent=1))
         return
-    show.table([name.replace("_", " ") for name in found.suites[0]], [list(row.values()) for row in found.suites])
-    for row in found.not_ok:
+    show.table([name.replace("_", " ") for name in state.suites[0]], [list(row.values()) for row in state.suites])
+    for row in state.not_ok:
         where = f"{row['aggregator']} on {row['dataset']}, fold {row['fold']}, seed {row['seed']} ({row['trial_id']})"
         click.echo(f"{row['status']:8} {where}: {row['reason']}")
-    show.not_here(found.not_here)
+    show.not_here(state.not_here)
