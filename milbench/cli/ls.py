@@ -111,7 +111,7 @@ def ls_datasets(data_folder: Path | None, as_json: bool) -> None:
     """Every dataset known by name, and whether its files are here."""
     from milbench.api import lists
 
-    show.rows(lists.datasets(data_folder), as_json, ["name", "task", "encoders", "available", "why_not"], {"available": "here"})
+    show.rows(lists.datasets(data_folder), as_json, ["name", "label", "encoders", "available", "why_not"], {"available": "here"})
 
 
 @ls.command("encoders")

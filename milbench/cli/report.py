@@ -65,7 +65,7 @@ def report(
 
     if source == "published":
         if suite:
-            raise click.UsageError("--suite belongs to --from results")
+            raise click.UsageError("--suite belongs to results, not to --from published")
         made = api.report_published(folds, predictions, reference=reference, tests=not no_tests, **written)
         _print(made, quiet)
         return
