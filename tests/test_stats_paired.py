@@ -11,7 +11,7 @@ from milbench.stats.paired import Once
 
 
 def _counts(strata, replicates, seed=0):
-    return np.concatenate(list(paired._counts(strata, replicates, np.random.default_rng(seed))))
+    return np.concatenate(list(paired.resamples(strata, replicates, np.random.default_rng(seed))))
 
 
 def fold(n, strength, seed):

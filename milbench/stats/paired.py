@@ -73,7 +73,7 @@ class Comparison(Rounded):
     p: float
 
 
-def _counts(strata: NDArray, replicates: int, rng: np.random.Generator) -> Iterator[Array]:
+def resamples(strata: NDArray, replicates: int, rng: np.random.Generator) -> Iterator[Array]:
     """How much each case counts, block by block (b, n): drawn with replacement inside its own stratum.
 
     Of a stratum of m cases m - 1 are drawn and each draw counts m / (m - 1). The plain bootstrap (m of m) underestimates the
@@ -136,7 +136,7 @@ def paired_bootstrap(
         one = np.ones((1, len(strata)))
         pairs.append([(float(method(one)[0]), float(reference(one)[0])) for method, reference in seeds])
         done = 0
-        for counts in _counts(strata, replicates, rng):
+        for counts in resamples(strata, replicates, rng):
             for method, reference in seeds:
                 replicate[done : done + len(counts)] += (method(counts) - reference(counts)) / runs
             done += len(counts)

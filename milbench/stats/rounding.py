@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 STEP = 1e-12  # a metric, or a difference of two, keeps nothing finer than its multiples
 TINY = 100 * STEP  # values of a metric, and differences of two, that are closer are equal: each term was rounded by itself
-_CHANCES = frozenset({"p", "p_holm", "nemenyi", "smallest", "alpha"})  # 1e-15 is one, and no rest of a subtraction
+# What is no difference of metrics keeps its digits: 1e-15 is a p-value, 1e-13 a variance, and no rest of a subtraction.
+_NO_STEP = frozenset({"p", "p_holm", "nemenyi", "smallest", "alpha", "variance", "patients", "trainings", "interaction"})
 
 
 @overload
@@ -41,9 +42,9 @@ def rounded(x: float | NDArray[np.float64], digits: int = 12, *, step: float = 0
 
 @dataclass(frozen=True)
 class Rounded:
-    """What a test found: every number in it is rounded as it is made, effects with a step of STEP and chances without."""
+    """What a test found: every number in it is rounded as it is made, differences and metrics with a step of STEP."""
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
             if isinstance(value, float):
-                object.__setattr__(self, name, rounded(value, step=0.0 if name in _CHANCES else STEP))
+                object.__setattr__(self, name, rounded(value, step=0.0 if name in _NO_STEP else STEP))
