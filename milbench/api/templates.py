@@ -25,7 +25,7 @@ class {cls}(Aggregator):
 
     needs_coords = False  # True: bag.coords and bag.grid() are there, and datasets without them are skipped
     order_sensitive = False  # True: permuting the bag changes the prediction
-    complexity = "n"
+    complexity = "n"  # time in the number of instances n
 
     def __init__(self, in_dim: int, n_out: int, *, hidden: int = 256) -> None:
         super().__init__(in_dim, n_out)
@@ -33,6 +33,7 @@ class {cls}(Aggregator):
         self.score = nn.Linear(hidden, 1)
         self.head = nn.Linear(hidden, n_out)
 
+    # A tensor that is made here needs device=bag.features.device; layers in a list need nn.ModuleList.
     def forward(self, bag: Bag) -> Prediction:
         """Predict one bag."""
         h = self.project(bag.features)  # (n, hidden)
@@ -86,7 +87,7 @@ def new_aggregator(name: str, folder: str | Path = ".") -> Path:
         MilbenchError: the name is malformed or the file exists.
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        raise MilbenchError(f"{name!r} cannot be the name of an aggregator; use lower case letters, digits and hyphens")
+        raise MilbenchError(f"{name!r} cannot name an aggregator; use lower case letters, digits and hyphens, a letter first")
     text = AGGREGATOR.format(name=name, label=name, cls="".join(part.capitalize() for part in name.split("-")))
     return _written(Path(folder) / f"{name.replace('-', '_')}.py", text)
 
