@@ -24,6 +24,12 @@ class Bag:
 
     Raises:
         MilbenchError: empty bag, or arrays whose lengths do not agree, naming the slide and the file.
+
+    >>> features = torch.zeros(3, 8)
+    >>> coords = torch.tensor([[1000, 500], [1224, 500], [1448, 948]])
+    >>> bag = Bag(features, coords, step=224, slide_id="S-1")
+    >>> len(bag), bag.grid().tolist()
+    (3, [[0, 0], [1, 0], [2, 2]])
     """
 
     features: Tensor

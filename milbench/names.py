@@ -6,7 +6,7 @@ They arrive in files that others wrote, so each passes :func:`checked` where it 
 import re
 import unicodedata
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
@@ -14,6 +14,7 @@ from milbench.errors import MilbenchError
 
 LONGEST = 160  # bytes: a file system takes 255, and names are composed
 TRIAL_ID = r"^[0-9a-f]{16}$"
+Family = Literal["pooling", "attention", "distillation", "structure", "transformer", "linear", "local"]  # of aggregators
 
 
 def checked(name: str, what: str) -> str:
@@ -25,6 +26,9 @@ def checked(name: str, what: str) -> str:
 
     Raises:
         MilbenchError: it is empty or long, begins with a dot, a dash or a space, or holds a slash or a control character.
+
+    >>> checked("bracs-all", "suite")
+    'bracs-all'
     """
     if wrong := _wrong(name):
         raise MilbenchError(f"{name!r:.60} is no name for a {what}: {wrong}")
@@ -61,10 +65,18 @@ def _wrong(name: str) -> str:
 
 
 def is_trial_id(text: str) -> bool:
-    """Whether the text can be the name of a trial's folder."""
+    """Whether the text can be the name of a trial's folder.
+
+    >>> is_trial_id("0123456789abcdef"), is_trial_id("../other")
+    (True, False)
+    """
     return re.fullmatch(TRIAL_ID, text) is not None and not text.endswith("\n")
 
 
 def slug(text: str) -> str:
-    """The text as a file name that LaTeX, HTML and Markdown take as it stands."""
+    """The text as a file name that LaTeX, HTML and Markdown take as it stands.
+
+    >>> slug("rank of abmil [fold 0]")
+    'rank-of-abmil-fold-0-'
+    """
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text)

@@ -22,11 +22,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from milbench import process, sources
+from milbench import places, process, sources
 from milbench.aggregator import Aggregator
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.files import sha256
-from milbench.names import LONGEST
+from milbench.names import LONGEST, Family
 from milbench.sources import Source
 from milbench.spelling import literal, spelled
 
@@ -41,6 +41,7 @@ class Entry:
         cls: the aggregator.
         preset: the parameters this name stands for, where they differ from the class's defaults.
         complexity: time in the number of instances, as a formula.
+        family, member: colour, and marker with line, of the method in figures; "" and None where it has none.
         where: file and line, for messages.
         source: the files of an outside plug-in; None for a built-in.
     """
@@ -52,6 +53,8 @@ class Entry:
     cls: type[Aggregator]
     preset: dict[str, Any]
     complexity: str
+    family: str
+    member: int | None
     where: str
     source: Source | None = None
 
@@ -116,7 +119,7 @@ def _weights_hash(path: Path) -> str:
 
 @lru_cache
 def _hash_of(path: Path, *_state: int) -> str:
-    """Weights are gigabytes, and every trial asks: they are read again when the file system says that they changed."""
+    """Weights are gigabytes and every trial needs their hash: they are read again only when size or times changed."""
     return sha256(path)
 
 
@@ -154,6 +157,8 @@ def register(
     version: int = 1,
     preset: dict[str, Any] | None = None,
     complexity: str | None = None,
+    family: Family | None = None,
+    member: int | None = None,
 ) -> Callable[[T], T]:
     """Class decorator: make an aggregator known as `name`. May be used several times on one class, with presets.
 
@@ -164,19 +169,30 @@ def register(
         version: raise it whenever the same parameters would give other numbers.
         preset: parameters that this name stands for.
         complexity: of the preset, where it differs from the class's.
+        family: the methods it is drawn with: they have one colour in figures. None is grey.
+        member: its place in the family, from 0: the marker and line in figures. None takes a hash of the name.
 
     Raises:
-        MilbenchError: the name is taken (both places are named) or malformed.
+        MilbenchError: the name is taken (both places are named) or malformed, or there is no such family.
     """
+
+    if family is not None and family not in get_args(Family):
+        raise unknown(f"family of aggregator {name}", family, get_args(Family))
 
     def add(cls: T) -> T:
         where = f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or len(name) > LONGEST:
-            raise MilbenchError(f"{where}: {name!r} is no name for an aggregator; use lower case letters, digits and hyphens")
+            raise MilbenchError(
+                f"{where}: {name!r} cannot be the name of an aggregator; use lower case letters, digits and hyphens"
+            )
+        if not issubclass(cls, Aggregator):
+            raise MilbenchError(f"{where}: {cls.__name__} is not an Aggregator; write: class {cls.__name__}(Aggregator)")
         if name in _entries:
             raise MilbenchError(f"aggregator {name!r} is registered twice: {_entries[name].where} and {where}")
         source = None if cls.__module__.startswith("milbench_registry.") else sources.of_module(cls.__module__)
-        _entries[name] = Entry(name, label, cite, version, cls, preset or {}, complexity or cls.complexity, where, source)
+        _entries[name] = Entry(
+            name, label, cite, version, cls, preset or {}, complexity or cls.complexity, family or "", member, where, source
+        )
         return cls
 
     return add
@@ -201,14 +217,17 @@ def discover(files: Iterable[str | Path] = ()) -> None:
         if path not in _loaded_files:
             if not path.is_file():
                 raise MilbenchError(f"--plugin {file}: no such file")
-            _import(f"--plugin {file}", partial(_run_file, path), partial(sources.of_file, path))
+            known = set(_entries)
+            _import(f"--plugin {file}", partial(_run_file, path), partial(sources.of_file, path), path)
+            if known == set(_entries):
+                raise MilbenchError(f'{file} registers no aggregator; write @register("name", label="Name") above the class')
             _loaded_files.add(path)
 
 
-def _import(what: str, load: Callable[[], Any], source: Callable[[list[ModuleType]], Source]) -> None:
-    """Import a plug-in; `source` gives its files, given the modules that came with it."""
+def _import(what: str, load: Callable[[], Any], source: Callable[[list[ModuleType]], Source], path: Path | None = None) -> None:
+    """Import a plug-in, from `path` if it is a file; `source` gives its files, given the modules that came with it."""
     before, modules, writes = dict(_entries), set(sys.modules), sys.dont_write_bytecode
-    sys.dont_write_bytecode = True  # a cache knows seconds and sizes only, so it may outlive an edit
+    sys.dont_write_bytecode = True  # a cache compares seconds and sizes only, so it may survive an edit
     try:
         with process.kept():
             load()
@@ -218,16 +237,18 @@ def _import(what: str, load: Callable[[], Any], source: Callable[[list[ModuleTyp
                 _entries[name] = replace(entry, source=source(came).including(sys.modules[entry.cls.__module__]))
     except Exception as error:
         _entries.clear()
-        _entries.update(before)  # half a plug-in is no plug-in
+        _entries.update(before)  # a plug-in that failed registers nothing
         if isinstance(error, MilbenchError):
             raise
-        raise MilbenchError(f"{what}: {type(error).__name__}: {error}") from error
+        where = places.of_error(error, {str(path)}) or what
+        says = error.msg if isinstance(error, SyntaxError) else str(error)  # the rest of a syntax error is its place
+        raise MilbenchError(f"{where}: {type(error).__name__}: {says}") from error
     finally:
         sys.dont_write_bytecode = writes
 
 
 class _Fresh(SourceFileLoader):
-    """Runs the file as it is, whatever a cache says."""
+    """Runs the file as it is now, without a cache."""
 
     def get_code(self, fullname: str) -> Any:
         path = self.get_filename(fullname)
@@ -256,6 +277,12 @@ def files() -> list[Path]:
 def entries() -> list[Entry]:
     """Every registered aggregator, by name."""
     return [_entries[name] for name in sorted(_entries)]
+
+
+def family_of(aggregator: str) -> tuple[str, int | None]:
+    """Family and place in it of the method `name` or `name[...]`, for figures; ("", None) where no plug-in says them."""
+    entry = _entries.get(aggregator.partition("[")[0])
+    return (entry.family, entry.member) if entry else ("", None)
 
 
 def split_list(text: str) -> list[str]:
@@ -295,7 +322,7 @@ def resolve(text: str) -> Variant:
             raise unknown(f"parameter of {name}", key, model.model_fields)
         found, kind = literal(value), model.model_fields[key].annotation
         if found is None and kind is not Any and NoneType not in get_args(kind):
-            found = value  # a word of the parameter's own, such as positions=none
+            found = value  # a word that the parameter knows, such as positions=none
         given[key] = found
     try:
         params = model.model_validate(given).model_dump()

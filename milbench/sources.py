@@ -41,7 +41,7 @@ class Source:
         return hashlib.sha256("".join(f"{name}\0{said}\n" for name, said in parts).encode()).hexdigest()[:16]
 
     def including(self, module: ModuleType) -> "Source":
-        """With the file of a module that came from elsewhere, unless it is milbench's own."""
+        """With the file of a module from another place, unless it is part of milbench."""
         path = _file(module)
         if path is None or path in self.files or module.__name__.partition(".")[0] in _OURS:
             return self
@@ -74,7 +74,7 @@ def of_file(main: Path, also: Iterable[ModuleType] = ()) -> Source:
         if path not in files:
             data = path.read_bytes()
             files[path] = hashlib.sha256(data).hexdigest()
-            left += [one for name, level in _imports(data, path) for one in _found(name, level, path, main.parent)]
+            left += [imported for name, level in _imports(data, path) for imported in _found(name, level, path, main.parent)]
     return Source(main, files)
 
 

@@ -8,7 +8,11 @@ from typing import Any
 
 
 def literal(text: str) -> Any:
-    """The value of a parameter as it is written: a number, true, false, none, or a word."""
+    """The value of a parameter as it is written: a number, true, false, none, or a word.
+
+    >>> literal("8"), literal("0.5"), literal("true"), literal("none"), literal("rope")
+    (8, 0.5, True, None, 'rope')
+    """
     try:
         return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
     except ValueError:
@@ -16,13 +20,21 @@ def literal(text: str) -> Any:
 
 
 def spelled(name: str, changes: Mapping[str, Any], opening: str = "[", separator: str = ",", closing: str = "]") -> str:
-    """`name[parameter=value,...]`, or the name alone where nothing is changed."""
+    """`name[parameter=value,...]`, or the name alone where nothing is changed.
+
+    >>> spelled("longmil", {"radius": 5, "heads": 4})
+    'longmil[heads=4,radius=5]'
+    """
     parts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sorted(changes.items())]
     return name + (opening + separator.join(parts) + closing if parts else "")
 
 
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
-    """`name[parameter=value,...]` as the name and its parameters, numbers as numbers; a part that has no value has None."""
+    """`name[parameter=value,...]` as the name and its parameters, numbers as numbers; a part that has no value has None.
+
+    >>> parsed("longmil[heads=4, radius=5.0]")
+    ('longmil', {'heads': 4, 'radius': 5})
+    """
     name, _, inside = text.strip().partition("[")
     parts = re.split(r",(?![^\[]*\])", inside.removesuffix("]"))  # a value may be a list
     items = [part.partition("=")[::2] for part in parts if part.strip()]
@@ -34,7 +46,10 @@ def canonical(text: str, usual: Mapping[str, Any] | None = None) -> str:
 
     Args:
         text: `name` or `name[parameter=value,...]`, in any spelling.
-        usual: parameters that the name has unless told, as `name` or `recipe.name`; what equals them is left out.
+        usual: default values of parameters, as `name` or `recipe.name`; parameters that equal them are left out.
+
+    >>> canonical("abmil[gated=true,hidden=512.0]", {"gated": True})
+    'abmil[hidden=512]'
     """
     name, changes = parsed(text)
     usual = {key: _plain(value) for key, value in (usual or {}).items()}

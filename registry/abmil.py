@@ -15,7 +15,7 @@ from milbench.aggregator import Task
 from milbench.nn import AttentionScore
 
 
-@register("abmil", label="AB-MIL", cite="ilse2018", version=1)
+@register("abmil", label="AB-MIL", family="attention", member=0, cite="ilse2018", version=1)
 class ABMIL(Aggregator):
     """Gated attention pooling, the form that WSI papers call AB-MIL.
 

@@ -51,7 +51,7 @@ def kmeans(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     return lloyd(x, torch.stack(seeds))
 
 
-@register("amisl", label="AMISL", cite="yao2020", version=1)
+@register("amisl", label="AMISL", family="structure", member=1, cite="yao2020", version=1)
 class AMISL(Aggregator):
     """Attention over phenotype clusters.
 
@@ -124,7 +124,7 @@ class AMISL(Aggregator):
         if hipt:
             layers = [(nn.Linear(in_dim, hidden), nn.Linear(hidden, hidden)) for _ in range(clusters)]
             self.phis = nn.ModuleList(
-                nn.Sequential(one, nn.ReLU(), nn.Dropout(p), two, nn.ReLU(), nn.Dropout(p)) for one, two in layers
+                nn.Sequential(first, nn.ReLU(), nn.Dropout(p), second, nn.ReLU(), nn.Dropout(p)) for first, second in layers
             )
         self.project = nn.Sequential(nn.Linear(hidden if hipt else in_dim, hidden), nn.ReLU(), nn.Dropout(p if hipt else 0.0))
         self.score = AttentionScore(hidden, attention_dim, gated=hipt, dropout=p if hipt else 0.0)

@@ -30,15 +30,15 @@ def smooth_top1_svm(scores: Tensor, target: Tensor, tau: float = 1.0) -> Tensor:
 
     Source: Berrada et al. 2018 (oval-group/smooth-topk, SmoothTop1SVM with alpha = 1).
     """
-    own = scores.gather(1, target[:, None])  # (rows, 1)
-    margin = scores + 1 - F.one_hot(target, scores.shape[1]) - own  # (rows, C), s_j - s_y + [j != y]
+    true = scores.gather(1, target[:, None])  # (rows, 1)
+    margin = scores + 1 - F.one_hot(target, scores.shape[1]) - true  # (rows, C), s_j - s_y + [j != y]
     first, second = scores.topk(2, dim=1).values.T
     smooth = tau * (margin / tau).logsumexp(dim=1)
     return torch.where(first - second >= tau * math.log(1000), margin.amax(dim=1), smooth).mean()
 
 
-@register("clam-sb", label="CLAM-SB", cite="lu2021", version=1)
-@register("clam-mb", label="CLAM-MB", cite="lu2021", version=1, preset={"branches": "multi"})
+@register("clam-sb", label="CLAM-SB", family="attention", member=1, cite="lu2021", version=1)
+@register("clam-mb", label="CLAM-MB", family="attention", member=2, cite="lu2021", version=1, preset={"branches": "multi"})
 class CLAM(Aggregator):
     """CLAM with one attention for all classes (SB) or one per class (MB).
 

@@ -14,7 +14,7 @@ from milbench import Aggregator, Bag, Prediction, register
 from milbench.aggregator import Task
 
 
-@register("dsmil", label="DS-MIL", cite="li2021", version=1)
+@register("dsmil", label="DS-MIL", family="attention", member=3, cite="li2021", version=1)
 class DSMIL(Aggregator):
     """Dual-stream MIL.
 

@@ -5,6 +5,7 @@ The shuffle is derived from the slide's name and from what the instances hold, s
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -61,9 +62,12 @@ class _Tier(nn.Module):
         return self.head(pooled), attention, pooled
 
 
-@register("dtfd-maxs", label="DTFD-MIL (MaxS)", cite="zhang2022", version=1, preset={"distil": "maxs"})
-@register("dtfd-maxmins", label="DTFD-MIL (MaxMinS)", cite="zhang2022", version=1, preset={"distil": "maxmins"})
-@register("dtfd-afs", label="DTFD-MIL (AFS)", cite="zhang2022", version=1, preset={"distil": "afs"})
+method = partial(register, cite="zhang2022", family="distillation")
+
+
+@method("dtfd-maxs", label="DTFD-MIL (MaxS)", member=1, preset={"distil": "maxs"})
+@method("dtfd-maxmins", label="DTFD-MIL (MaxMinS)", member=2, preset={"distil": "maxmins"})
+@method("dtfd-afs", label="DTFD-MIL (AFS)", member=0, preset={"distil": "afs"})
 class DTFD(Aggregator):
     """Double-tier feature distillation.
 
@@ -82,7 +86,7 @@ class DTFD(Aggregator):
             "mas", those of the highest attention (in the paper, not in the official code).
         rank_class: instances are ranked by the probability of this class in softmax over classes of (a_i h_i) . W, without bias:
             "last", the official choice made for two classes (in survival the last time bin), or "argmax", the class that tier 1
-            gives the pseudo-bag. The true class is no choice: there is none at test time.
+            gives the pseudo-bag. The true class cannot be used: it is unknown at test time.
 
     Source: hrzhang1123/DTFD-MIL, without residual blocks and dropout, as its script runs it. Traps: (1) the official tier-2
     gradient also lands on tier 1 and is zeroed before it is applied; detaching is the same and lets AFS run at all. (2) The

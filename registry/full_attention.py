@@ -8,7 +8,7 @@ from milbench import Aggregator, Bag, Prediction, register
 from milbench.nn.transformer import Block, SelfAttention
 
 
-@register("full-attention", label="Full Attention", cite="li2024longmil", version=1)
+@register("full-attention", label="Full Attention", family="transformer", member=1, cite="li2024longmil", version=1)
 class FullAttention(Aggregator):
     """h = relu(W x); blocks of full self-attention and FFN; logits = head(LayerNorm(mean over tokens)).
 

@@ -76,8 +76,8 @@ def neighbour_edges(bag: Bag, k: int, graph: Literal["spatial", "latent"]) -> Te
         )
     slide = torch.zeros(len(bag), dtype=torch.int64) if bag.slide_index is None else bag.slide_index.cpu()
     edges = []
-    for one in slide.unique():
-        patch = (slide == one).nonzero()[:, 0]  # (n of this slide,)
+    for number in slide.unique():
+        patch = (slide == number).nonzero()[:, 0]  # (n of this slide,)
         near = nearest(points[patch.to(points.device)], k).cpu()
         edges.append(torch.stack([patch.repeat_interleave(near.shape[1]), patch[near.flatten()]]))
     return torch.cat(edges, dim=1).to(bag.features.device)
@@ -100,7 +100,7 @@ class _GIN(nn.Module):
         return self.second(h.relu())
 
 
-@register("gcn-mil", label="GCN-MIL", cite="chen2021", version=1)
+@register("gcn-mil", label="GCN-MIL", family="structure", member=2, cite="chen2021", version=1)
 class GCNMIL(Aggregator):
     """DeepGraphConv: three GIN layers with ReLU, gated attention over the patches, one more layer, head.
 

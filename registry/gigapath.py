@@ -6,6 +6,7 @@ linear. The embedding of a class token goes to a linear head.
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -36,8 +37,11 @@ def sincos_table(size: int, dim: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1).float()
 
 
-@register("gigapath-random", label="GigaPath (random)", cite="xu2024", version=1)
-@register("gigapath-pretrained", label="GigaPath (pretrained)", cite="xu2024", preset={"pretrained": True, "encoder_dim": 1536})
+method = partial(register, cite="xu2024", family="structure")
+
+
+@method("gigapath-random", label="GigaPath (random)", member=3)
+@method("gigapath-pretrained", label="GigaPath (pretrained)", member=4, preset={"pretrained": True, "encoder_dim": 1536})
 class GigaPath(Aggregator):
     """The slide encoder of GigaPath with a linear head, all trained.
 

@@ -143,7 +143,7 @@ class LocalTransformer(nn.Module):
             raise MilbenchError(f"{path}: no weights for HIPT's local transformer: {error}") from error
 
 
-@register("hipt", label="HIPT", cite="chen2022", version=1)
+@register("hipt", label="HIPT", family="structure", member=0, cite="chen2022", version=1)
 class HIPT(Aggregator):
     """Local transformer in every region, a small transformer over regions, gated attention over regions, head.
 

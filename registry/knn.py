@@ -11,8 +11,8 @@ from milbench import Aggregator, Bag, MilbenchError, Prediction, register
 from milbench.errors import SkipTrial
 
 
-@register("knn-mean", label="KNN (Mean)", version=1, preset={"pool": "mean"})
-@register("knn-max", label="KNN (Max)", version=1, preset={"pool": "max"})
+@register("knn-mean", label="KNN (Mean)", family="pooling", member=2, version=1, preset={"pool": "mean"})
+@register("knn-max", label="KNN (Max)", family="pooling", member=3, version=1, preset={"pool": "max"})
 class KNN(Aggregator):
     """Vote fractions of the k nearest training slides.
 

@@ -6,6 +6,8 @@ mixer blocks, so that rows differ by the mixer. RetNet and GLA carry the transfo
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +20,27 @@ from milbench.ops.scan_orders import Kind
 
 
 class _MixerMIL(Aggregator):
-    """The layout; a subclass says which mixer."""
+    """The layout; a subclass says which mixer.
+
+    Args:
+        in_dim, n_out: as of every aggregator.
+        mixer: makes the mixer of a block, for tokens of width `dim`.
+        dim, blocks, ffn, order, recompute_above: as in the subclasses.
+    """
 
     complexity = "n"
     order_sensitive = True
 
     def __init__(
-        self, in_dim: int, n_out: int, dim: int, block: Callable[[], Block], blocks: int, order: Kind = "storage"
-    ) -> None:
+        self, in_dim: int, n_out: int, mixer: Callable[[], nn.Module], dim: int, blocks: int, ffn: bool, order: Kind,
+        recompute_above: int,
+    ) -> None:  # fmt: skip
         super().__init__(in_dim, n_out)
         self.order: Kind = order
         if order in ("raster", "hilbert"):  # by position, so file order is forgotten
             self.needs_coords, self.order_sensitive = True, False
         self.project = nn.Sequential(nn.Linear(in_dim, dim), nn.ReLU())
-        self.blocks = nn.ModuleList(block() for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(dim, mixer(), ffn=ffn, recompute_above=recompute_above) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, n_out)
 
@@ -47,8 +56,20 @@ class _MixerMIL(Aggregator):
         return Prediction(logits=self.head(self.norm(tokens.mean(dim=0))), extras={"tokens": tokens})
 
 
-@register("retnet", label="RetNet", cite="sun2023", version=1)
-class RetNet(_MixerMIL):
+class _HeadsMIL(_MixerMIL):
+    """A mixer with heads: which one is a matter of the class, and not a parameter that would be part of a trial's identity."""
+
+    mixer: ClassVar[type[RetentionMixer] | type[GLAMixer]]
+
+    def __init__(
+        self, in_dim: int, n_out: int, *, dim: int = 384, blocks: int = 2, heads: int = 4, ffn: bool = True,
+        order: Kind = "storage", recompute_above: int = RECOMPUTE_ABOVE,
+    ) -> None:  # fmt: skip
+        super().__init__(in_dim, n_out, partial(self.mixer, dim, heads=heads), dim, blocks, ffn, order, recompute_above)
+
+
+@register("retnet", label="RetNet", family="linear", member=0, cite="sun2023", version=1)
+class RetNet(_HeadsMIL):
     """Multi-scale retention in the order of the patches.
 
     Args:
@@ -67,27 +88,11 @@ class RetNet(_MixerMIL):
     """
 
     ops = ("retention",)
-
-    def __init__(
-        self,
-        in_dim: int,
-        n_out: int,
-        *,
-        dim: int = 384,
-        blocks: int = 2,
-        heads: int = 4,
-        ffn: bool = True,
-        order: Kind = "storage",
-        recompute_above: int = RECOMPUTE_ABOVE,
-    ) -> None:
-        def block() -> Block:
-            return Block(dim, RetentionMixer(dim, heads=heads), ffn=ffn, recompute_above=recompute_above)
-
-        super().__init__(in_dim, n_out, dim, block, blocks, order)
+    mixer = RetentionMixer
 
 
-@register("gla", label="GLA", cite="yang2024", version=1)
-class GLA(_MixerMIL):
+@register("gla", label="GLA", family="linear", member=1, cite="yang2024", version=1)
+class GLA(_HeadsMIL):
     """Gated linear attention in the order of the patches.
 
     Args:
@@ -105,27 +110,11 @@ class GLA(_MixerMIL):
     """
 
     ops = ("gated_linear_attention",)
-
-    def __init__(
-        self,
-        in_dim: int,
-        n_out: int,
-        *,
-        dim: int = 384,
-        blocks: int = 2,
-        heads: int = 4,
-        ffn: bool = True,
-        order: Kind = "storage",
-        recompute_above: int = RECOMPUTE_ABOVE,
-    ) -> None:
-        def block() -> Block:
-            return Block(dim, GLAMixer(dim, heads=heads), ffn=ffn, recompute_above=recompute_above)
-
-        super().__init__(in_dim, n_out, dim, block, blocks, order)
+    mixer = GLAMixer
 
 
-@register("mamba-random", label="Mamba (random)", cite="gu2024", version=1, preset={"order": "random"})
-@register("mamba-single", label="Mamba (single)", cite="gu2024", version=1)
+@register("mamba-random", label="Mamba (random)", family="linear", member=2, cite="gu2024", version=1, preset={"order": "random"})
+@register("mamba-single", label="Mamba (single)", family="linear", member=3, cite="gu2024", version=1)
 class Mamba(_MixerMIL):
     """Mamba in one direction: in the order of the patches (single), or in a random order (random).
 
@@ -148,24 +137,13 @@ class Mamba(_MixerMIL):
     ops = ("selective_scan",)
 
     def __init__(
-        self,
-        in_dim: int,
-        n_out: int,
-        *,
-        dim: int = 384,
-        blocks: int = 2,
-        states: int = 16,
-        ffn: bool = False,
-        order: Kind = "storage",
-        recompute_above: int = RECOMPUTE_ABOVE,
-    ) -> None:
-        def block() -> Block:
-            return Block(dim, MambaMixer(dim, states=states), ffn=ffn, recompute_above=recompute_above)
-
-        super().__init__(in_dim, n_out, dim, block, blocks, order)
+        self, in_dim: int, n_out: int, *, dim: int = 384, blocks: int = 2, states: int = 16, ffn: bool = False,
+        order: Kind = "storage", recompute_above: int = RECOMPUTE_ABOVE,
+    ) -> None:  # fmt: skip
+        super().__init__(in_dim, n_out, partial(MambaMixer, dim, states=states), dim, blocks, ffn, order, recompute_above)
 
 
-@register("vmamba", label="V-Mamba", cite="liu2024", version=1)
+@register("vmamba", label="V-Mamba", family="linear", member=4, cite="liu2024", version=1)
 class VMamba(_MixerMIL):
     """V-Mamba's cross scan: the tissue's cells along rows, columns and both reversed, summed.
 
@@ -190,18 +168,8 @@ class VMamba(_MixerMIL):
     order_sensitive = False
 
     def __init__(
-        self,
-        in_dim: int,
-        n_out: int,
-        *,
-        dim: int = 384,
-        blocks: int = 2,
-        states: int = 1,
-        ffn: bool = False,
-        dense: bool = False,
-        recompute_above: int = RECOMPUTE_ABOVE,
-    ) -> None:
-        def block() -> Block:
-            return Block(dim, SS2DMixer(dim, states=states, dense=dense), ffn=ffn, recompute_above=recompute_above)
-
-        super().__init__(in_dim, n_out, dim, block, blocks)
+        self, in_dim: int, n_out: int, *, dim: int = 384, blocks: int = 2, states: int = 1, ffn: bool = False,
+        dense: bool = False, recompute_above: int = RECOMPUTE_ABOVE,
+    ) -> None:  # fmt: skip
+        mixer = partial(SS2DMixer, dim, states=states, dense=dense)
+        super().__init__(in_dim, n_out, mixer, dim, blocks, ffn, "storage", recompute_above)

@@ -5,6 +5,7 @@ the global layer is short enough for full attention, or linear with a mixer of O
 """
 
 import math
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -35,27 +36,16 @@ def _global_block(kind: Global, dim: int, heads: int, dropout: float, recompute_
     return Block(dim, mixer, ffn=kind in ("full", "retnet", "gla"), recompute_above=recompute_above)
 
 
-LINEAR = "n radius^2"
+method = partial(register, cite="li2024longmil", family="local")
+hybrid = partial(method, complexity="n radius^2")
 
 
-@register("longmil", label="LongMIL", cite="li2024longmil", version=1)
-@register("longmil-retnet", label="LongMIL + RetNet", cite="li2024longmil", preset={"global_layer": "retnet"}, complexity=LINEAR)
-@register("longmil-gla", label="LongMIL + GLA", cite="li2024longmil", preset={"global_layer": "gla"}, complexity=LINEAR)
-@register(
-    "longmil-mamba-random",
-    label="LongMIL + Mamba (random)",
-    cite="li2024longmil",
-    preset={"global_layer": "mamba-random"},
-    complexity=LINEAR,
-)
-@register(
-    "longmil-mamba-single",
-    label="LongMIL + Mamba (single)",
-    cite="li2024longmil",
-    preset={"global_layer": "mamba-single"},
-    complexity=LINEAR,
-)
-@register("longmil-vmamba", label="LongMIL + V-Mamba", cite="li2024longmil", preset={"global_layer": "vmamba"}, complexity=LINEAR)
+@method("longmil", label="LongMIL", member=0)
+@hybrid("longmil-retnet", label="LongMIL + RetNet", member=1, preset={"global_layer": "retnet"})
+@hybrid("longmil-gla", label="LongMIL + GLA", member=2, preset={"global_layer": "gla"})
+@hybrid("longmil-mamba-random", label="LongMIL + Mamba (random)", member=3, preset={"global_layer": "mamba-random"})
+@hybrid("longmil-mamba-single", label="LongMIL + Mamba (single)", member=4, preset={"global_layer": "mamba-single"})
+@hybrid("longmil-vmamba", label="LongMIL + V-Mamba", member=5, preset={"global_layer": "vmamba"})
 class LongMIL(Aggregator):
     """Local blocks, mean over the present patches of each 2x2 cell, one global block, mean over tokens, LayerNorm, Linear.
 

@@ -22,7 +22,7 @@ class _Pooling(Aggregator):
         self.head = nn.Linear(rho or hidden or in_dim, n_out)
 
 
-@register("mean", label="Mean-pooling", version=1)
+@register("mean", label="Mean-pooling", family="pooling", member=0, version=1)
 class MeanPooling(_Pooling):
     """The head applied to the mean projected instance, which is the mean of the instances' logits.
 
@@ -62,7 +62,7 @@ class MeanPooling(_Pooling):
         return Prediction(logits=self.head(self.rho(pooled)))
 
 
-@register("max", label="Max-pooling", version=1)
+@register("max", label="Max-pooling", family="pooling", member=1, version=1)
 class MaxPooling(_Pooling):
     """The highest logits in the bag.
 

@@ -46,7 +46,7 @@ class _PPEG(nn.Module):
         return torch.cat([token, square.flatten(2).transpose(1, 2)], dim=1)
 
 
-@register("transmil", label="TransMIL", cite="shao2021", version=1)
+@register("transmil", label="TransMIL", family="transformer", member=0, cite="shao2021", version=1)
 class TransMIL(Aggregator):
     """TransMIL with the attention of the package nystrom-attention.
 

@@ -272,7 +272,7 @@ def half_a_torch_file(root):
 
 
 @broken(
-    r"of which S-00\.pt has 5 patches, .*patches/S-00\.h5 lists 10: S-00, S-01, S-02 and 9 more; they are not of one extraction"
+    r"of which S-00\.pt has 5 patches, .*patches/S-00\.h5 lists 10: S-00, S-01, S-02 and 9 more; they come from two extractions"
 )
 def patches_of_another_extraction(root):
     _, arguments = _other(root, "pt")
@@ -307,7 +307,7 @@ def missing(root):
     (root / "features" / "h5_files" / "S-03.h5").unlink()
 
 
-@broken(r"1 slide whose file is named otherwise than the label table names the slide: S-03 \(file s_03\)")
+@broken(r"1 slide whose file has another name than the slide has in the label table: S-03 \(file s_03\)")
 def misnamed(root):
     folder = root / "features" / "h5_files"
     (folder / "S-03.h5").rename(folder / "s_03.h5")
@@ -378,7 +378,7 @@ def a_row_without_slide(root):
     change(root / "labels.csv", "S-04,", ",")
 
 
-@broken(r"row 5: S-02 stands twice, once with case P2 and label tumour and once with case P3 and label normal")
+@broken(r"row 5: S-02 is listed twice, with case P2 and label tumour and with case P3 and label normal")
 def a_slide_twice(root):
     change(root / "labels.csv", "S-03,", "S-02.svs,")
 
@@ -408,7 +408,7 @@ def an_unknown_id_in_a_split(root):
     return {"--splits": table(root / "s.csv", ["slide_id", "split"], [["S-00", "train"], ["S-01", "train"], ["S-99", "train"], ["S-02", "test"]])}  # fmt: skip
 
 
-@broken(r"split official: none of its 2 ids is in the label table: X1, X2; they are spelled otherwise")
+@broken(r"split official: none of its 2 ids is in the label table: X1, X2; their spelling differs")
 def another_cohorts_split(root):
     return {"--splits": table(root / "s.csv", ["slide_id", "split"], [["X1", "train"], ["X2", "test"]])}
 
@@ -419,12 +419,12 @@ def a_slide_in_two_parts(root):
     return {"--splits": table(root / "s.csv", ["train", "test"], rows)}
 
 
-@broken(r"split official: nobody is in the test part")
+@broken(r"split official: the test part is empty")
 def nobody_to_test(root):
     return {"--splits": table(root / "s.csv", ["train", "val", "test"], [["S-00", "", ""], ["S-01", "", ""]])}
 
 
-@broken(r"split official: no normal in the train part; it cannot be learnt")
+@broken(r"split official: no normal in the train part; no model can learn it")
 def a_class_that_is_not_trained(root):
     return {"--splits": table(root / "s.csv", ["train", "test"], [["S-00", "S-01"], ["S-02", "S-03"]])}
 
@@ -486,7 +486,7 @@ def no_events(root):
     return _survival(root, "censorship", "outcome")
 
 
-@broken(r"table survival\.csv: events: nobody; mend the table, or say which column it is")
+@broken(r"table survival\.csv: events: no samples; correct the table, or say which column it is")
 def nobody_has_an_event(root):
     text = (root / "survival.csv").read_text()
     (root / "survival.csv").write_text(text.replace(",0,", ",1,"))
@@ -514,7 +514,7 @@ def no_encoder(root):
     return {"--encoder": None}
 
 
-@broken("describe --features DIR, which is not given")
+@broken("describe --features DIR, which is missing")
 def an_encoder_of_nothing(root):
     return {"--features": None}
 

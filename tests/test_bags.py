@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
 
 from milbench import Bag, MilbenchError
+from milbench.testing import strategies
 
 
 def test_grid_is_rounded_to_the_nearest_cell():
@@ -25,6 +27,21 @@ def test_slides_of_a_case_stand_apart_on_even_columns():
     assert int(grid[2:, 0].min() - grid[:2, 0].max()) > 20
     assert int(grid[2:, 0].min()) % 2 == 0
     assert (grid[2:] - grid[2]).tolist() == [[0, 0], [1, 0], [3, 2]], "shapes are kept"
+
+
+@given(strategies.bags(in_dim=2, coords=True))
+@settings(max_examples=60)
+def test_patches_share_a_cell_only_within_a_slide(bag):
+    grid = bag.grid(gap=20)
+    slide = torch.zeros(len(bag), dtype=torch.int64) if bag.slide_index is None else bag.slide_index
+    for number in slide.unique().tolist():
+        cells, coords = grid[slide == number], bag.coords[slide == number]
+        assert int(cells[:, 0].min()) % 2 == 0
+        assert int(cells[:, 1].min()) == 0
+        expected = (coords - coords.min(dim=0).values) / bag.step
+        assert torch.equal(cells - cells.min(dim=0).values, (expected + 0.5).floor().to(torch.int64))
+        others = grid[slide > number, 0]
+        assert len(others) == 0 or int(others.min() - cells[:, 0].max()) > 20
 
 
 def test_grid_is_computed_in_double_precision():

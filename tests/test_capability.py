@@ -153,8 +153,8 @@ def test_figures_hold_every_number(tmp_path):
 @pytest.mark.parametrize("name", ["spatial", "spatial-small", "spatial-full"])
 def test_permutation_invariant_methods_are_predicted_to_fail_where_only_places_tell(name):
     from milbench import plugins
-    from milbench.datasets import spatial
-    from milbench.datasets.spatial_tasks import TASKS
+    from milbench.datasets.spatial import dataset as spatial
+    from milbench.datasets.spatial.tasks import TASKS
 
     found = suites.load(name)
     about_space = [TASKS[spatial.NAMES[dataset][0]].spatial for dataset in found.grid.dataset]

@@ -153,11 +153,11 @@ def test_lists():
 
 def test_a_new_aggregator_holds_from_the_start(tmp_path):
     assert "Next: milbench check aggregator my-own --plugin my_own.py" in milbench("new", "aggregator", "my-own", cwd=tmp_path)
-    assert "12 of 12 checks hold" in milbench("check", "aggregator", "my-own", "--plugin", "my_own.py", cwd=tmp_path)
+    assert "all 16 checks hold" in milbench("check", "aggregator", "my-own", "--plugin", "my_own.py", cwd=tmp_path)
     assert "my_own.py exists" in milbench("new", "aggregator", "my-own", code=2, cwd=tmp_path)
     text = (tmp_path / "my_own.py").read_text().replace("softmax(dim=0)", "cumsum(dim=0)")
     (tmp_path / "my_own.py").write_text(text)
-    assert "FAIL  permutation: order_sensitive = False, but" in milbench(
+    assert "FAIL  permutation: my_own.py:8: order_sensitive = False, but" in milbench(
         "check", "aggregator", "my-own", "--plugin", "my_own.py", code=1, cwd=tmp_path
     )
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from milbench import datasets
 from milbench.cli import main
 from milbench.config import Settings
-from milbench.datasets.adding import joined
-from milbench.datasets.manifest import save
+from milbench.datasets.files.adding import joined
+from milbench.datasets.files.manifest import save
 
 
 def test_what_is_given_wins_over_the_environment_and_that_over_the_defaults():

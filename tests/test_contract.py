@@ -201,6 +201,97 @@ def test_contract_catches_a_broken_aggregator(cls, check):
         run(plugins.resolve("broken"))
 
 
+MISTAKES = {  # name: a piece of a sound file, what the author writes there, what the check says
+    "tensor": ("return Prediction(logits=self.head(h.mean(0)))", "return self.head(h.mean(0))", "forward returned a Tensor; return Prediction(logits=...)"),
+    "tuple": ("return Prediction(logits=self.head(h.mean(0)))", "return self.head(h.mean(0)), h", "forward returned a tuple; return Prediction(logits=..., attention=...)"),
+    "nothing": ("return Prediction(logits=self.head(h.mean(0)))", "self.head(h.mean(0))", "forward returned nothing; return Prediction(logits=...)"),
+    "batched": ("h.mean(0)))", "h.mean(0, keepdim=True)))", "logits of a bag of 37 are (1, 2), expected (2,); return logits[0]"),
+    "attention": ("h.mean(0)))", "h.mean(0)), attention=h[:, :1])", "attention of a bag of 37 is (37, 1), expected (37,); return attention[:, 0]"),
+    "super": ("super().__init__(in_dim, n_out)", "self.n = 1", "call super().__init__(in_dim, n_out) in the first line of __init__"),
+    "positional": ("n_out: int, *, hidden: int = 16", "n_out: int, hidden: int = 16", "hidden is positional, so positional[hidden=...] cannot set it; write *, before it"),
+    "starred": ("n_out: int, *, hidden: int = 16", "n_out: int, *hidden: int", "*hidden hides the parameters"),
+    "default": ("*, hidden: int = 16", "*, hidden: int", "hidden has no default; write hidden: int = ..., with the right type"),
+    "untyped": ("*, hidden: int = 16", "*, hidden=16", "hidden has no type, so a wrong value is not refused"),
+    "mapping": ("*, hidden: int = 16", "*, hidden: int = 16, options: dict = {}", "options is a dict, which mapping[options=...] cannot hold"),
+    "widths": ("self, in_dim: int, n_out: int, *, hidden: int = 16", "self", "__init__ must take two widths"),
+    "listed": ("self.body = nn.Linear(in_dim, hidden)", "self.body = [nn.Linear(in_dim, hidden)]", "self.body is a plain list with weights, which are neither trained nor saved; use nn.ModuleList(...)"),
+    "constant": ("h = self.body(bag.features)", "h = self.body(bag.features) * torch.ones(len(bag), 1)", "what ones makes stays on the CPU when the model moves to a GPU; add device=bag.features.device"),
+    "numpy": ("h = self.body(bag.features)", "h = self.body(bag.features) + float(bag.features.numpy().mean())", "NumPy cannot read a tensor on a GPU; write .detach().cpu().numpy()"),
+    "plain": ("self.body = nn.Linear(in_dim, hidden)", "self.body = nn.Linear(in_dim, hidden); self.shift = torch.zeros(hidden); self.body.register_forward_hook(lambda m, i, o: o + self.shift)", 'self.shift is a plain tensor, which stays on the CPU when the model moves to a GPU; write self.register_buffer("shift", ...'),
+    "written": ("h = self.body(bag.features)", "h = self.body(bag.features.relu_())", "changes bag.features in place"),
+    "assigned": ("h = self.body(bag.features)", "bag.features -= 1; h = self.body(bag.features)", "a bag cannot be changed; make a new tensor"),
+    "positions": ("h = self.body(bag.features)", "h = self.body(bag.features) + 0 * bag.coords.sum()", "for a bag without coordinates; set needs_coords = True"),
+    "drawn": ("h = self.body(bag.features)", "h = self.body(bag.features) + torch.rand(1)", "eval mode is not deterministic"),
+    "unseeded": ("h = self.body(bag.features)", "h = self.body(bag.features) + np.random.default_rng().normal()", "eval mode is not deterministic"),
+    "kept": ("h = self.body(bag.features)", "self.seen = getattr(self, 'seen', 0) + 1; h = self.body(bag.features) + self.seen", "seen keeps something of one bag for the next (in eval mode)"),
+    "remembers": ("h = self.body(bag.features)", "m = bag.features.mean(); p = getattr(self, 'last', m); self.last = m; h = self.body(bag.features) + p", "last keeps something of one bag for the next (in eval mode); compute it anew"),
+    "normed": ("self.body = nn.Linear(in_dim, hidden)", "self.body = nn.Sequential(nn.Linear(in_dim, hidden), nn.BatchNorm1d(hidden))", "use LayerNorm in place of BatchNorm"),
+    "width": ("nn.Linear(in_dim, hidden)", "nn.Linear(384, hidden)", "features are 24 wide here; make the layer in_dim wide"),
+}  # fmt: skip
+PLUGIN = """
+import numpy as np
+import torch
+from torch import nn
+from milbench import Aggregator, Prediction, register
+
+
+@register("{name}", label="Mistaken")
+class Mistaken(Aggregator):
+    def __init__(self, in_dim: int, n_out: int, *, hidden: int = 16) -> None:
+        super().__init__(in_dim, n_out)
+        self.body = nn.Linear(in_dim, hidden)
+        self.head = nn.Linear(hidden, n_out)
+
+    def forward(self, bag):
+        h = self.body(bag.features)
+        return Prediction(logits=self.head(h.mean(0)))
+"""
+OTHER_LINE = {"super": "self.body = ", "width": "h = self.body", "normed": "self.body = "}  # not at the line that is changed
+
+
+def first_fault(name):
+    for check in contract.CHECKS[:-4]:
+        try:
+            check.run(plugins.resolve(name))
+        except contract.ContractError as fault:
+            return str(fault)
+    return ""
+
+
+def test_the_file_of_the_mistakes_is_sound(tmp_path):
+    (tmp_path / "sound.py").write_text(PLUGIN.replace("{name}", "sound"))
+    plugins.discover([tmp_path / "sound.py"])
+    assert first_fault("sound") == ""
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named_with_its_line_and_what_to_write(tmp_path, name):
+    before, after, says = MISTAKES[name]
+    text = PLUGIN.replace("{name}", name)
+    assert before in text
+    text = text.replace(before, after)
+    path = tmp_path / f"{name}.py"
+    path.write_text(text)
+    plugins.discover([path])
+    fault = first_fault(name)
+    part = OTHER_LINE.get(name, after.split(";")[0])
+    line = next(number for number, content in enumerate(text.splitlines(), 1) if part in content)
+    assert says in fault
+    assert f"{name}.py:{line}: " in fault
+
+
+def test_a_loss_that_is_no_number_is_named():
+    class NoLoss(Sound):
+        def training_loss(self, prediction, target, task):
+            return prediction.logits
+
+    register("no-loss", label="No loss")(NoLoss)
+    with pytest.raises(
+        contract.ContractError, match=r"training_loss returned a Tensor of shape \(3,\); return a Tensor of shape \(\)"
+    ):
+        next(c.run for c in contract.CHECKS if c.name == "gradients")(plugins.resolve("no-loss"))
+
+
 def test_the_contract_says_what_differs_and_what_to_write():
     register("draws", label="Draws")(UnseededInTraining)
     with pytest.raises(contract.ContractError, match="the weights after training differ in a second run of the same seed"):

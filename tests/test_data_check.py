@@ -119,7 +119,7 @@ def test_odd_things_are_warnings_and_reach_the_notes_of_a_table(tmp_path):
     }
     assert found["patients"]["what"].startswith("1 patient with slides in two parts, 1 of them in training and test")
     assert found["encoder-width"]["what"] == "features are 6 wide, those of uni are 1024"
-    assert found["stride"]["what"] == "1 slide whose patches lie 224 px apart, not 448 as is said"
+    assert found["stride"]["what"] == "1 slide whose patches lie 224 px apart, not 448 as their files or the manifest say"
     data = datasets.load("mine", "uni")
     assert len(data.notes) == 7
     assert any("S-08 = S-09" in note for note in data.notes)
@@ -161,8 +161,8 @@ def test_only_deep_reads_every_feature(tmp_path):
 
 
 def test_what_was_seen_is_remembered_until_a_file_changes(tmp_path, data, monkeypatch):
-    from milbench.datasets import seen
-    from milbench.datasets.formats import inspect
+    from milbench.datasets.files import seen
+    from milbench.datasets.files.formats import inspect
 
     monkeypatch.setattr(seen, "too_young", lambda state, at: False)
     root = folders.cohort(tmp_path / "in")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from folders import h5, positions, trident_attributes, vectors
 
-from milbench.datasets import formats
-from milbench.datasets.formats import BadFile, inspect, layout, read
+from milbench.datasets.files import formats
+from milbench.datasets.files.formats import BadFile, inspect, layout, read
 
 X, XY = vectors(0, 13), positions(13)
 

@@ -21,9 +21,9 @@ from folders import h5, positions, trident_attributes, vectors
 
 from milbench import MilbenchError, files
 from milbench.cli import main
-from milbench.datasets import containers, tables
-from milbench.datasets.containers import attributes
-from milbench.datasets.formats import BadFile, inspect, layout, read
+from milbench.datasets.files import containers, tables
+from milbench.datasets.files.containers import attributes
+from milbench.datasets.files.formats import BadFile, inspect, layout, read
 from milbench.report.from_published import Sheet
 
 X, XY = vectors(0, 13), positions(13)
@@ -81,7 +81,7 @@ def dangling_link(file, beside):
     file["features"] = h5py.SoftLink("/nowhere")
 
 
-@odd("has a link `features` that leads in a circle")
+@odd("has a link `features` that leads back to itself")
 def circular_link(file, beside):
     file["features"], file["other"] = h5py.SoftLink("/other"), h5py.SoftLink("/features")
 

@@ -154,8 +154,8 @@ def test_a_hundred_thousand_patches_train_in_three_gigabytes(name):
     program = f"""
 import torch
 from milbench import Bag, plugins
-from milbench.analysis.measure import extra_bytes
-from milbench.analysis.profile_ops import tissue
+from milbench.profiling.measure import extra_bytes
+from milbench.profiling.ops import tissue
 from milbench.recipes import get
 from milbench.tasks import Subtyping
 plugins.discover()

@@ -9,8 +9,9 @@ import torch
 from folders import h5, ids, positions, table, trident_attributes, vectors
 
 from milbench import MilbenchError, datasets
-from milbench.datasets import Fold, formats, manifest, splits
-from milbench.datasets.adding import joined
+from milbench.datasets import Fold, splits
+from milbench.datasets.files import formats, manifest
+from milbench.datasets.files.adding import joined
 from milbench.errors import NotHere
 
 

@@ -8,9 +8,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from milbench.errors import MilbenchError
 from milbench.ops.full_attention import full_attention, full_attention_naive
-from milbench.ops.local_attention import local_attention_2d, local_attention_2d_naive
+from milbench.ops.local_attention import local_attention_2d as in_window
+from milbench.ops.local_attention import local_attention_2d_naive as in_window_naive
 from milbench.ops.pooling import pool_2x2, pool_2x2_naive
 from milbench.ops.positions import alibi_slopes, rope_2d, rope_2d_naive
+from milbench.ops.window import Window
+
+
+def local_attention_2d(q, k, v, grid, radius, *, alibi=None, regions=None, **options):
+    return in_window(q, k, v, Window(grid, radius, alibi, regions), **options)
+
+
+def local_attention_2d_naive(q, k, v, grid, radius, *, alibi=None, regions=None, **options):
+    return in_window_naive(q, k, v, Window(grid, radius, alibi, regions), **options)
+
 
 TOLERANCE = {torch.float32: dict(rtol=2e-5, atol=1e-5), torch.float64: dict(rtol=1e-10, atol=1e-11)}
 

@@ -85,16 +85,15 @@ def qkv(rng, n, same=False):
 
 def local(rng, n, backend):
     q, k, v = qkv(rng, n)
-    options = {
-        "scale": rng.choice([None, 0.3]),
-        "alibi": torch.rand(len(q)) if rng.random() < 0.4 else None,
-        "regions": torch.randint(-2, 3, (n,)) * 2**33 if rng.random() < 0.3 else None,
-    }
+    scale = rng.choice([None, 0.3])
+    alibi = torch.rand(len(q)) if rng.random() < 0.4 else None
+    regions = torch.randint(-2, 3, (n,)) * 2**33 if rng.random() < 0.3 else None
     where = some_grid(rng, n), rng.choice([0, 0.5, 1, 2**0.5, 2, 5**0.5, 7.3, 20, 5000])
-    naive = {**options, "alibi": None if options["alibi"] is None else options["alibi"].double()}
+    window = ops.Window(*where, alibi, regions)
+    exact = ops.Window(*where, None if alibi is None else alibi.double(), regions)
     return Case(
-        lambda q, k, v: ops.local_attention_2d(q, k, v, *where, **options),
-        lambda q, k, v: ops.local_attention_2d_naive(q, k, v, *where, **naive),
+        lambda q, k, v: ops.local_attention_2d(q, k, v, window, scale=scale),
+        lambda q, k, v: ops.local_attention_2d_naive(q, k, v, exact, scale=scale),
         [q, k, v], force=(f"local_attention_2d={backend}",),
     )  # fmt: skip
 

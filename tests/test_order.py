@@ -167,7 +167,7 @@ def test_what_a_plugin_leaves_behind_or_sets_when_imported_changes_nothing(jobs_
     for job in jobs:
         run_trial(job.spec, expected, {}, settings=settings)
     (tmp_path / "spoiler.py").write_text(LEAVES_THINGS_BEHIND)
-    (tmp_path / "spoils.py").write_text(LEAVES_THINGS_BEHIND.split("@register")[0] + "\nspoil()\n")
+    (tmp_path / "spoils.py").write_text(LEAVES_THINGS_BEHIND.replace('"spoiler"', '"spoils"') + "\nspoil()\n")
     given = [tmp_path / "spoiler.py", tmp_path / "spoils.py"]
     plugins.discover([given[0]])
     every, _ = jobs_of(["spoiler", "abmil[hidden=16]", SENSITIVE[1]])

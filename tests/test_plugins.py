@@ -3,6 +3,7 @@
 import pytest
 
 from milbench import Aggregator, MilbenchError, plugins, register
+from milbench.report import figure
 
 PLUGIN = """
 from milbench import Aggregator, register
@@ -77,7 +78,7 @@ def test_taken_name_names_both_places(tmp_path):
 
 
 def test_malformed_name_is_refused():
-    with pytest.raises(MilbenchError, match="no name for an aggregator"):
+    with pytest.raises(MilbenchError, match="cannot be the name of an aggregator"):
         register("Ab Mil", label="x")(Aggregator)
 
 
@@ -100,6 +101,25 @@ def test_half_a_plugin_is_no_plugin(tmp_path):
     with pytest.raises(MilbenchError, match="ValueError: broken below"):
         plugins.discover([path])
     assert "half" not in [entry.name for entry in plugins.entries()]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = 1\n", 'registers no aggregator; write @register("name", label="Name") above the class'),
+        ("x = 1\ndef f(:\n", "odd.py:2: SyntaxError: invalid syntax"),
+        ("\nimport not_there\n", "odd.py:2: ModuleNotFoundError: No module named 'not_there'"),
+        ("from milbench import register\n\n@register('odd')\nclass A: ...\n", "odd.py:3: TypeError: register"),
+        (
+            "from milbench import register\n\n@register('odd', label='Odd')\nclass A: ...\n",
+            "odd.py:3: A is not an Aggregator; write: class A(Ag",
+        ),
+    ],
+)
+def test_a_plugin_that_is_none_is_told_with_its_line(tmp_path, text, says):
+    (tmp_path / "odd.py").write_text(text)
+    with pytest.raises(MilbenchError, match=__import__("re").escape(says)):
+        plugins.discover([tmp_path / "odd.py"])
 
 
 def test_missing_plugin_file(tmp_path):
@@ -127,3 +147,25 @@ def test_load_official_lists_everything_that_does_not_fit():
         model.load_official(official)
     for part in ("missing head.bias", "unknown stranger", "head.weight is (3, 511), expected (3, 512)"):
         assert part in str(error.value)
+
+
+def test_methods_of_a_family_share_a_colour_and_no_two_built_in_methods_look_alike():
+    looks = {
+        entry.name: figure.style(entry.name, *plugins.family_of(entry.name))
+        for entry in plugins.entries()
+        if entry.source is None
+    }
+    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks)
+    assert figure.OTHERS not in {look["color"] for look in looks.values()}
+    assert (
+        looks["abmil"]["color"]
+        == figure.style("abmil[gated=false]", *plugins.family_of("abmil[gated=false]"))["color"]
+        == "#E69F00"
+    )
+    assert figure.style("mine", *plugins.family_of("mine"))["color"] == figure.OTHERS, "a reader's own method"
+    assert [looks[name]["marker"] for name in ("longmil", "longmil-retnet", "retnet", "gla")] == ["o", "s", "o", "s"]
+
+
+def test_an_unknown_family_is_an_error_with_near_misses():
+    with pytest.raises(MilbenchError, match=r"unknown family of aggregator mine-too 'atention'.*attention"):
+        register("mine-too", label="x", family="atention")(Aggregator)

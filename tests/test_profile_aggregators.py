@@ -10,10 +10,10 @@ import torch
 from click.testing import CliRunner
 
 from milbench import plugins
-from milbench.analysis import measure
-from milbench.analysis import profile_aggregators as cost
 from milbench.cli import main
 from milbench.ops.pooling import pool_2x2
+from milbench.profiling import aggregators as cost
+from milbench.profiling import measure
 
 D, C = 16, 3  # widths of features and of logits
 N = 300

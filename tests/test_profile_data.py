@@ -9,20 +9,21 @@ import torch
 from click.testing import CliRunner
 
 from milbench import MilbenchError, datasets
-from milbench.analysis import measure, profile_data
 from milbench.cli import main
 from milbench.config import Settings
-from milbench.datasets.adding import joined
-from milbench.datasets.manifest import save
+from milbench.datasets.files.adding import joined
+from milbench.datasets.files.manifest import save
+from milbench.profiling import data as profile_data
+from milbench.profiling import measure
 
 
 def test_generated_files_give_the_same_bags_from_both(tmp_path):
     for what, layout in profile_data.LAYOUTS.items():
         folder = tmp_path / what
         folder.mkdir()
-        sizes = profile_data._write(folder, 4, 100, layout)
+        sizes = profile_data.write_files(folder, 4, 100, layout)
         assert all(50 <= n <= 150 for n in sizes.values())
-        read = lambda id, folder=folder: profile_data._read(folder, id)  # noqa: E731
+        read = lambda id, folder=folder: profile_data.read_file(folder, id)  # noqa: E731
         pack = datasets.packed(
             read, sizes, in_dim=profile_data.WIDTH, dtype=layout["dtype"], fingerprint="1", name="x", folder=folder / "pack"
         )
@@ -34,7 +35,7 @@ def test_generated_files_give_the_same_bags_from_both(tmp_path):
 
 def test_rows_say_what_was_read(monkeypatch):
     asked = []
-    monkeypatch.setattr(profile_data, "_epoch", lambda read, ids: asked.append((type(read).__name__, len(ids))))
+    monkeypatch.setattr(profile_data, "read_all", lambda read, ids: asked.append((type(read).__name__, len(ids))))
     rows = profile_data.synthetic(3, epochs=2, patches=100)
     assert [row.what for row in rows] == list(profile_data.LAYOUTS)
     assert asked == [("partial", 3), ("Pack", 3)] * 3 * len(rows), "one epoch warms up, then both ways in turn"

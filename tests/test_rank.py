@@ -54,10 +54,10 @@ def test_matrices_are_those_of_the_operations(n):
     pairs = [
         (lambda h: Softmax(q[h], k[h]), ops.full_attention(q, k, v)),
         (lambda h: Softmax(q[h], k[h], 1.7), ops.full_attention(q, k, v, scale=1.7)),
-        (lambda h: Window(q[h], k[h], grid, 2.0), ops.local_attention_2d(q, k, v, grid, 2.0)),
+        (lambda h: Window(q[h], k[h], grid, 2.0), ops.local_attention_2d(q, k, v, ops.Window(grid, 2.0))),
         (
             lambda h: Window(q[h], k[h], grid, 2.9, scale=1.7, slope=float(slopes[h]), regions=regions),
-            ops.local_attention_2d(q, k, v, grid, 2.9, scale=1.7, alibi=slopes, regions=regions),
+            ops.local_attention_2d(q, k, v, ops.Window(grid, 2.9, slopes, regions), scale=1.7),
         ),
         (lambda h: Decayed(q[h], k[h], decay[h].log().expand(n, 1), "retention"), ops.retention(q, k, v, decay)),
         (lambda h: Decayed(q[h], k[h], gate[h], "GLA"), ops.gated_linear_attention(q, k, v, gate)),

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from milbench import MilbenchError, datasets
 from milbench.cli import main
-from milbench.datasets import formats, manifest, own, seen
-from milbench.datasets.adding import joined
+from milbench.datasets.files import dataset as own
+from milbench.datasets.files import formats, manifest, seen
+from milbench.datasets.files.adding import joined
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def data(tmp_path, monkeypatch):
     """A data folder, and files that are old enough to be known again."""
     monkeypatch.setenv("MILBENCH_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(seen, "too_young", lambda state, at: False)
-    own._last.clear()
+    own.forget()
     return tmp_path / "data"
 
 
@@ -37,7 +38,7 @@ def cohort(root, **how):
 
 def load(**how):
     """As another process does."""
-    own._last.clear()
+    own.forget()
     return datasets.load("mine", "enc", **how)
 
 
@@ -164,7 +165,7 @@ def test_other_sets_that_run_together_to_the_same_name_do_not_forget_each_other(
         datasets.load(name, encoder).read("S-03")
     read_whole.clear()
     for name, encoder in (("a", "b-c"), ("a-b", "c"), ("a", "b c")):
-        own._last.clear()
+        own.forget()
         told = []
         datasets.load(name, encoder).read.build(told.append)
         assert told == []

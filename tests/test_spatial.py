@@ -12,9 +12,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from milbench import MilbenchError, datasets, stats
-from milbench.datasets import spatial
-from milbench.datasets.spatial_tasks import BACKGROUND, TASKS, A, B, C, Slide
-from milbench.datasets.spatial_tissue import AROUND, BELL, STEP, Draw, Tissue, grow
+from milbench.datasets.spatial import dataset as spatial
+from milbench.datasets.spatial.tasks import BACKGROUND, TASKS, A, B, C, Slide
+from milbench.datasets.spatial.tissue import AROUND, BELL, STEP, Draw, Tissue, grow
 
 SPACE = [name for name, task in TASKS.items() if task.spatial]
 
@@ -238,7 +238,7 @@ def test_parts_are_disjoint_and_balanced():
     for part in fold:
         assert sum(dataset.sample(id).label for id in part) == len(part) / 2
     images = {
-        part: {row.tobytes() for kind in spatial._images(part)[0] for row in kind if row.any()}
+        part: {row.tobytes() for kind in spatial.images(part)[0] for row in kind if row.any()}
         for part in ("train", "val", "test")
     }
     assert len(images["train"]) > 1000
@@ -249,7 +249,7 @@ def test_parts_are_disjoint_and_balanced():
 
 @pytest.mark.parametrize("name", spatial.NAMES)
 def test_sizes_are_known_without_making_slides(name):
-    sizes = spatial._sizes(name)
+    sizes = spatial.sizes(name)
     for id in ("train-0003", "val-0000", "test-0001"):
         assert sizes[id] == len(spatial.make(name, id).types)
 
@@ -271,7 +271,7 @@ def test_a_bag_is_what_the_slide_is():
 
 @pytest.mark.parametrize("width", [16, 100, 1024])
 def test_prototypes_are_equally_far_apart_at_any_width(width):
-    centres = spatial._prototypes(width) / spatial.GAUSSIAN_NOISE
+    centres = spatial.prototypes(width) / spatial.GAUSSIAN_NOISE
     distance = np.linalg.norm(centres[:, None] - centres[None], axis=2)[~np.eye(10, dtype=bool)]
     assert distance == pytest.approx(8, rel=0.07 if width % 16 else 0.02)
     slide = next(slides("texture", "test", 1))[0]

@@ -6,8 +6,9 @@ import pytest
 from folders import ids, table
 
 from milbench import MilbenchError
-from milbench.datasets import Fold, tables
-from milbench.datasets.adding import default_classes
+from milbench.datasets import Fold
+from milbench.datasets.files import tables
+from milbench.datasets.files.adding import default_classes
 
 
 def rows(path, task="subtyping", **asked):

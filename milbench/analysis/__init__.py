@@ -1,1 +1,1 @@
-"""Analysis: what methods cost and why they differ."""
+"""Analysis: why methods differ, seen in their attention, their scores and the slides."""

@@ -105,9 +105,9 @@ def heatmaps(model: Aggregator, task: Subtyping | Survival, bag: Bag, *, label: 
     of_slide = np.zeros(len(bag), np.int64) if bag.slide_index is None else bag.slide_index.numpy()
     numbers = np.unique(of_slide)
     for number in numbers:
-        own = of_slide == number
+        here = of_slide == number
         name = bag.slide_id if len(numbers) == 1 else f"{bag.slide_id}, slide {number + 1}"
-        yield Heatmap(label, trial, name, what, signed, bag.coords.double().numpy()[own], bag.step, score[own], ends)
+        yield Heatmap(label, trial, name, what, signed, bag.coords.double().numpy()[here], bag.step, score[here], ends)
 
 
 def _ends(score: NDArray[np.float64], signed: bool) -> tuple[float, float]:

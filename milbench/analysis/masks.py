@@ -23,7 +23,11 @@ def matrices(side: int, radius: float, region: int) -> dict[str, Tensor]:
     grid = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(1)  # (n, 2) column, row
     n = len(grid)
     nothing, identity = torch.zeros(1, n, 4), torch.eye(n)[None]
-    window = ops.local_attention_2d(nothing, nothing, identity, grid, radius)[0]
+
+    def local(window: ops.Window) -> Tensor:
+        return ops.local_attention_2d(nothing, nothing, identity, window)[0]
+
+    window = local(ops.Window(grid, radius))
     width = round(float((window > 0).sum(1).float().mean()))  # of the band that sees as many patches, on average
     along = torch.stack([torch.arange(n), torch.zeros(n, dtype=torch.int64)], dim=1)
     squares = grid[:, 1] // region * side + grid[:, 0] // region
@@ -31,14 +35,10 @@ def matrices(side: int, radius: float, region: int) -> dict[str, Tensor]:
     everywhere = 2.0 * side
     return {
         "full": ops.full_attention(nothing, nothing, identity)[0],
-        f"squares of {region} x {region}\n(HIPT)": ops.local_attention_2d(
-            nothing, nothing, identity, grid, everywhere, regions=squares
-        )[0],
-        f"band of {2 * (width // 2) + 1} along the sequence\n(1-D window)": ops.local_attention_2d(
-            nothing, nothing, identity, along, width // 2
-        )[0],
+        f"squares of {region} x {region}\n(HIPT)": local(ops.Window(grid, everywhere, regions=squares)),
+        f"band of {2 * (width // 2) + 1} along the sequence\n(1-D window)": local(ops.Window(along, width // 2)),
         f"window of radius {radius:g}\n(LongMIL)": window,
-        "decay with distance\n(2-D ALiBi)": ops.local_attention_2d(nothing, nothing, identity, grid, everywhere, alibi=slopes)[0],
+        "decay with distance\n(2-D ALiBi)": local(ops.Window(grid, everywhere, alibi=slopes)),
     }
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from milbench import ops
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.errors import MilbenchError
@@ -93,7 +94,7 @@ class Mixing:
         """
         if not self.causal:
             return [], 0.0
-        squares, own = torch.zeros(len(GAPS), dtype=torch.float64), []
+        squares, kept = torch.zeros(len(GAPS), dtype=torch.float64), []
         for start in range(0, self.n, TILE):
             stop = min(start + TILE, self.n)
             size = max(1, AT_A_TIME // self.n)
@@ -103,10 +104,10 @@ class Mixing:
                 tile.append(rows[:, start:stop])
                 past = rows[:, :start].square().sum(0, dtype=torch.float64).view(-1, TILE)
                 squares += torch.stack([past[:, : TILE - gap].sum() for gap in GAPS])
-            own.append(torch.cat(tile))
+            kept.append(torch.cat(tile))
         for gap, norm in zip(GAPS, squares.sqrt().tolist(), strict=True):
             if norm <= leak:
-                return [tile[:, : TILE - gap] for tile in own[:-1]] + own[-1:], norm
+                return [tile[:, : TILE - gap] for tile in kept[:-1]] + kept[-1:], norm
         return [], 0.0
 
     def scaled(self, weight: Tensor) -> Mixing:
@@ -151,7 +152,7 @@ class Window(Mixing):
         q, k: (n, d).
         grid: (n, 2) integer (column, row).
         radius: in grid steps.
-        scale: of the scores, d^-0.5 unless given.
+        scale: of the scores; None is d^-0.5.
         slope: slope * distance is taken off the scores (ALiBi).
         regions: (n,) labels that tokens do not look beyond, or None.
     """
@@ -171,8 +172,8 @@ class Window(Mixing):
         """(n, n), float64."""
         cells = self.grid.double().numpy()
         pair = cKDTree(cells).query_pairs(self.radius, output_type="ndarray")  # i < j
-        own = np.arange(self.n)
-        i, j = np.concatenate([pair[:, 0], pair[:, 1], own]), np.concatenate([pair[:, 1], pair[:, 0], own])
+        diagonal = np.arange(self.n)
+        i, j = np.concatenate([pair[:, 0], pair[:, 1], diagonal]), np.concatenate([pair[:, 1], pair[:, 0], diagonal])
         if self.regions is not None:
             label = self.regions.numpy()
             i, j = i[label[i] == label[j]], j[label[i] == label[j]]
@@ -223,8 +224,8 @@ class Window(Mixing):
             todo += [half[: len(half) // 2], half[len(half) // 2 :]]
         seen = self.matrix.tocoo()
         inner = np.bincount(seen.col, tile[seen.row] != tile[seen.col], self.n) == 0
-        own = [torch.from_numpy(self.matrix[part][:, part[inner[part]]].toarray()) for part in tiles if inner[part].any()]
-        return own, 0.0
+        blocks = [torch.from_numpy(self.matrix[part][:, part[inner[part]]].toarray()) for part in tiles if inner[part].any()]
+        return blocks, 0.0
 
     def mask(self) -> Mixing:
         """1 where a token may look, row by row made to sum to 1."""
@@ -502,12 +503,12 @@ class _Observer(TorchFunctionMode):
             self.add(h, Softmax(a, b, scale))
 
     def local_attention_2d(
-        self, q: Tensor, k: Tensor, v: Tensor, grid: Tensor, radius: float, *, scale: float | None, alibi: Tensor | None,
-        regions: Tensor | None, **dropout: Any,
-    ) -> None:  # fmt: skip
+        self, q: Tensor, k: Tensor, v: Tensor, window: ops.Window, *, scale: float | None, **dropout: Any
+    ) -> None:
         for h in range(len(q)):
-            slope = 0.0 if alibi is None else float(alibi[h])
-            self.add(h, Window(q[h], k[h], grid, radius, scale=scale, slope=slope, regions=regions))
+            slope = 0.0 if window.alibi is None else float(window.alibi[h])
+            matrix = Window(q[h], k[h], window.grid, window.radius, scale=scale, slope=slope, regions=window.regions)
+            self.add(h, matrix)
 
     def retention(self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, **chunk: int) -> None:
         for h, (a, b) in enumerate(zip(*_kept(q, k), strict=True)):
@@ -518,7 +519,7 @@ class _Observer(TorchFunctionMode):
             self.add(h, Decayed(a, b, gate, "gated linear attention"))
 
     def selective_scan(self, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None) -> None:
-        scans = [Scan(*one) for one in zip(*_kept(delta, B, C, A), strict=True)]
+        scans = [Scan(*arguments) for arguments in zip(*_kept(delta, B, C, A), strict=True)]
         _, module, args = self.path[-1]
         if not isinstance(module, SS2DMixer):
             self.add("mean", scans[0])

@@ -189,12 +189,12 @@ def _effective(sigma: Tensor, residual: float, total: float, top: float, n: int,
     """
     extra = math.sqrt(n) * residual
     most = extra / (float(sigma.sum()) + extra)
-    own = _entropy(sigma)
-    best = min(most, 1 / (1 + math.exp(own) / n))  # where the upper bound, concave in the weight, is largest
+    entropy = _entropy(sigma)
+    best = min(most, 1 / (1 + math.exp(entropy) / n))  # where the upper bound, concave in the weight, is largest
     choice = -sum(p * math.log(p) for p in (best, 1 - best) if p > 0)
     nuclear = max(nuclear, float(sigma.sum()) + residual**2 / (2 * top))
-    low = max(1.0, nuclear**2 / total, math.exp((1 - most) * own))
-    return Between(low, min(n, math.exp(choice + (1 - best) * own + best * math.log(n))))
+    low = max(1.0, nuclear**2 / total, math.exp((1 - most) * entropy))
+    return Between(low, min(n, math.exp(choice + (1 - best) * entropy + best * math.log(n))))
 
 
 def bands(matrix: Mixing, radii: Sequence[int], tokens: int = 512) -> list[dict[str, int]]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from milbench import plugins
 from milbench.aggregator import Aggregator
 from milbench.analysis import mixing, rank
 from milbench.analysis.mixing import Head, Mixing, Window
@@ -40,6 +41,11 @@ class Subject:
     label: str
     trial: str
     models: dict[str, Aggregator]
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """Its colour, marker and line."""
+        return style(self.aggregator, *plugins.family_of(self.aggregator))
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,7 @@ def _draw_per_layer(measured: list[Measured]) -> Drawing:
     drawing, axes = plt.subplots(1, 3, figsize=(PAGE, 0.7 + 0.24 * len(places)), sharey=True)
     for ax, (title, value) in zip(axes, shown, strict=True):
         for m in measured:
-            look = style(m.subject.aggregator)
+            look = m.subject.style
             y = places.index((m.subject.label, m.head.layer)) + (0.16 if m.when == "trained" else -0.16) * (
                 "trained" in m.subject.models
             )
@@ -232,11 +238,11 @@ def _panels(pictured: list[Measured]) -> list[list[tuple[Measured, str, NDArray[
     """One row of panels per method: its layers, fresh beside trained, and the mask of its first window."""
     panels = []
     for subject in _subjects(pictured):
-        own = [m for m in pictured if m.subject is subject]
+        shown = [m for m in pictured if m.subject is subject]
         row = []
         for layer in _layers(pictured, subject):
-            row += [(m, m.when, m.image) for m in own if m.head.layer == layer and m.image is not None]
-        row += [(m, "mask", m.mask) for m in own if m.mask is not None][:1]
+            row += [(m, m.when, m.image) for m in shown if m.head.layer == layer and m.image is not None]
+        row += [(m, "mask", m.mask) for m in shown if m.mask is not None][:1]
         panels.append(row)
     return panels
 
@@ -305,11 +311,11 @@ def _draw_spectra(measured: list[Measured]) -> Drawing:
     for ax in axes.flat[len(subjects) :]:
         ax.set_axis_off()
     for subject, ax in zip(subjects, axes.flat, strict=False):
-        own = [m for m in measured if m.subject is subject]
-        layers = list(dict.fromkeys(m.head.layer for m in own))
-        colour = np.array(to_rgb(style(subject.aggregator)["color"]))
+        shown = [m for m in measured if m.subject is subject]
+        layers = list(dict.fromkeys(m.head.layer for m in shown))
+        colour = np.array(to_rgb(subject.style["color"]))
         ax.axhline(1e-4, color=OTHERS, linewidth=0.6)
-        for m in own:
+        for m in shown:
             at = np.array(_positions(len(m.numbers.sigma)))
             sigma = (m.numbers.sigma / m.numbers.sigma[0]).numpy()[at]
             light = 0.75 * (1 - layers.index(m.head.layer) / max(1, len(layers) - 1)) if len(layers) > 1 else 0
@@ -349,7 +355,7 @@ def _draw_bands(measured: list[Measured]) -> Drawing:
     for m in measured:
         if m.bands:
             x = np.array([band["b"] for band in m.bands])
-            look = style(m.subject.aggregator)
+            look = m.subject.style
             ax.plot(
                 x,
                 [band["bound"] / band["n"] for band in m.bands],

@@ -17,7 +17,8 @@ from milbench import datasets, plugins, process, tasks
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.config import Settings
-from milbench.datasets import Dataset, Fold, formats
+from milbench.datasets import Dataset, Fold
+from milbench.datasets.files import formats
 from milbench.errors import MilbenchError, unknown
 from milbench.plugins import Variant
 from milbench.training import Bags, Standardiser, derive_seed
@@ -27,7 +28,7 @@ from milbench.trials.store import MODEL, Store
 
 
 def read_features(path: Path, step: float | None = None) -> Bag:
-    """The bag in a feature file (see :mod:`milbench.datasets.formats`); its stem is the slide.
+    """The bag in a feature file (see :mod:`milbench.datasets.files.formats`); its stem is the slide.
 
     Args:
         path: the file.
@@ -82,7 +83,7 @@ class Trained:
         Args:
             store: where the results are.
             trial_id: of the trial, or how it begins.
-            settings: where datasets are; what the environment says unless given.
+            settings: where datasets are; None is what the environment says.
 
         Raises:
             MilbenchError: no or several such trials, no weights, another implementation, or its data are not here.

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from milbench import datasets
 from milbench.config import Settings
-from milbench.datasets import Dataset, manifest
-from milbench.datasets.adding import joined
-from milbench.datasets.check import Examined, FeatureSet, counts, examine
-from milbench.datasets.seen import Watch
+from milbench.datasets import Dataset
+from milbench.datasets.files import manifest
+from milbench.datasets.files.adding import joined
+from milbench.datasets.files.check import Examined, FeatureSet, counts, examine
+from milbench.datasets.files.seen import Watch
 from milbench.errors import MilbenchError, unknown
 
 __all__ = ["Added", "Examined", "FeatureSet", "Watch", "add_dataset", "check_dataset", "counts", "load_dataset", "summary"]

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from milbench import plugins
-from milbench.analysis import measure
-from milbench.analysis import profile_aggregators as cost
-from milbench.analysis import profile_data as reading
-from milbench.analysis import profile_ops as operations
 from milbench.config import Settings
 from milbench.errors import MilbenchError
 from milbench.files import write_atomically
+from milbench.profiling import aggregators as cost
+from milbench.profiling import data as reading
+from milbench.profiling import measure
+from milbench.profiling import ops as operations
 from milbench.trials.run import provenance
 
 Row = cost.Row

@@ -19,9 +19,10 @@ def check_aggregator(name: str, plugin_files: tuple[str, ...]) -> None:
     """Check that the aggregator NAME keeps the contract: the same checks that the test suite runs."""
     from milbench.api import models
 
-    done = []
+    holding = 0
     for check in models.check_aggregator(name, plugin=plugin_files):
-        done.append(check.holds)
         click.echo(f"{'ok  ' if check.holds else 'FAIL'}  {check.name}: {check.says}")
-    click.echo(f"{name}: {sum(done)} of {len(done)} checks hold")
-    raise SystemExit(0 if all(done) else 1)
+        if not check.holds:
+            raise SystemExit(1)
+        holding += 1
+    click.echo(f"{name}: all {holding} checks hold")

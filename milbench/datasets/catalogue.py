@@ -4,11 +4,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from milbench.config import Settings
-from milbench.datasets import classic, manifest, own, spatial
+from milbench.datasets import classic
 from milbench.datasets.base import Dataset
-from milbench.datasets.manifest import spelled
+from milbench.datasets.cohorts import COHORTS, ENCODERS
+from milbench.datasets.files import dataset as from_files
+from milbench.datasets.files import manifest
+from milbench.datasets.files.manifest import spelled
 from milbench.datasets.packed import rounded
-from milbench.datasets.published import COHORTS, ENCODERS
+from milbench.datasets.spatial import dataset as spatial
 from milbench.errors import MilbenchError, NotHere, unknown
 
 __all__ = ["ENCODERS", "DatasetInfo", "infos", "known", "load"]
@@ -30,7 +33,7 @@ def infos(settings: Settings | None = None) -> list[DatasetInfo]:
     """Every dataset known by name, whether or not its files are here.
 
     Args:
-        settings: where datasets are; what the environment says unless given.
+        settings: where datasets are; None is what the environment says.
     """
     home = (settings or Settings.from_environment()).data
     missing, no_digits = classic.missing(), spatial.missing()
@@ -42,16 +45,16 @@ def infos(settings: Settings | None = None) -> list[DatasetInfo]:
         for name in spatial.NAMES
     ]
     for name in sorted({*COHORTS, *manifest.names(home)}):
-        own_one = manifest.load(name, home)
-        if own_one is None:
+        saved = manifest.load(name, home)
+        if saved is None:
             cohort = COHORTS[name]
             found.append(
                 DatasetInfo(name, cohort.label, cohort.task, (), False, f"add it with: {_command(name, None, None, None)}")
             )
             continue
-        features = tuple(features.name for features in own_one.features)
-        why_not = "" if own_one.labels and features else f"{'labels' if features else 'features'} are not added yet"
-        found.append(DatasetInfo(name, own_one.label, own_one.task, features, not why_not, why_not))
+        features = tuple(features.name for features in saved.features)
+        why_not = "" if saved.labels and features else f"{'labels' if features else 'features'} are not added yet"
+        found.append(DatasetInfo(name, saved.label, saved.task, features, not why_not, why_not))
     return found
 
 
@@ -68,7 +71,7 @@ def load(
     Args:
         name, encoder, magnification, patch_size: which features.
         dtype: what features are stored as before they become float32.
-        settings: where datasets are, and whether they are packed; what the environment says unless given.
+        settings: where datasets are, and whether they are packed; None is what the environment says.
 
     Raises:
         NotHere: a known dataset, or these features of it, that the user has not added.
@@ -89,12 +92,12 @@ def load(
         raise NotHere(f"dataset {name} is not here; add it with: {_command(name, encoder, magnification, patch_size)}")
     features = here.find(encoder, magnification, patch_size)
     if features is None:
-        have = ", ".join(one.name for one in here.features) or "none"
+        have = ", ".join(saved.name for saved in here.features) or "none"
         raise NotHere(
             f"dataset {name} has no features of {spelled(encoder, magnification, patch_size)} (it has {have}); "
             f"add them with: {_command(name, encoder, magnification, patch_size, more=True)}"
         )
-    return own.dataset(here, features, settings, dtype)
+    return from_files.dataset(here, features, settings, dtype)
 
 
 def _command(name: str, encoder: str | None, magnification: int | None, patch_size: int | None, *, more: bool = False) -> str:

@@ -81,7 +81,7 @@ class Pack:
     The file holds, one after the other, each bag's features, coordinates and slide index, and at its end, as JSON, where they
     are, what they are, the fingerprint, and a checksum of each bag (CRC-32, as zip files have: it finds every flipped bit and
     every hole, and costs less than any hash). The JSON has one, too. Whatever does not end that way was not written to its end.
-    A bag is held against its checksum when this object first reads it, so later epochs pay nothing.
+    The checksum of a bag is verified when this object first reads it, so later epochs pay nothing.
 
     Tensors of a bag are views of a read-only map of the file: writing into one ends the process. Float16 features are converted
     into memory of their own.
@@ -182,7 +182,7 @@ class Pack:
         """Open the pack, and write it first where it is missing. Of several processes one writes and the others wait.
 
         Args:
-            tell: is told what is about to be written, and where.
+            tell: called with what is about to be written, and where.
 
         Raises:
             MilbenchError: the disk is too small, the folder cannot be written to, or a bag cannot be packed; no file is left.

@@ -39,9 +39,9 @@ def _assign(samples: Sequence[Sample], parts: int, salt: str) -> dict[str, int]:
     load = np.zeros((parts, strata))
     part_of = {}
     for case in order:
-        own = profile[case]
-        part = min(range(parts), key=lambda p: (float(load[p] @ own), float(load[p].sum()), p))
-        load[part] += own
+        classes = profile[case]
+        part = min(range(parts), key=lambda p: (float(load[p] @ classes), float(load[p].sum()), p))
+        load[part] += classes
         part_of[case] = part
     return part_of
 
@@ -52,7 +52,7 @@ def k_fold(samples: Sequence[Sample], k: int, *, validation: int | None = None, 
     Args:
         samples: all samples of the dataset.
         k: number of folds; every sample is tested once.
-        validation: one part in this many of the training part is for validation; `k` unless told, 0 for none.
+        validation: one part in this many of the training part is for validation; None is `k`, 0 is no validation part.
         salt: another salt gives another split.
 
     Raises:

@@ -112,8 +112,8 @@ class _Merge(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(order, inverse)
         total = y[0][inverse[0]]
-        for one, at in zip(y[1:], inverse[1:], strict=True):
-            total += one[at]
+        for direction, at in zip(y[1:], inverse[1:], strict=True):
+            total += direction[at]
         return total
 
     @staticmethod
@@ -198,8 +198,8 @@ class SS2DMixer(nn.Module):
     def _direction(self, u: Tensor, maps: Tensor, order: Tensor, inverse: Tensor, i: int) -> Tensor:
         """The scan of one direction alone, so that the backward pass needs the arrays of one direction at a time."""
         step, B, C = maps[order].split(self.widths, dim=1)
-        own = slice(i * self.inner, (i + 1) * self.inner)
-        delta = F.softplus(torch.addmm(self.dt_projs_bias[i], step, self.dt_projs.weight[own].T))  # (m, inner)
-        A, D = -self.A_logs[own].exp(), self.Ds[own]
+        channels = slice(i * self.inner, (i + 1) * self.inner)
+        delta = F.softplus(torch.addmm(self.dt_projs_bias[i], step, self.dt_projs.weight[channels].T))  # (m, inner)
+        A, D = -self.A_logs[channels].exp(), self.Ds[channels]
         y = selective_scan(u[order][None], delta[None], A[None], B[None], C[None], D[None])[0]
         return y[inverse]  # (m, inner)

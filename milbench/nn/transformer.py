@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from milbench.ops.full_attention import full_attention
 from milbench.ops.local_attention import local_attention_2d
 from milbench.ops.positions import rope_2d
+from milbench.ops.window import Window
 
 RECOMPUTE_ABOVE = 32_000  # tokens from which a block keeps its input only and computes the rest again in the backward pass
 FFN_CHUNK = 32_768  # tokens whose 4 E wide hidden layer exists at a time, above that size
@@ -90,7 +91,7 @@ class SelfAttention(nn.Module):
         if self.radius is None:
             y = full_attention(q, k, v, dropout=dropout)
         elif grid is not None:
-            y = local_attention_2d(q, k, v, grid, self.radius, dropout=dropout)
+            y = local_attention_2d(q, k, v, Window(grid, self.radius), dropout=dropout)
         else:
             raise ValueError("a window needs the grid")
         return self.out(y.transpose(0, 1).flatten(1))

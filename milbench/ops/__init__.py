@@ -10,8 +10,9 @@ from milbench.ops.positions import alibi_slopes, rope_2d, rope_2d_naive
 from milbench.ops.retention import retention, retention_naive, retention_recurrent
 from milbench.ops.scan_orders import cross_scan, scan_order
 from milbench.ops.selective_scan import selective_scan, selective_scan_naive
+from milbench.ops.window import Window
 
-# Operations that have a choice of backends, and the definition each is held against.
+# Operations that have a choice of backends, and the definition that each must equal.
 OPERATIONS = {
     "full_attention": full_attention_naive,
     "local_attention_2d": local_attention_2d_naive,
@@ -21,7 +22,7 @@ OPERATIONS = {
 }
 
 __all__ = [
-    "OPERATIONS", "alibi_slopes", "causal_conv1d", "causal_conv1d_naive", "cross_scan", "dilated_attention",
+    "OPERATIONS", "Window", "alibi_slopes", "causal_conv1d", "causal_conv1d_naive", "cross_scan", "dilated_attention",
     "dilated_attention_naive", "full_attention", "full_attention_naive", "gated_linear_attention", "gated_linear_attention_naive",
     "local_attention_2d", "local_attention_2d_naive", "pool_2x2", "pool_2x2_naive", "retention", "retention_naive",
     "retention_recurrent", "rope_2d", "rope_2d_naive", "scan_order", "selective_scan", "selective_scan_naive",

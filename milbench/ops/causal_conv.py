@@ -32,6 +32,9 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
     Raises:
         MilbenchError: naming the argument, for shapes that do not agree, dtypes that are not floating point, or NaN.
+
+    >>> causal_conv1d(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[10.0, 1.0]]))[:, 0].tolist()
+    [1.0, 12.0, 23.0]
     """
     spec = "x (n, c), weight (c, width)"
     dtype = check(spec, x, weight) if bias is None else check(f"{spec}, bias (c)", x, weight, bias)

@@ -9,6 +9,7 @@ from milbench.ops.arguments import check
 from milbench.ops.backends import Backend, choose, offer
 from milbench.ops.gpu import HALVES, flash_attention
 from milbench.ops.local_attention import tiled_attention
+from milbench.ops.window import Window
 
 ON_A_CPU = "dropout on a CPU"  # there torch would materialise the scores
 
@@ -25,7 +26,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = Non
     Args:
         q, k: (heads, n, d).
         v: (heads, n, d_v).
-        scale: of the scores, d^-0.5 unless given.
+        scale: of the scores; None is d^-0.5.
         dropout: on attention probabilities; a caller in evaluation passes 0.
 
     Returns:
@@ -48,7 +49,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, dropou
 
 def _tiled(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, dropout: float = 0.0) -> Tensor:
     # Local attention in which all tokens share one cell.
-    return tiled_attention(q, k, v, torch.zeros(q.shape[1], 2, dtype=torch.int64), 0.0, scale=scale, dropout=dropout)
+    together = Window(torch.zeros(q.shape[1], 2, dtype=torch.int64), 0.0)
+    return tiled_attention(q, k, v, together, scale=scale, dropout=dropout)
 
 
 def _example(device: str) -> tuple[Tensor, ...]:

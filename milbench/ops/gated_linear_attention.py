@@ -134,9 +134,9 @@ class _ChunkedGLA(torch.autograd.Function):
             upper = torch.ones_like(scores[0, 0]).triu()
             d_gate = upper @ (q * dq - k * dk)
             d_gate[:, :-1] += (states[:, 1:] * d_states[:, :-1]).sum(-1)[:, :, None]
-            own = d_scores.diagonal(dim1=-2, dim2=-1)[..., None]
-            dq.addcmul_(own, k)
-            dk.addcmul_(own, q)
+            to_itself = d_scores.diagonal(dim1=-2, dim2=-1)[..., None]
+            dq.addcmul_(to_itself, k)
+            dk.addcmul_(to_itself, q)
         return dq, dk, dv, d_gate
 
 

@@ -3,7 +3,6 @@
 Nothing here runs on a CPU; each is used only after a tiny call of it worked on the device (:mod:`milbench.ops.backends`).
 """
 
-import math
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from milbench.ops.scan_orders import scan_order
+from milbench.ops.window import Window, largest_square
 
 HALVES = (torch.float16, torch.bfloat16)
 BLOCK = 128  # tokens of a flex_attention block
@@ -61,12 +61,6 @@ def mamba_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Ten
     return torch.stack(out)
 
 
-def largest_square(radius: float) -> int:
-    """The largest whole number whose root is at most `radius`: squared distances of cells are compared without rounding."""
-    near = math.floor(radius**2)  # may be off by one, by rounding
-    return max(s for s in (0, near - 1, near, near + 1) if s >= 0 and math.sqrt(s) <= radius)
-
-
 class Tissue(NamedTuple):
     """Tokens in Hilbert order, cut into blocks of 128 that are compact on the slide.
 
@@ -81,8 +75,9 @@ class Tissue(NamedTuple):
     squared: int
 
 
-def tissue_blocks(grid: Tensor, radius: float, regions: Tensor | None = None) -> Tissue:
+def tissue_blocks(window: Window) -> Tissue:
     """Which blocks of a slide can see each other. Costs (n / 128)^2, nothing of size n^2."""
+    grid, regions = window.grid, window.regions
     order = scan_order(grid, "hilbert")
     n = len(order)
     blocks = -(-n // BLOCK)
@@ -94,7 +89,7 @@ def tissue_blocks(grid: Tensor, radius: float, regions: Tensor | None = None) ->
     boxes = at.view(blocks, BLOCK, 2)
     low, high = boxes.amin(1), boxes.amax(1)
     gap = (torch.maximum(low[:, None], low[None]) - torch.minimum(high[:, None], high[None])).clamp(min=0)  # (blocks, blocks, 2)
-    squared = largest_square(min(radius, 2.0**31))  # no cell is farther
+    squared = largest_square(min(window.radius, 2.0**31))  # no cell is farther
     return Tissue(order, at, label, gap.long().square().sum(-1) <= squared, squared)
 
 
@@ -102,12 +97,9 @@ def blocked_local_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    grid: Tensor,
-    radius: float,
+    window: Window,
     *,
     scale: float | None = None,
-    alibi: Tensor | None = None,
-    regions: Tensor | None = None,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -116,7 +108,7 @@ def blocked_local_attention(
     Exact; time O(n r^2) and memory O(n d), since the backward pass computes each block again. Arguments as in
     :func:`milbench.ops.local_attention.local_attention_2d`; dropout draws from torch's global generator.
     """
-    tissue = tissue_blocks(grid, radius, regions)
+    tissue, alibi = tissue_blocks(window), window.alibi
     n, given = len(tissue.order), v.dtype
     exact = torch.float64 if given == torch.float64 else torch.float32
     q, k, v = (t[:, tissue.order].to(exact) for t in (q, k, v))
@@ -149,12 +141,9 @@ def flex_local_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    grid: Tensor,
-    radius: float,
+    window: Window,
     *,
     scale: float | None = None,
-    alibi: Tensor | None = None,
-    regions: Tensor | None = None,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -162,7 +151,8 @@ def flex_local_attention(
     assert not dropout, "flex_attention has no dropout"
     from torch.nn.attention.flex_attention import BlockMask
 
-    order, at, label, near, _ = tissue_blocks(grid, radius, regions)
+    order, at, label, near, _ = tissue_blocks(window)
+    alibi, radius = window.alibi, window.radius
     n, padding = len(order), len(at) - len(order)
     blocks = near.to(torch.int8).argsort(dim=1, descending=True, stable=True).to(torch.int32)  # of each row, those it sees first
 

@@ -17,10 +17,11 @@ from torch.autograd.function import once_differentiable
 from milbench.errors import MilbenchError
 from milbench.ops.arguments import check
 from milbench.ops.backends import Backend, choose, offer
-from milbench.ops.gpu import blocked_local_attention, flex_local_attention, largest_square
+from milbench.ops.gpu import blocked_local_attention, flex_local_attention
+from milbench.ops.window import Window, largest_square
 
 if TYPE_CHECKING:
-    from milbench.ops.local_attention_cpu import Plan
+    from milbench.ops.cpu.windows import Plan
 
 T = TypeVar("T")
 
@@ -29,28 +30,22 @@ def local_attention_2d(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    grid: Tensor,
-    radius: float,
+    window: Window,
     *,
     scale: float | None = None,
-    alibi: Tensor | None = None,
-    regions: Tensor | None = None,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Softmax attention in which patch i attends patch j iff the Euclidean distance of their cells is at most `radius`.
+    """Softmax attention in which every patch attends the patches in its window.
 
     Args:
         q: (heads, n, d) queries; half types are computed in float32.
         k: (heads, n, d) keys.
         v: (heads, n, d_v) values.
-        grid: (n, 2) integer (column, row) of each patch; duplicates attend each other.
-        radius: in grid steps, 0 or more; a patch always attends itself.
-        scale: of the scores, d^-0.5 unless given.
-        alibi: (heads,) slopes; -slope * distance is added to the scores. Takes no gradient.
-        regions: (n,) integer labels; patches attend their own label only (HIPT's slicing). None: no such mask.
+        window: which patches see each other.
+        scale: of the scores; None is d^-0.5.
         dropout: probability of dropping an attention weight; a caller in evaluation passes 0.
-        generator: of the dropout; torch's global one unless given.
+        generator: of the dropout; None is torch's global one.
 
     Returns:
         (heads, n, d_v) in the dtype of v.
@@ -58,24 +53,23 @@ def local_attention_2d(
     Raises:
         MilbenchError: naming the argument that has a wrong shape, dtype or value.
 
-    Source: LongMIL (NeurIPS 2024), local attention with 2-D distance mask; ALiBi by Press et al. 2022.
+    Source: see :class:`milbench.ops.window.Window`.
     """
     check("q (heads, n, d), k (heads, n, d), v (heads, n, d_v)", q, k, v)
-    _check_window(len(q), q.shape[1], grid, radius, alibi, regions, dropout)
+    window.check(len(q), q.shape[1])
+    if not 0 <= dropout < 1:
+        raise MilbenchError(f"dropout must lie in [0, 1), got {dropout}")
     backend = choose("local_attention_2d", q.device.type, q.dtype, dropout=dropout)
-    return backend.call(q, k, v, grid, radius, scale=scale, alibi=alibi, regions=regions, dropout=dropout, generator=generator)
+    return backend.call(q, k, v, window, scale=scale, dropout=dropout, generator=generator)
 
 
 def tiled_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    grid: Tensor,
-    radius: float,
+    window: Window,
     *,
     scale: float | None = None,
-    alibi: Tensor | None = None,
-    regions: Tensor | None = None,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -83,47 +77,21 @@ def tiled_attention(
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     seed = int(torch.randint(2**31, (), generator=generator)) if dropout else 0
-    slopes = (torch.zeros(len(q)) if alibi is None else alibi.detach()).to(dtype).numpy()
-    arguments = (_plan(grid, regions, radius), slopes.dtype.type(scale), slopes, float(dropout), seed)
+    slopes = (torch.zeros(len(q)) if window.alibi is None else window.alibi.detach()).to(dtype).numpy()
+    arguments = (_plan(window), slopes.dtype.type(scale), slopes, float(dropout), seed)
     return _LocalAttention.apply(q.to(dtype), k.to(dtype), v.to(dtype), *arguments).to(v.dtype)
 
 
-def local_attention_2d_naive(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grid: Tensor,
-    radius: float,
-    *,
-    scale: float | None = None,
-    alibi: Tensor | None = None,
-    regions: Tensor | None = None,
-) -> Tensor:
+def local_attention_2d_naive(q: Tensor, k: Tensor, v: Tensor, window: Window, *, scale: float | None = None) -> Tensor:
     """The definition of :func:`local_attention_2d` with an n x n matrix."""
-    distance = torch.cdist(*2 * (grid.to(torch.float64),), compute_mode="donot_use_mm_for_euclid_dist")  # (n, n)
-    allowed = distance <= radius
-    if regions is not None:
-        allowed &= regions[:, None] == regions
+    distance = torch.cdist(*2 * (window.grid.to(torch.float64),), compute_mode="donot_use_mm_for_euclid_dist")  # (n, n)
+    allowed = distance <= window.radius
+    if window.regions is not None:
+        allowed &= window.regions[:, None] == window.regions
     score = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)  # (heads, n, n)
-    if alibi is not None:
-        score = score - alibi[:, None, None] * distance.to(score.dtype)
+    if window.alibi is not None:
+        score = score - window.alibi[:, None, None] * distance.to(score.dtype)
     return score.masked_fill(~allowed, -torch.inf).softmax(-1) @ v
-
-
-def _check_window(
-    heads: int, n: int, grid: Tensor, radius: float, alibi: Tensor | None, regions: Tensor | None, dropout: float
-) -> None:
-    integers = (torch.int32, torch.int64)
-    if grid.shape != (n, 2) or grid.dtype not in integers:
-        raise MilbenchError(f"grid must be ({n}, 2) integers like q, got {grid.dtype} of {tuple(grid.shape)}")
-    if not radius >= 0:
-        raise MilbenchError(f"radius must be 0 or more grid steps, got {radius}")
-    if alibi is not None and (alibi.shape != (heads,) or alibi.requires_grad or not alibi.isfinite().all()):
-        raise MilbenchError(f"alibi must be ({heads},) finite slopes without gradient, one per head, got {alibi}")
-    if regions is not None and (regions.shape != (n,) or regions.dtype not in integers):
-        raise MilbenchError(f"regions must be ({n},) integers like q, got {regions.dtype} of {tuple(regions.shape)}")
-    if not 0 <= dropout < 1:
-        raise MilbenchError(f"dropout must lie in [0, 1), got {dropout}")
 
 
 class _LocalAttention(torch.autograd.Function):
@@ -131,7 +99,7 @@ class _LocalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: "Plan", *options: Any) -> Tensor:
-        from milbench.ops import local_attention_cpu as cpu
+        from milbench.ops.cpu import windows as cpu
 
         out, lse = _zeros(v.shape, q), _zeros(q.shape[:2], q)
         q, k, v = q.contiguous(), _sorted(k, plan), _sorted(v, plan)
@@ -145,7 +113,7 @@ class _LocalAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from milbench.ops import local_attention_cpu as cpu
+        from milbench.ops.cpu import windows as cpu
 
         q, k, v, out, lse = ctx.saved_tensors  # looked at once: a checkpoint computes them again for each look
         plan = ctx.plan
@@ -170,22 +138,24 @@ class _LocalAttention(torch.autograd.Function):
         return dq, dk, dv, *[None] * 5
 
 
-def _plan(grid: Tensor, regions: Tensor | None, radius: float) -> "Plan":
-    from milbench.ops import local_attention_cpu as cpu
+def _plan(window: Window) -> "Plan":
+    from milbench.ops.cpu import windows as cpu
 
-    cells = grid.cpu().numpy().astype(np.int64)
+    cells = window.grid.cpu().numpy().astype(np.int64)
     cells = cells - cells.min(0)
     extent = cells.max(0)
-    radius = min(float(radius), math.hypot(*extent))  # nothing is farther
+    radius = min(float(window.radius), math.hypot(*extent))  # nothing is farther
     if radius > cpu.LARGEST_RADIUS or extent.max() >= 2**30:
         raise MilbenchError(f"radius of {radius:.0f} cells in a grid of {extent + 1} cells: at most {cpu.LARGEST_RADIUS} in 2^30")
-    label = np.zeros(len(cells), np.int64) if regions is None else np.unique(regions.cpu().numpy(), return_inverse=True)[1]
+    label = np.zeros(len(cells), np.int64)
+    if window.regions is not None:
+        label = np.unique(window.regions.cpu().numpy(), return_inverse=True)[1]
     short, long = np.argsort(extent)  # rows along the longer side: more of them for the threads
     return cpu.make_plan(cells[:, short], cells[:, long], label, largest_square(radius))
 
 
 def _sorted(x: Tensor, plan: "Plan") -> Tensor:
-    from milbench.ops import local_attention_cpu as cpu
+    from milbench.ops.cpu import windows as cpu
 
     heads, n, d = x.shape
     out = _zeros((heads, n + cpu.PAD, cpu.padded_width(d, x.element_size())), x)
@@ -215,7 +185,7 @@ def _in_threads(run: Callable[[tuple[int, int]], T], pieces: list[tuple[int, int
 
 def _example(device: str) -> tuple[Any, ...]:
     q, k, v = (torch.randn(2, 40, 32, device=device) for _ in range(3))
-    return q, k, v, torch.arange(80, device=device).view(40, 2) % 7, 2.0
+    return q, k, v, Window(torch.arange(80, device=device).view(40, 2) % 7, 2.0)
 
 
 offer(Backend("local_attention_2d", "tiles", "cpu", tiled_attention, _example))

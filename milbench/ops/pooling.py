@@ -32,6 +32,10 @@ def pool_2x2(x: Tensor, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         MilbenchError: naming the argument whose shape, dtype or values are wrong.
 
     Source: LongMIL (NeurIPS 2024), section 3.3; absolute cells and the mean over present patches are our reading.
+
+    >>> pooled, cells, cell = pool_2x2(torch.tensor([[1.0], [3.0], [8.0]]), torch.tensor([[0, 0], [1, 1], [2, 0]]))
+    >>> pooled[:, 0].tolist(), cells.tolist(), cell.tolist()
+    ([2.0, 8.0], [[0, 0], [1, 0]], [0, 0, 1])
     """
     dtype = check("x (n, d)", x)
     if grid.shape != (len(x), 2) or grid.dtype not in (torch.int32, torch.int64):

@@ -84,7 +84,7 @@ class _CacheScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *given: Tensor) -> Tensor:
-        from milbench.ops import _scan_kernels as kernels
+        from milbench.ops.cpu import scan as kernels
 
         u, delta, A, B, C = (t.detach().contiguous() for t in given)  # one memory layout, so one compiled form
         A = A.mT.contiguous()  # (g, s, c)
@@ -98,7 +98,7 @@ class _CacheScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
-        from milbench.ops import _scan_kernels as kernels
+        from milbench.ops.cpu import scan as kernels
 
         u, delta, A, B, C, stored = ctx.saved_tensors
         starts = range(0, u.shape[2], kernels.LANES)

@@ -4,15 +4,15 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from milbench.errors import MilbenchError
 from milbench.files import parse_json, read_bytes, replacing, write_atomically
-from milbench.names import checked
+from milbench.names import Family, checked
 from milbench.report.numbers import cells, written
 
 if TYPE_CHECKING:
@@ -22,31 +22,46 @@ UNSEEN = 4  # of 255: a difference between two colours that nobody sees
 COLUMN, PAGE = 3.4, 7.0  # widths in inches of a column and of a page of text
 
 # Okabe and Ito's colours, told apart by colour-blind readers: one for each family of methods, members by marker and line.
-_FAMILIES = {
-    "#000000": ("mean", "max", "knn-mean", "knn-max"),
-    "#E69F00": ("abmil", "clam-sb", "clam-mb", "dsmil"),
-    "#CC79A7": ("dtfd-afs", "dtfd-maxs", "dtfd-maxmins"),
-    "#009E73": ("hipt", "amisl", "gcn-mil", "gigapath-random", "gigapath-pretrained"),
-    "#56B4E9": ("transmil", "full-attention"),
-    "#0072B2": ("retnet", "gla", "mamba-random", "mamba-single", "vmamba"),
-    "#D55E00": ("longmil", "longmil-retnet", "longmil-gla", "longmil-mamba-random", "longmil-mamba-single", "longmil-vmamba"),
-}
+_COLOURS: dict[str, str] = dict(
+    zip(get_args(Family), ("#000000", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#0072B2", "#D55E00"), strict=True)
+)
 _MARKERS, _LINES = "osD^vP", ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 OTHERS = "#7F7F7F"  # methods of the reader's own
 
 
-def style(aggregator: str) -> dict[str, Any]:
+class HasFamily(Protocol):
+    """A cell of a plan, as far as its look goes."""
+
+    @property
+    def aggregator(self) -> str:
+        """Name of the method."""
+
+    @property
+    def family(self) -> str:
+        """Its family, or nothing."""
+
+    @property
+    def member(self) -> int | None:
+        """Its place in the family."""
+
+
+def style(aggregator: str, family: str = "", member: int | None = None) -> dict[str, Any]:
     """Colour, marker and line of a method, as matplotlib's keywords; a variant `name[...]` looks like its method.
 
-    Methods that are not built in share a grey and get marker and line by a hash of their name.
+    Args:
+        aggregator: the name.
+        family: decides the colour; methods without a family that is known share a grey.
+        member: decides marker and line; a hash of the name does where it is None.
     """
     name = aggregator.split("[")[0]
-    for colour, members in _FAMILIES.items():
-        if name in members:
-            at = members.index(name)
-            return {"color": colour, "marker": _MARKERS[at], "linestyle": _LINES[at]}
-    at = hashlib.sha256(name.encode()).digest()[0] % len(_MARKERS)
-    return {"color": OTHERS, "marker": _MARKERS[at], "linestyle": _LINES[at]}
+    at = hashlib.sha256(name.encode()).digest()[0] if member is None else member
+    return {"color": _COLOURS.get(family, OTHERS), "marker": _MARKERS[at % len(_MARKERS)], "linestyle": _LINES[at % len(_LINES)]}
+
+
+def styles(cells: Iterable[HasFamily]) -> dict[str, dict[str, Any]]:
+    """The style of every method in a plan; cells of an earlier version have no family, which others of the method may have."""
+    known = {cell.aggregator: cell for cell in sorted(cells, key=lambda cell: bool(cell.family))}
+    return {name: style(name, cell.family, cell.member) for name, cell in known.items()}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from milbench import stats
 from milbench.report.collect import Run
-from milbench.report.figure import COLUMN, OTHERS, PAGE, Figure, style
+from milbench.report.figure import COLUMN, OTHERS, PAGE, Figure, styles
 from milbench.report.numbers import number, signed, written
 from milbench.report.tables import ALPHA, METRICS, Table
 from milbench.stats.metrics import concordance_by_case
@@ -136,6 +136,7 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
         return None
     survival = "risk" in runs[0].predictions
     what = "share of pairs in the right order" if survival else "share correct"
+    looks = styles(run.cell for run in runs)
     fitted = {method: fit for method, own in _methods(runs).items() if (fit := Trend.fit(own, place.name)) is not None}
     if not fitted:
         return None
@@ -168,12 +169,12 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
                 np.array([[row[key] for key in ("instances", value, "low", "high")] for row in own if row["kind"] == kind])
                 for kind in ("bin", "line")
             )  # (points, 4)
-            colour = style(name)["color"]
-            ax.fill_between(line[:, 0], line[:, 2], line[:, 3], color=colour, alpha=0.2, linewidth=0)
-            ax.plot(line[:, 0], line[:, 1], color=colour)
+            look = looks[name]
+            ax.fill_between(line[:, 0], line[:, 2], line[:, 3], color=look["color"], alpha=0.2, linewidth=0)
+            ax.plot(line[:, 0], line[:, 1], color=look["color"])
             ax.errorbar(
-                bins[:, 0], bins[:, 1], (bins[:, 1] - bins[:, 2], bins[:, 3] - bins[:, 1]), fmt=style(name)["marker"],
-                color=colour, markersize=3, elinewidth=0.8,
+                bins[:, 0], bins[:, 1], (bins[:, 1] - bins[:, 2], bins[:, 3] - bins[:, 1]), fmt=look["marker"],
+                color=look["color"], markersize=3, elinewidth=0.8,
             )  # fmt: skip
             ax.set_ylim(0, 1.02)
             _ticks_of_sizes(ax, min(f.line[0].n for f in fitted.values()), max(f.line[-1].n for f in fitted.values()))
@@ -259,6 +260,7 @@ def _lines(x: Array, y: Array, counts: Array, at: Array) -> tuple[Array, Array]:
 
 def learning(runs: Sequence[Run], place: _Place) -> Figure | None:
     """Training and validation loss by epoch, a panel for each method."""
+    looks = styles(run.cell for run in runs)
     methods = {method: own for method, own in _methods(runs).items() if any(run.result["curve"] for run in own)}
     rows: list[dict[str, Any]] = []
     for (name, label), own in methods.items():
@@ -285,7 +287,7 @@ def learning(runs: Sequence[Run], place: _Place) -> Figure | None:
         top = np.nanquantile([row[key] for row in drawn for key in ("train_loss", "val_loss") if key in row], 0.99) * 1.15
         for ax, (name, label) in zip(axes, methods, strict=True):
             own = [row for row in drawn if (row["aggregator"], row["label"]) == (name, label)]
-            colour = style(name)["color"]
+            colour = looks[name]["color"]
             for part, line in (("train_loss", "-"), ("val_loss", "--")):
                 shown = [row for row in own if part in row]
                 epochs = [row["epoch"] for row in shown]
@@ -374,7 +376,7 @@ def extrapolation(plan: Plan, done: Sequence[Run], paired: Table | None, metric:
         done: finished trials on splits by size.
         paired: the comparison with the reference.
     """
-    columns = list(dict.fromkeys(run.cell.column for run in done))
+    columns, looks = list(dict.fromkeys(run.cell.column for run in done)), styles(run.cell for run in done)
     axes = ("dataset", "encoder", "magnification", "patch_size", "split")
     paired_rows = [row for row in paired.tidy if row["metric"] == metric] if paired else []
     compared = {(*(row[axis] for axis in axes), row["aggregator"]): row for row in paired_rows}
@@ -416,7 +418,7 @@ def extrapolation(plan: Plan, done: Sequence[Run], paired: Table | None, metric:
         for (top, low), column in zip(grid.T, columns, strict=True):
             own = [row for row in written(rows) if tuple(row[axis] for axis in axes) == column]
             for x, row in enumerate(own):
-                look = style(row["aggregator"])
+                look = looks[row["aggregator"]]
                 top.bar(x, row["mean"], 0.7, yerr=row["sd"], color=look["color"], capsize=2, error_kw={"elinewidth": 0.8})
                 if row["difference"] is not None:
                     fill = look["color"] if row["p_holm"] < ALPHA else "white"

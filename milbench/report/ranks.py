@@ -3,13 +3,13 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from milbench import stats
 from milbench.report.collect import Run
-from milbench.report.figure import PAGE, Figure, style
+from milbench.report.figure import PAGE, Figure, styles
 from milbench.report.numbers import NONE, interval, number, p_value, signed, tally, written
 from milbench.report.tables import ALPHA, METRICS, Entry, Row, Table
 from milbench.stats import Ranking
@@ -91,7 +91,8 @@ def critical_difference(name: str, runs: Sequence[Run], metric: str) -> Figure |
 
     def draw() -> "Drawing":
         drawn = written(rows)
-        return _diagram(found, labels, {row["aggregator"]: row["mean_rank"] for row in drawn}, drawn[0]["critical_difference"])
+        mean_rank = {row["aggregator"]: row["mean_rank"] for row in drawn}
+        return _diagram(found, labels, styles(run.cell for run in runs), mean_rank, drawn[0]["critical_difference"])
 
     rows = [
         {"aggregator": method, "label": labels[method], "mean_rank": rank, "critical_difference": found.critical_difference}
@@ -106,7 +107,9 @@ def critical_difference(name: str, runs: Sequence[Run], metric: str) -> Figure |
     return Figure(f"{name}-critical-difference-{metric.replace('_', '-')}", title, caption, rows, draw)
 
 
-def _diagram(found: Ranking, labels: dict[str, str], mean_rank: dict[str, float], distance: float) -> "Drawing":
+def _diagram(
+    found: Ranking, labels: dict[str, str], looks: dict[str, dict[str, Any]], mean_rank: dict[str, float], distance: float
+) -> "Drawing":
     import pandas as pd
     from matplotlib import pyplot as plt
     from scikit_posthocs import critical_difference_diagram
@@ -120,7 +123,7 @@ def _diagram(found: Ranking, labels: dict[str, str], mean_rank: dict[str, float]
     drawing, axes = plt.subplots(figsize=(PAGE, 0.9 + 0.16 * len(shown)))
     drawn = critical_difference_diagram(
         {shown[m]: rank for m, rank in mean_rank.items()}, chance, alpha=found.alpha, ax=axes,
-        color_palette={shown[m]: style(m)["color"] for m in shown}, text_h_margin=0.2,
+        color_palette={shown[m]: looks[m]["color"] for m in shown}, text_h_margin=0.2,
         label_fmt_left="{label} ({rank:.2f}) ", label_fmt_right=" ({rank:.2f}) {label}",
         marker_props={"s": 16}, label_props={"fontsize": 7, "parse_math": False}, elbow_props={"linewidth": 0.9},
         crossbar_props={"linewidth": 2.2, "color": "#444444"},

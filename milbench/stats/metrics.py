@@ -50,6 +50,9 @@ def auc(positive: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) 
     Returns:
         (...), NaN where there is no positive or no negative. Memory O(positives x negatives): with many weights one product of
         matrices is many times faster than a sum along the sorted scores.
+
+    >>> float(auc([True, True, False], [0.9, 0.4, 0.4]))
+    0.75
     """
     score, positive = np.asarray(score, dtype=np.float64), np.asarray(positive, dtype=bool)
     p, q = score[positive, None], score[~positive]
@@ -90,6 +93,9 @@ def confusion(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = No
 
     Returns:
         (..., C, C); NaN where a score is missing.
+
+    >>> confusion([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]).tolist()
+    [[1.0, 0.0], [1.0, 1.0]]
     """
     score = np.asarray(score, dtype=np.float64)
     classes = score.shape[1]
@@ -101,14 +107,22 @@ def confusion(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = No
 
 
 def accuracy(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
-    """Share of cases whose highest score is the true class."""
+    """Share of cases whose highest score is the true class.
+
+    >>> float(accuracy([0, 1, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.4, 0.6]]))
+    0.75
+    """
     table = confusion(target, score, weight)
     with np.errstate(invalid="ignore"):
         return np.trace(table, axis1=-2, axis2=-1) / table.sum((-2, -1))
 
 
 def balanced_accuracy(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
-    """Mean recall over the classes that occur."""
+    """Mean recall over the classes that occur.
+
+    >>> float(balanced_accuracy([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]))
+    0.75
+    """
     table = confusion(target, score, weight)
     cases = table.sum(-1)  # (..., C)
     with np.errstate(invalid="ignore"):
@@ -129,7 +143,11 @@ def f1_of(table: Array) -> Array:
 
 
 def brier(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
-    """Mean squared distance between the scores and the one-hot truth, summed over classes (0 best, 2 worst)."""
+    """Mean squared distance between the scores and the one-hot truth, summed over classes (0 best, 2 worst).
+
+    >>> float(brier([0, 1], [[1.0, 0.0], [0.5, 0.5]]))
+    0.25
+    """
     score = np.asarray(score, dtype=np.float64)
     error = ((score - np.eye(score.shape[1])[np.asarray(target)]) ** 2).sum(1)  # (n,)
     w = _weights(weight, len(error), error)
@@ -160,6 +178,9 @@ def c_index(
 
     Returns:
         (...), NaN without a comparable pair, and where a time or a risk is missing. Memory O(n^2).
+
+    >>> float(c_index(time=[1, 2, 3], event=[True, True, False], risk=[3.0, 2.0, 1.0]))
+    1.0
     """
     comparable, concordant = _pairs(time, event, risk, tied_tol, equal_times)
     w = _weights(weight, len(comparable), concordant)

@@ -12,7 +12,7 @@ from scipy import stats as scipy
 from milbench.errors import MilbenchError
 from milbench.stats.outcome import Outcome
 from milbench.stats.over_runs import wilcoxon
-from milbench.stats.paired import holm
+from milbench.stats.paired import Array, holm
 from milbench.stats.rounding import TINY, Rounded, rounded
 
 FEWEST = 5  # blocks
@@ -75,9 +75,19 @@ def ranking(methods: Sequence[str], values: ArrayLike, *, larger_is_better: bool
 
     Source: Demsar, Statistical comparisons of classifiers over multiple data sets, JMLR 2006, section 3.2.
     """
-    from scikit_posthocs import posthoc_nemenyi_friedman  # imports matplotlib, which a training process does not need
+    x = _complete(methods, values)
+    blocks, k = x.shape
+    oriented = -x if larger_is_better else x  # rank 1 is best
+    mean = scipy.rankdata(oriented, axis=1).mean(0)
+    critical = float(scipy.studentized_range.isf(alpha, k, np.inf) / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * blocks)))
+    order = [int(i) for i in np.argsort(mean, kind="stable")]
+    pairs = _pairs(methods, x, oriented, mean, order)
+    return Ranking({methods[i]: rounded(float(mean[i])) for i in order}, critical, alpha, _friedman(x), pairs)
 
-    x = rounded(np.asarray(values, dtype=np.float64), step=TINY)  # equal values are ties
+
+def _complete(methods: Sequence[str], values: ArrayLike) -> Array:
+    """The values (N, k), where they can be ranked; equal ones are ties."""
+    x = rounded(np.asarray(values, dtype=np.float64), step=TINY)
     if x.ndim != 2 or x.shape[1] != len(methods) or len(set(methods)) < len(methods):
         raise MilbenchError(f"Friedman test: {len(methods)} methods of different names against values of shape {x.shape}")
     blocks, k = x.shape
@@ -86,29 +96,42 @@ def ranking(methods: Sequence[str], values: ArrayLike, *, larger_is_better: bool
     if np.isnan(x).any():
         incomplete = [name for name, column in zip(methods, x.T, strict=True) if np.isnan(column).any()]
         raise MilbenchError(f"Friedman test needs every method in every block; incomplete: {', '.join(incomplete)}")
-    ranks = scipy.rankdata(-x if larger_is_better else x, axis=1)
-    mean = ranks.mean(0)
+    return x
+
+
+def _friedman(x: Array) -> Outcome:
+    """Friedman's test of the values (N, k), with Kendall's W."""
+    blocks, k = x.shape
     if (np.ptp(x, axis=1) < TINY).all():
         statistic, p = 0.0, 1.0  # all tied everywhere
     else:
-        found = scipy.friedmanchisquare(*x.T)
-        statistic, p = float(found.statistic), float(found.pvalue)
+        test = scipy.friedmanchisquare(*x.T)
+        statistic, p = float(test.statistic), float(test.pvalue)
     note = (
         f"chi-square approximation with {k - 1} degrees of freedom, rough for few blocks; blocks taken as independent, which "
         "those that share slides are not"
     )
-    friedman = Outcome("Friedman", statistic / (blocks * (k - 1)), math.nan, math.nan, blocks, note, 0.0, p)
-    critical = float(scipy.studentized_range.isf(alpha, k, np.inf) / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * blocks)))
-    nemenyi = posthoc_nemenyi_friedman(-x if larger_is_better else x).to_numpy()
+    return Outcome("Friedman", statistic / (blocks * (k - 1)), math.nan, math.nan, blocks, note, 0.0, p)
 
-    order = [int(i) for i in np.argsort(mean, kind="stable")]
+
+def _pairs(methods: Sequence[str], x: Array, oriented: Array, mean: Array, order: Sequence[int]) -> list[Pair]:
+    """Every two methods, the better one first.
+
+    Args:
+        methods: k names.
+        x, oriented: (N, k) values, and the same where smaller is better.
+        mean: (k,) mean ranks.
+        order: indices of the methods, best first.
+    """
+    from scikit_posthocs import posthoc_nemenyi_friedman  # imports matplotlib, which a training process does not need
+
+    nemenyi = posthoc_nemenyi_friedman(oriented).to_numpy()
     couples = list(combinations(order, 2))
-    sign = 1 if larger_is_better else -1
     signed = [wilcoxon(x[:, i] - x[:, j]) for i, j in couples]
     pairs = []
     for (i, j), test, corrected in zip(couples, signed, holm([test.p for test in signed]), strict=True):
-        ahead = np.sign(x[:, i] - x[:, j]) * sign
+        ahead = np.sign(oriented[:, j] - oriented[:, i])
         wins, ties, losses = (int((ahead == value).sum()) for value in (1, 0, -1))
         difference, chance = float(mean[i] - mean[j]), float(nemenyi[i, j])
         pairs.append(Pair(methods[i], methods[j], difference, wins, ties, losses, chance, test, float(corrected)))
-    return Ranking({methods[i]: rounded(float(mean[i])) for i in order}, critical, alpha, friedman, pairs)
+    return pairs

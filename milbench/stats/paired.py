@@ -85,15 +85,15 @@ def resamples(strata: NDArray, replicates: int, rng: np.random.Generator) -> Ite
     members = [np.flatnonzero(strata == value) for value in np.unique(strata)]
     for start in range(0, replicates, size):
         counts = np.ones((min(size, replicates - start), len(strata)))  # a stratum of one case stays as it is
-        for own in members:
-            if (m := len(own)) > 1:
-                counts[:, own] = rng.multinomial(m - 1, np.full(m, 1 / m), size=len(counts)) * (m / (m - 1))
+        for cases in members:
+            if (m := len(cases)) > 1:
+                counts[:, cases] = rng.multinomial(m - 1, np.full(m, 1 / m), size=len(counts)) * (m / (m - 1))
         yield counts
 
 
-def _different(strata: NDArray) -> float:
-    """Logarithm of how many different resamples there are: counts of m - 1 draws from the m cases of each stratum."""
-    return sum(math.lgamma(2 * m - 1) - 2 * math.lgamma(m) for m in np.unique(strata, return_counts=True)[1].tolist())
+def _different(sizes: NDArray) -> float:
+    """Logarithm of how many different resamples of a fold there are: m - 1 draws from the m cases of each stratum."""
+    return sum(math.lgamma(2 * m - 1) - 2 * math.lgamma(m) for m in sizes.tolist())
 
 
 def paired_bootstrap(
@@ -128,46 +128,82 @@ def paired_bootstrap(
     if not folds or any(not len(seeds) or not np.size(strata) for strata, seeds in folds):
         raise MilbenchError("nothing to compare: every fold needs cases and a pair of runs")
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
+    replicate, pairs = _differences([(np.asarray(strata), seeds) for strata, seeds in folds], replicates, rng)
+    observed = np.array([a - b for fold in pairs for a, b in fold])
+    undefined = int(np.isnan(observed).sum())
+    sizes = [np.unique(strata, return_counts=True)[1] for strata, _ in folds]
+    if undefined:
+        interval = _Interval(note=f"the metric is undefined in {undefined} of {len(observed)} pairs of runs")
+    else:
+        interval = _Interval.of(replicate, float(observed.mean()), sizes)
+    return Comparison(
+        difference=float(observed.mean()),
+        low=interval.low,
+        high=interval.high,
+        se=interval.se,
+        wins=int((observed > TINY).sum()),
+        ties=int((np.abs(observed) <= TINY).sum()),
+        losses=int((observed < -TINY).sum()),
+        undefined=undefined,
+        superiority=superiority([[a for a, _ in fold] for fold in pairs], [[b for _, b in fold] for fold in pairs]),
+        runs=len(observed),
+        n=sum(int(size.sum()) for size in sizes),
+        name="paired bootstrap over cases",
+        note=interval.note,
+        p=interval.p,
+    )
+
+
+def _differences(
+    folds: Sequence[tuple[NDArray, Sequence[tuple[Metric, Metric]]]], replicates: int, rng: np.random.Generator
+) -> tuple[Array, list[list[tuple[float, float]]]]:
+    """Method minus reference in every resample, and what both have on the cases as they are.
+
+    Returns:
+        (replicates,) mean difference over folds and seeds; and for each fold, each seed, the metric of method and reference.
+    """
     runs = sum(len(seeds) for _, seeds in folds)
-    pairs: list[list[tuple[float, float]]] = []  # of each fold, each seed: metric of the method and of the reference
-    replicate, n, alone, different = np.zeros(replicates), 0, 0, 0.0
+    replicate, pairs = np.zeros(replicates), []
     for strata, seeds in folds:
-        strata = np.asarray(strata)
-        one = np.ones((1, len(strata)))
-        pairs.append([(float(method(one)[0]), float(reference(one)[0])) for method, reference in seeds])
+        once = np.ones((1, len(strata)))
+        pairs.append([(float(method(once)[0]), float(reference(once)[0])) for method, reference in seeds])
         done = 0
         for counts in resamples(strata, replicates, rng):
             for method, reference in seeds:
                 replicate[done : done + len(counts)] += (method(counts) - reference(counts)) / runs
             done += len(counts)
-        n += len(strata)
-        different += _different(strata)
-        alone += int((np.unique(strata, return_counts=True)[1] == 1).sum())
+    return replicate, pairs
 
-    observed = np.array([a - b for fold in pairs for a, b in fold])
-    defined = replicate[~np.isnan(replicate)]
-    notes = [f"{alone} strata of one case do not vary: the interval is too narrow"] if alone else []
-    low = high = se = p = float("nan")
-    if undefined := int(np.isnan(observed).sum()):
-        notes = [f"the metric is undefined in {undefined} of {runs} pairs of runs"]
-    elif len(defined) < (1 - UNDEFINED) * replicates:
-        notes.append(f"the metric is undefined in {1 - len(defined) / replicates:.0%} of the resamples")
-    elif np.ptp(defined) < TINY < abs(observed.mean()) and different < math.log(FEWEST):
-        notes = [f"not computed (each of the {math.exp(different):.0f} resamples of so few cases gives the same difference)"]
-    else:
+
+@dataclass(frozen=True)
+class _Interval:
+    """95 % interval, standard deviation and p-value by the resamples; NaN where `note` says why."""
+
+    low: float = math.nan
+    high: float = math.nan
+    se: float = math.nan
+    p: float = math.nan
+    note: str = ""
+
+    @classmethod
+    def of(cls, replicate: Array, observed: float, sizes: Sequence[NDArray]) -> "_Interval":
+        """Of the differences in the resamples (B,), the observed one, and the sizes of each fold's strata."""
+        replicates, defined = len(replicate), replicate[~np.isnan(replicate)]
+        alone = sum(int((size == 1).sum()) for size in sizes)
+        notes = [f"{alone} strata of one case do not vary: the interval is too narrow"] if alone else []
+        if len(defined) < (1 - UNDEFINED) * replicates:
+            notes.append(f"the metric is undefined in {1 - len(defined) / replicates:.0%} of the resamples")
+            return cls(note="; ".join(notes))
+        different = sum(map(_different, sizes))
+        if np.ptp(defined) < TINY < abs(observed) and different < math.log(FEWEST):
+            few = f"each of the {math.exp(different):.0f} resamples of so few cases gives the same difference"
+            return cls(note=f"not computed ({few})")
         if lost := replicates - len(defined):
             notes.append(f"{lost} of {replicates} resamples left out, in which the metric is undefined")
         low, high = map(float, np.quantile(defined, [0.025, 0.975]))
-        se = float(defined.std(ddof=1))
         tail = min(int((defined <= TINY).sum()), int((defined >= -TINY).sum()))
         p = min(1.0, 2 * (1 + tail) / (len(defined) + 1))
-    wins, losses = int((observed > TINY).sum()), int((observed < -TINY).sum())
-    ties = int((np.abs(observed) <= TINY).sum())
-    better = superiority([[a for a, _ in fold] for fold in pairs], [[b for _, b in fold] for fold in pairs])
-    return Comparison(
-        float(observed.mean()), low, high, se, wins, ties, losses, undefined, better, runs, n, "paired bootstrap over cases",
-        "; ".join(notes), p,
-    )  # fmt: skip
+        return cls(low, high, float(defined.std(ddof=1)), p, "; ".join(notes))
 
 
 def superiority(method: Sequence[ArrayLike], reference: Sequence[ArrayLike]) -> float:
@@ -178,6 +214,9 @@ def superiority(method: Sequence[ArrayLike], reference: Sequence[ArrayLike]) -> 
 
     Returns:
         Mean over folds of the share of pairs of seeds, ties counting one half; NaN where a value is undefined.
+
+    >>> superiority([[0.8, 0.9]], [[0.7, 0.9]])
+    0.625
     """
     shares = []
     for a, b in zip(method, reference, strict=True):
@@ -194,6 +233,9 @@ def holm(p_values: ArrayLike) -> Array:
 
     Returns:
         (m,) corrected p-values in the same order.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
     """
     p = np.asarray(p_values, dtype=np.float64)
     corrected = np.full_like(p, np.nan)

@@ -24,6 +24,9 @@ def welch_error(sd1: float, n1: int, sd2: float, n2: int) -> tuple[float, float]
 
     Raises:
         MilbenchError: a group has fewer than two runs, or a negative standard deviation.
+
+    >>> welch_error(3.0, 9, 4.0, 16)[0]
+    1.4142135623730951
     """
     if min(n1, n2) < 2 or min(sd1, sd2) < 0:
         raise MilbenchError(

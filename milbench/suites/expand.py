@@ -226,7 +226,8 @@ def expand(
             cells += [
                 Cell(
                     trial_id="", context="", aggregator=r.name, label=r.label, dataset_label=label, fold=fold, seed=seed,
-                    draw=r.draw, missing=str(absent), **column,
+                    draw=r.draw, missing=str(absent), family=r.variant.entry.family,
+                    member=r.variant.entry.member, **column,
                 )
                 for fold, r, seed in product(folds or grid.fold or range(count(split)), tried, seeds)
             ]  # fmt: skip
@@ -262,7 +263,8 @@ def expand(
                 )
                 cell = Cell(
                     trial_id=spec.trial_id, context=spec.context(shared), aggregator=r.name, label=r.label,
-                    dataset_label=dataset.label, fold=fold, seed=seed, draw=r.draw, **column,
+                    dataset_label=dataset.label, fold=fold, seed=seed, draw=r.draw,
+                    family=r.variant.entry.family, member=r.variant.entry.member, **column,
                 )  # fmt: skip
                 jobs.append(Job(spec, {"aggregator": r.label, "dataset": dataset.label, "encoder": encoder}, cell))
                 cells.append(cell)

@@ -27,7 +27,7 @@ from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.config import Settings
 from milbench.datasets import ENCODERS, Dataset, Fold, Sample, splits
-from milbench.datasets.published import COHORTS, Cohort
+from milbench.datasets.cohorts import COHORTS, Cohort
 from milbench.errors import MilbenchError, NotHere
 from milbench.files import write_atomically
 from milbench.suites.expand import Job

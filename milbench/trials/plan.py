@@ -30,6 +30,7 @@ class Cell(BaseModel):
         aggregator, label: the row, as a name (`transmil[landmarks=32]`) and as printed.
         dataset, dataset_label, encoder, magnification, patch_size, split: the column.
         fold, seed: the repetition.
+        family, member: colour, and marker with line, of the method in figures; a plan of an earlier version has neither.
         draw: number of the draw in a suite that searches; :func:`select_draws` keeps one of them.
         missing: why there is no trial: features of this encoder, magnification or patch size are not here.
     """
@@ -50,6 +51,8 @@ class Cell(BaseModel):
     seed: int
     draw: int | None = None
     missing: str = ""
+    family: str = ""
+    member: int | None = None
 
     @model_validator(mode="after")
     def _somewhere(self) -> "Cell":

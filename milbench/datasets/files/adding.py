@@ -1,0 +1,243 @@
+"""`milbench data add`: what the user adds, joined with what the manifest of the dataset says already."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from milbench.config import Settings
+from milbench.datasets import classic
+from milbench.datasets.cohorts import BRACS_ORDER, BRACS_TYPES, COHORTS
+from milbench.datasets.files import formats, tables
+from milbench.datasets.files.manifest import Labels, Manifest, Origin, load, spelled, stored
+from milbench.errors import MilbenchError, few, from_validation, unknown
+
+
+def joined(
+    name: str, *, task: str | None = None, unit: str | None = None, label: str | None = None, published: str | None = None,
+    labels: Path | None = None, columns: Mapping[str, str] | None = None, classes: Mapping[str, Sequence[str]] | None = None,
+    splits: Mapping[str, Path] | None = None, encoder: str | None = None, magnification: int | None = None,
+    patch_size: int | None = None, features: Path | None = None, patches: Path | None = None, step: float | None = None,
+    exclude: Sequence[str] = (), replace: bool = False, home: Path | None = None,
+) -> Manifest:  # fmt: skip
+    """The manifest of `name` with these additions. Nothing is written until :func:`milbench.datasets.files.manifest.save`.
+
+    Args:
+        name: of the dataset; that of a published cohort brings its task, its classes and its counts.
+        task, unit, label, published: as in :class:`milbench.datasets.files.manifest.Manifest`.
+        labels: label or survival table.
+        columns: role -> column, where the column has none of the usual names.
+        classes: class -> labels, in the order of class indices; an empty list is the class's own name.
+        splits: name -> split table or folder; the name "" takes the usual one.
+        encoder, magnification, patch_size, features, patches, step: one set of features.
+        exclude: slides or cases to leave out, added to those that are left out already.
+        replace: let these values replace those that the manifest has.
+        home: the data folder; None is that of the environment.
+
+    Raises:
+        MilbenchError: a folder or table that cannot be used, or a contradiction to what the manifest has.
+    """
+    home = home or Settings.from_environment().data
+    again = partial(joined, **locals())  # the same additions to what the file says by then
+    if name in classic.TABLES:
+        raise MilbenchError(f"{name} is a built-in dataset; choose another name")
+    if published is not None and published not in COHORTS:
+        raise unknown("published cohort", published, COHORTS)
+    old = load(name, home)
+    changes = _Changes(name, old, _as_saved(name, published, old), home, replace)
+    changes.names(task, label, published)
+    changes.labels(labels, columns or {}, classes)
+    changes.unit(unit)
+    changes.splits(splits or {})
+    described = {"encoder": encoder, "magnification": magnification, "patch_size": patch_size}
+    if features is not None:
+        changes.features(features, patches, step, described)
+    elif any(value is not None for value in (*described.values(), patches, step)):
+        raise MilbenchError(
+            "--encoder, --magnification, --patch-size, --patches and --step describe --features DIR, which is missing"
+        )
+    changes.exclude(exclude)
+    try:
+        saved = old.origin.text if old and old.origin else None
+        return Manifest.model_validate(changes.values).at(home, Origin(saved, again))
+    except ValidationError as error:
+        raise from_validation(error, f"dataset {name}") from error
+
+
+def _as_saved(name: str, published: str | None, old: Manifest | None) -> dict[str, Any]:
+    """The values of the manifest before any change; those of a published cohort where there is no manifest."""
+    if old:
+        return old.model_dump()
+    cohort = COHORTS.get(published or name)
+    return {
+        "name": name, "label": cohort.label if cohort else name, "published": name if name in COHORTS else None,
+        "task": cohort.task if cohort else "subtyping",
+    }  # fmt: skip
+
+
+@dataclass
+class _Changes:
+    """The values of a manifest, changed step by step.
+
+    Args:
+        name: of the dataset.
+        old: its manifest before, if there is one.
+        values: what the new manifest is made from.
+        home: the data folder.
+        replace: whether values that were saved before may change.
+    """
+
+    name: str
+    old: Manifest | None
+    values: dict[str, Any]
+    home: Path
+    replace: bool
+
+    def set(self, place: dict[Any, Any], key: Any, what: str, value: Any, saved: bool) -> None:
+        """Set one value.
+
+        Args:
+            place, key: where it goes.
+            what: it is, for the message.
+            value: the new one.
+            saved: whether the manifest has one already, which only `replace` may change.
+        """
+        before = place.get(key)
+        if saved and not self.replace and json.dumps(before) != json.dumps(value):  # the order of classes counts
+            raise MilbenchError(f"dataset {self.name} has {what} already: {_differing(before, value)}; --replace takes the new")
+        place[key] = value
+
+    def names(self, task: str | None, label: str | None, published: str | None) -> None:
+        """Task, label and published cohort."""
+        for key, value in (("task", task), ("label", label), ("published", published)):
+            if value is not None:
+                self.set(self.values, key, f"another {key}", value, saved=self.old is not None)
+
+    def labels(self, table: Path | None, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None) -> None:
+        """The label table, or other columns or classes of the one that the manifest has."""
+        if table is None and not columns and not classes:
+            return
+        before = self.values.get("labels")
+        file = table or (self.old.resolved(before["file"]) if self.old and before else None)
+        if file is None:
+            raise MilbenchError("--columns and --classes belong to --labels")
+        labels = _labels(self.values, file, columns, classes, self.home)
+        self.set(self.values, "labels", "other labels", labels, saved=before is not None)
+
+    def unit(self, unit: str | None) -> None:
+        """What is predicted: as the user says, or cases where the table lists cases."""
+        if unit is not None:
+            saved = self.old is not None and self.old.labels is not None
+            self.set(self.values, "unit", "another unit", unit, saved=saved)
+        elif self.values["task"] == "survival" or _lists_cases(self.values):
+            self.values["unit"] = "case"
+
+    def splits(self, splits: Mapping[str, Path]) -> None:
+        """Split tables by their names."""
+        for name, path in splits.items():
+            folds, _ = tables.folds(path)
+            split = name or _usual_split(self.values, len(folds))
+            saved = self.values.setdefault("splits", {})
+            self.set(saved, split, f"another split {split}", stored(path, self.home), saved=split in saved)
+
+    def features(self, folder: Path, patches: Path | None, step: float | None, described: Mapping[str, Any]) -> None:
+        """A set of features; `described` is its encoder, magnification and patch size."""
+        if described["encoder"] is None:
+            raise MilbenchError("--features needs --encoder, the name by which suites ask for these features")
+        place = formats.layout(folder, patches)
+        new = {
+            **described,
+            "folder": stored(place.folder, self.home),
+            "format": place.format,
+            "patches": stored(place.patches, self.home) if place.patches else None,
+            "step": step,
+        }
+        sets = {tuple(saved[key] for key in described): saved for saved in self.values.get("features", [])}
+        key = tuple(described.values())
+        self.set(sets, key, f"features of {spelled(*key)}", new, saved=key in sets)
+        self.values["features"] = list(sets.values())
+
+    def exclude(self, ids: Sequence[str]) -> None:
+        """Slides or cases to leave out, beside those that are left out already."""
+        before = [] if self.replace or not self.old else self.old.exclude
+        self.values["exclude"] = sorted({*before, *map(tables.clean, ids)}) if ids else self.values.get("exclude", [])
+
+
+def _differing(old: Any, new: Any) -> str:
+    """Where two values differ, key by key."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return f"{old}, not {new}"
+    return "; ".join(
+        f"{key} {_plain(old.get(key))}, not {_plain(new[key])}" for key in new if json.dumps(old.get(key)) != json.dumps(new[key])
+    )
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{key}={inner}" for key, inner in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _lists_cases(values: Mapping[str, Any]) -> bool:
+    return bool(values.get("labels")) and "slide" not in values["labels"]["columns"]
+
+
+def _labels(
+    values: Mapping[str, Any], file: Path, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None, home: Path
+) -> dict[str, Any]:
+    """What the manifest says of the label table `file`."""
+    by_role = tables.columns(file, values["task"], columns)
+    rows = tables.rows(file, by_role)
+    if values["task"] == "survival":
+        if classes:
+            raise MilbenchError("--classes is for subtyping; survival has none")
+        return Labels(file=stored(file, home), columns=by_role).model_dump()
+    labels = {row.label for row in rows if row.label is not None}
+    by_class = default_classes(labels, values.get("published")) if classes is None else _asked_classes(classes, labels, file)
+    return Labels(file=stored(file, home), columns=by_role, classes=by_class).model_dump()
+
+
+def _asked_classes(classes: Mapping[str, Sequence[str]], labels: set[str], file: Path) -> dict[str, list[str]]:
+    """Class -> labels as `--classes` says; every label of the table belongs to one class."""
+    by_class = {name: list(some) or [name] for name, some in classes.items()}
+    listed = [label for some in by_class.values() for label in some]
+    if twice := [label for label in listed if listed.count(label) > 1]:
+        raise MilbenchError(f"--classes: {twice[0]} stands in two classes")
+    if strange := sorted(set(listed) - labels):
+        raise unknown(f"label of {file}", strange[0], labels)
+    if left := sorted(labels - set(listed)):
+        raise MilbenchError(f"{file}: --classes has no class for {few(left)}; write class=label+label,...")
+    return by_class
+
+
+def default_classes(labels: set[str], published: str | None) -> dict[str, list[str]]:
+    """Class -> labels, in the order of class indices, for labels that the user says nothing about.
+
+    The seven lesion types of BRACS become its three classes. A published cohort has its own classes, which a table may also
+    number from 0. Elsewhere every label is a class: numbers by size, words by name.
+    """
+    types = [label for some in BRACS_TYPES.values() for label in some]
+    if labels == set(types) or (published == "bracs" and labels <= set(types)):
+        return {name: list(some) for name, some in BRACS_TYPES.items()}
+    if published == "bracs" and labels == {str(number) for number in range(7)}:
+        return {name: [str(BRACS_ORDER.index(label)) for label in some] for name, some in BRACS_TYPES.items()}
+    names = COHORTS[published].classes if published else ()
+    by_name = {label.lower(): label for label in labels}
+    if names and set(by_name) == {name.lower() for name in names}:
+        return {name: [by_name[name.lower()]] for name in names}
+    if names and labels == {str(number) for number in range(len(names))}:
+        return {name: [str(number)] for number, name in enumerate(names)}
+    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in labels)
+    return {label: [label] for label in sorted(labels, key=lambda label: (int(label) if numbers else 0, label))}
+
+
+def _usual_split(values: Mapping[str, Any], folds: int) -> str:
+    """`official` for one fold, the cohort's name for its folds (hipt10), else `given5`."""
+    cohort = COHORTS.get(values.get("published") or "")
+    for name, sizes in (cohort.splits if cohort else {}).items():
+        if len(sizes) == folds:
+            return name
+    return "official" if folds == 1 else f"given{folds}"

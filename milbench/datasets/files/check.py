@@ -1,0 +1,412 @@
+"""Check everything that a manifest points to before anything is trained: what is missing, broken, inconsistent or unusual.
+
+Feature files are looked at first: shapes, attributes, positions, a few rows. Where nothing is wrong each is then read whole, for
+the hash of its contents. Both are remembered until a file changes, so a second look at hundreds of slides costs milliseconds.
+"""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from milbench.datasets.cohorts import ENCODERS
+from milbench.datasets.files import roster as rosters
+from milbench.datasets.files import tables
+from milbench.datasets.files.findings import Finding, many
+from milbench.datasets.files.formats import BadFile, Facts, Layout
+from milbench.datasets.files.formats import read as read_file
+from milbench.datasets.files.manifest import Features, Manifest
+from milbench.datasets.files.roster import Roster
+from milbench.datasets.files.seen import Progress, Seen
+
+
+@dataclass
+class FeatureSet:
+    """One set of features, file by file.
+
+    Args:
+        features: as in the manifest.
+        files: slide -> its file and the patches file that belongs to it, of slides that are in the roster.
+        facts: slide -> what is known of its file, of files that can be used.
+        contents: slide -> hash of all its features and positions; empty while anything is wrong, or labels are not there.
+        slides: sample -> its slides here.
+        steps: slide -> level-0 pixels between neighbouring patches; empty without positions.
+        findings: what is odd.
+        memory: what was seen, for the next time.
+    """
+
+    features: Features
+    memory: Seen
+    files: dict[str, tuple[Path, Path | None]] = field(default_factory=dict)
+    facts: dict[str, Facts] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
+    slides: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def in_dim(self) -> int:
+        """The width most files have; 0 when there are none."""
+        return max(
+            Counter(facts.d for facts in self.facts.values()).items(), key=lambda item: (item[1], item[0]), default=(0, 0)
+        )[0]
+
+    @property
+    def dtype(self) -> str:
+        """How features are stored without loss: float16 where all files are, else float32."""
+        return "float16" if {facts.dtype for facts in self.facts.values()} == {"float16"} else "float32"
+
+    def add(self, severity: str, kind: str, what: str, do: str = "", ids: Iterable[str] = ()) -> None:
+        """Note a finding."""
+        self.findings.append(Finding(severity, kind, self.features.name, what, do, tuple(ids)))  # type: ignore[arg-type]
+
+
+@dataclass
+class Examined:
+    """Everything a check found.
+
+    Args:
+        manifest: what was checked.
+        roster: samples and folds.
+        sets: the sets of features that were looked at.
+    """
+
+    manifest: Manifest
+    roster: Roster
+    sets: list[FeatureSet]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings, errors first."""
+        every = [*self.roster.findings, *(finding for features in self.sets for finding in features.findings)]
+        return sorted(every, key=lambda finding: ("error", "warning", "note").index(finding.severity))
+
+    def of(self, severity: str) -> list[Finding]:
+        """The findings of one severity."""
+        return [finding for finding in self.findings if finding.severity == severity]
+
+    def remember(self) -> None:
+        """Keep what was seen of feature files in the data folder."""
+        for features in self.sets:
+            features.memory.save()
+
+    @property
+    def lacking(self) -> str:
+        """What must be added before anything can be run; empty when nothing."""
+        command = f"milbench data add {self.manifest.name}"
+        if self.manifest.labels is None:
+            return f"labels are not added yet: {command} --labels CSV"
+        if not self.manifest.features:
+            return f"features are not added yet: {command} --encoder NAME --magnification 20 --patch-size 224 --features DIR"
+        return ""
+
+
+def examine(
+    manifest: Manifest,
+    only: Sequence[Features] | None = None,
+    *,
+    deep: bool = False,
+    cache: Path | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Examined:
+    """Look at tables and feature files of a manifest.
+
+    Args:
+        manifest: of the dataset.
+        only: sets of features to look at; None is all of the manifest.
+        deep: look at every feature and every position, too, and read files anew whose contents are remembered.
+        cache: where what was seen is remembered if the data folder cannot be written to.
+        progress: called with what is done, files done and files in all.
+    """
+    roster = rosters.read(manifest)
+    rosters.against_published(roster, manifest)
+    chosen = manifest.features if only is None else only
+    found = Examined(manifest, roster, [_features(manifest, roster, features, deep, cache, progress) for features in chosen])
+    for files in found.sets:
+        if roster.samples and not any(finding.severity == "error" for finding in [*roster.findings, *files.findings]):
+            _contents(files, deep, progress)
+    return found
+
+
+def _features(
+    manifest: Manifest, roster: Roster, features: Features, deep: bool, cache: Path | None, progress: Progress
+) -> FeatureSet:
+    found = FeatureSet(features, _memory(manifest, features, cache))
+    place = manifest.layout(features)
+    missing = [path for path in (place.folder, place.patches) if path is not None and not os.path.isdir(path)]
+    if missing:
+        found.add("error", "folder", f"folder {missing[0]} does not exist", "correct the path in the manifest, or add it again")
+        return found
+    _match(found, manifest, roster, place)
+    broken: dict[str, BadFile] = {}
+    for done, (slide, (path, patches)) in enumerate(found.files.items(), 1):
+        try:
+            found.facts[slide] = found.memory.facts(path, patches, anew=deep)
+        except BadFile as error:
+            broken[slide] = error
+        progress("looking at feature files", done, len(found.files))
+    _tell_broken(found, broken)
+    _compare(found)
+    _positions(found)
+    if deep:
+        _bodies(found, progress)
+    return found
+
+
+def _memory(manifest: Manifest, features: Features, cache: Path | None) -> Seen:
+    name = f"{manifest.name}-{re.sub(r'[^A-Za-z0-9]+', '-', features.name)}"
+    places = [manifest.home / ".seen" / f"{name}.{manifest.key_of(features)}.json"]
+    if cache:
+        places.append(cache / f"{name}.{manifest.key_of(features, shared=True)}.seen.json")
+    return Seen(places, (features.folder, features.patches))
+
+
+def _contents(found: FeatureSet, deep: bool, progress: Progress) -> None:
+    """The hash of every file, which is what makes the identity of a dataset."""
+    files = {slide: found.files[slide] for slide in found.facts}
+    found.contents, broken, unseen = found.memory.contents(files, progress)
+    _tell_broken(found, broken)
+    if unseen:
+        what = f"{many(len(unseen), 'slide')} whose features changed while the size and the time of change of the file did not"
+        found.add("warning" if deep else "note", "unseen", what, ids=unseen)
+
+
+def _tell_broken(found: FeatureSet, broken: Mapping[str, BadFile]) -> None:
+    """One finding for each kind of fault."""
+    by_kind: dict[str, list[tuple[str, BadFile]]] = defaultdict(list)
+    for slide, error in broken.items():
+        by_kind[error.kind].append((slide, error))
+    for kind, cases in by_kind.items():
+        first = cases[0][1]
+        what = (
+            f"{first.path.name} {first.what}"
+            if len(cases) == 1
+            else f"{len(cases)} files, of which {first.path.name} {first.what}"
+        )
+        found.add("error", kind, what, first.do, [slide for slide, _ in cases] if len(cases) > 1 else ())
+
+
+def _match(found: FeatureSet, manifest: Manifest, roster: Roster, place: Layout) -> None:
+    """Which file is whose."""
+    here: dict[str, Path] = {}
+    for path in place.files():
+        other = here.setdefault(tables.clean(path.name), path)
+        if other != path:
+            found.add("error", "two-files", f"{other.name} and {path.name} are both of the same slide", "remove one of them")
+    if not here:
+        found.add("error", "no-files", f"no .{place.format} files in {place.folder}", "correct the path in the manifest")
+        return
+    if not roster.samples:  # without labels, all there is
+        found.files = {id: (path, place.patches_of(path)) for id, path in here.items()}
+        return
+    by_case = _by_case(
+        [id for id in here if id not in roster.excluded], [s.id for s in roster.samples if not roster.slides.get(s.id)]
+    )
+    for sample in roster.samples:
+        found.slides[sample.id] = roster.slides.get(sample.id) or tuple(by_case[sample.id])
+    wanted = [slide for slides in found.slides.values() for slide in slides]
+    found.files = {slide: (here[slide], place.patches_of(here[slide])) for slide in wanted if slide in here}
+    missing = [slide for slide in wanted if slide not in here] + [id for id, slides in found.slides.items() if not slides]
+    unused = {id: path for id, path in here.items() if id not in found.files and id not in roster.excluded}
+    if missing:
+        _tell_missing(found, manifest, place, missing, list(unused), of=len(wanted))
+    if unused:
+        found.add(
+            "note", "unlisted", f"{many(len(unused), 'file')} of slides that are not in the label table", ids=sorted(unused)
+        )
+
+
+def _by_case(files: Iterable[str], cases: Iterable[str]) -> dict[str, list[str]]:
+    """Case -> its slides, where the name of a file begins with the case: `TCGA-3C-AALI-01Z-00-DX1` or `12_3`."""
+    slides: dict[str, list[str]] = {case: [] for case in cases}
+    for file in files:
+        ends = [len(file), *(m.start() for m in reversed(list(re.finditer(r"[-_. ]", file))))]
+        if (case := next((file[:end] for end in ends if file[:end] in slides), None)) is not None:
+            slides[case].append(file)
+    return slides
+
+
+def _tell_missing(
+    found: FeatureSet, manifest: Manifest, place: Layout, missing: Sequence[str], unused: Sequence[str], of: int
+) -> None:
+    bare = {_letters(file): file for file in unused}
+    misnamed = {}
+    for id in missing:
+        key = _letters(id)
+        near = [
+            file
+            for plain, file in bare.items()
+            if min(len(plain), len(key)) > 3 and (plain.startswith(key) or key.startswith(plain))
+        ]
+        if key in bare or len(near) == 1:
+            misnamed[id] = bare.get(key) or near[0]
+    if misnamed:
+        pairs = [f"{id} (file {file})" for id, file in misnamed.items()]
+        what = f"{many(len(misnamed), 'slide')} whose file has another name than the slide has in the label table"
+        found.add("error", "misnamed", what, "rename the files, or the slides in the table", pairs)
+    if absent := [id for id in missing if id not in misnamed]:
+        leave_out = ",".join(absent) if len(absent) <= 10 else "FILE with one id a line"
+        what = f"{len(absent)} of {many(max(of, len(absent)), 'slide')} without a .{place.format} file in {place.folder}"
+        do = f"extract them, or leave them out everywhere: milbench data add {manifest.name} --exclude {leave_out}"
+        found.add("error", "missing", what, do, absent)
+
+
+def _compare(found: FeatureSet) -> None:
+    """What is odd about a file beside the others, or beside what the manifest says."""
+    _widths(found)
+    _attributes(found)
+    _copies(found)
+    _forms(found)
+
+
+def _widths(found: FeatureSet) -> None:
+    """Files of another width than most, or than the encoder's; features that are no numbers."""
+    facts, width = found.facts, found.in_dim
+    if wrong := {slide: file.d for slide, file in facts.items() if file.d != width}:
+        what = f"{many(len(wrong), 'slide')} not {width} wide as the others"
+        do = "they are of another encoder: extract them again"
+        found.add("error", "width", what, do, [f"{slide} ({d})" for slide, d in wrong.items()])
+    known = ENCODERS.get(found.features.encoder)
+    if facts and known and known != width:
+        found.add("warning", "encoder-width", f"features are {width} wide, those of {found.features.encoder} are {known}")
+    if bad := [slide for slide, file in facts.items() if file.nonfinite]:
+        found.add("error", "nan", f"{many(len(bad), 'slide')} with NaN or infinite values", "extract them again", bad)
+
+
+def _attributes(found: FeatureSet) -> None:
+    """Files whose attributes name another magnification, patch size or encoder than the manifest."""
+    features, facts = found.features, found.facts
+    for key in ("magnification", "patch_size"):
+        asked = getattr(features, key)
+        other = {slide: file.says[key] for slide, file in facts.items() if asked and file.says.get(key, asked) != asked}
+        if other:
+            what = f"{many(len(other), 'file')} of another {key.replace('_', ' ')} than {asked} by their attributes"
+            ids = [f"{slide} ({value:g})" for slide, value in other.items()]
+            found.add("error", key.replace("_", "-"), what, "give the folder that belongs to it", ids)
+    named = {str(file.says["encoder"]) for file in facts.values() if file.says.get("encoder", "None") != "None"}
+    asked = _letters(features.encoder)
+    if others := sorted(name for name in named if asked not in _letters(name) and _letters(name) not in asked):
+        found.add("warning", "encoder", f"files name their encoder {', '.join(others)}")
+
+
+def _letters(name: str) -> str:
+    """A name by its letters and digits, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _copies(found: FeatureSet) -> None:
+    """Slides with the same features."""
+    same: dict[str, list[str]] = defaultdict(list)
+    for slide, file in found.facts.items():
+        same[file.digest].append(slide)
+    if copies := [" = ".join(slides) for slides in same.values() if len(slides) > 1]:
+        found.add(
+            "warning", "copies", f"{many(len(copies), 'group')} of slides with the same features under several names", ids=copies
+        )
+
+
+def _forms(found: FeatureSet) -> None:
+    """Files whose arrays have an unusual form, and files without positions."""
+    facts = found.facts
+    if squeezed := [slide for slide, file in facts.items() if file.squeezed]:
+        found.add("note", "squeezed", f"{many(len(squeezed), 'file')} of shape (1, n, d), read as (n, d)", ids=squeezed)
+    if double := [slide for slide, file in facts.items() if file.dtype not in ("float16", "float32")]:
+        found.add("note", "dtype", f"{many(len(double), 'file')} of {facts[double[0]].dtype}, read as float32", ids=double)
+    without = [slide for slide, file in facts.items() if not file.coords]
+    if without and len(without) < len(facts):
+        do = "extract them again, or give --patches"
+        found.add("error", "coords", f"{many(len(without), 'slide')} without positions, while others have them", do, without)
+    elif without:
+        hint = ", or a folder of CLAM's patches files (--patches) " if found.features.format == "pt" else " "
+        found.add("warning", "coords", f"no positions in the files{hint}: aggregators that need them are skipped")
+
+
+def _positions(found: FeatureSet) -> None:
+    """The distance of neighbouring patches, and what is odd about positions."""
+    facts = {slide: file for slide, file in found.facts.items() if file.coords}
+    _steps(found, facts)
+    if twice := {slide: file.duplicates for slide, file in facts.items() if file.duplicates}:
+        what = f"{many(len(twice), 'slide')} with several patches at one position"
+        found.add("warning", "duplicates", what, ids=[f"{slide} ({count:,})" for slide, count in twice.items()])
+    many_patches = {slide: file for slide, file in facts.items() if file.n >= 20}  # fewer may lie apart by chance
+    if loose := [slide for slide, file in many_patches.items() if file.aligned < 0.5]:
+        what = f"{many(len(loose), 'slide')} whose patches lie on no lattice: most have no neighbour at the usual distance"
+        found.add("warning", "off-lattice", what, ids=loose)
+    apart = {
+        slide: file.lattice
+        for slide, file in many_patches.items()
+        if file.lattice and file.aligned >= 0.5 and abs(file.lattice - found.steps[slide]) > max(1.0, 0.02 * found.steps[slide])
+    }
+    if apart:
+        slide, real = next(iter(apart.items()))
+        said = f"{found.steps[slide]:g} as their files or the manifest say"
+        what = f"{many(len(apart), 'slide')} whose patches lie {real:g} px apart, not {said}"
+        do = "were they cut with another stride? Then give it: milbench data add ... --step PIXELS --replace"
+        found.add("warning", "stride", what, do, list(apart))
+
+
+def _steps(found: FeatureSet, facts: Mapping[str, Facts]) -> None:
+    """The distance of neighbours on every slide: of the manifest, else of the file, else as most neighbours lie."""
+    steps = {slide: found.features.step or file.step or file.lattice for slide, file in facts.items()}
+    usual = Counter(step for step in steps.values() if step).most_common(1)
+    found.steps = {slide: step or (usual[0][0] if usual else 1.0) for slide, step in steps.items()}
+    if alone := [slide for slide, step in steps.items() if not step and facts[slide].n > 1]:
+        taken = f"; the usual {usual[0][0]:g} px are taken" if usual else ""
+        what = f"{many(len(alone), 'slide')} without two neighbouring patches, so their distance is unknown{taken}"
+        do = "give it: milbench data add ... --step PIXELS --replace"
+        found.add("warning" if usual else "error", "step", what, do, alone)
+    guessed = [slide for slide, file in facts.items() if not found.features.step and not file.step and file.lattice]
+    if guessed:
+        sizes = Counter(f"{found.steps[slide]:g}" for slide in guessed).most_common()
+        spread = ", ".join(f"{step} px in {count:,}" for step, count in sizes[:3]) + (" and others" if len(sizes) > 3 else "")
+        what = f"no file says how far patches lie apart; taken from their positions: {spread}"
+        found.add("note", "lattice", what, ids=guessed if len(guessed) < len(facts) else ())
+
+
+def _bodies(found: FeatureSet, progress: Progress) -> None:
+    """Read every feature."""
+    nan, zero, constant, broken = [], [], [], []
+    for done, slide in enumerate(found.facts, 1):
+        progress("looking at every feature", done, len(found.facts))
+        try:
+            features, _ = read_file(*found.files[slide])
+        except BadFile as error:
+            broken.append((slide, error))
+            continue
+        if count := int((~np.isfinite(features)).any(axis=1).sum()):
+            nan.append(f"{slide} ({count:,} of {len(features):,} patches)")
+        elif count := int((features == 0).all(axis=1).sum()):
+            zero.append(f"{slide} ({count:,} of {len(features):,} patches)")
+        elif len(features) > 1 and (features == features[0]).all():
+            constant.append(slide)
+    if nan:
+        found.findings = [finding for finding in found.findings if finding.kind != "nan"]  # now it is known of all patches
+        found.add("error", "nan", f"{many(len(nan), 'slide')} with NaN or infinite values", "extract them again", nan)
+    if zero:
+        found.add("warning", "zero", f"{many(len(zero), 'slide')} with features that are all zero", ids=zero)
+    if constant:
+        found.add("warning", "constant", f"{many(len(constant), 'slide')} whose patches all have the same features", ids=constant)
+    for slide, bad in broken:
+        found.add("error", bad.kind, f"{bad.path.name} {bad.what}", bad.do, [slide])
+
+
+def counts(examined: Examined) -> list[dict[str, Any]]:
+    """One row for each split, fold and part: how many samples, cases, and samples of each class or with an event."""
+    roster, names = examined.roster, examined.roster.stratum_names(examined.manifest)
+    sample = {s.id: s for s in roster.samples}
+    rows = []
+    for split, folds in roster.splits.items():
+        for number, fold in enumerate(folds):
+            for part, ids in fold._asdict().items():
+                strata: Mapping[int, int] = Counter(sample[id].stratum for id in ids)
+                by_class = {name: strata.get(i, 0) for i, name in enumerate(names)}
+                cases = len({sample[id].case_id for id in ids})
+                rows.append(
+                    {"split": split, "fold": number, "part": part, "samples": len(ids), "cases": cases, "classes": by_class}
+                )
+    return rows

@@ -1,0 +1,47 @@
+"""What a check found: how bad, where, what, and what to do about it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from milbench.errors import printable
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check found, once for all slides that have it.
+
+    Args:
+        severity: an error stops a run, a warning is printed under the tables, a note is for whoever checks.
+        kind: one word, the same for the same thing.
+        where: a table, a split, or a set of features.
+        what: a sentence without full stop.
+        do: how to correct it, where that is needed.
+        ids: slides, cases or files it is about.
+    """
+
+    severity: Severity
+    kind: str
+    where: str
+    what: str
+    do: str = ""
+    ids: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return printable(f"{self.where}: {self.what}{named(self.ids)}" + (f"; {self.do}" if self.do else ""))
+
+
+def named(ids: Sequence[str], most: int = 3) -> str:
+    """The first of the ids, for the end of a sentence."""
+    if not ids:
+        return ""
+    more = len(ids) - most
+    first = [id if len(id) <= 200 else f"{id[:197]}..." for id in ids[:most]]
+    return f": {', '.join(first)}" + (f" and {more:,} more" if more > 0 else "")
+
+
+def many(count: int, thing: str) -> str:
+    """`1 slide`, `2,000 slides`."""
+    return f"{count:,} {thing}{'s' * (count != 1)}"

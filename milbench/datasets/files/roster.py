@@ -1,0 +1,288 @@
+"""Who is in a dataset and in which part of which fold, by its label table and its split tables, with what is odd there."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from milbench.datasets.base import Fold, Sample
+from milbench.datasets.cohorts import COHORTS
+from milbench.datasets.files import tables
+from milbench.datasets.files.findings import Finding, many
+from milbench.datasets.files.manifest import Labels, Manifest
+from milbench.errors import MilbenchError
+
+
+@dataclass
+class Roster:
+    """The samples of a dataset, and their folds.
+
+    Args:
+        samples: what is predicted.
+        slides: sample -> its slides; empty where the table lists cases; names of feature files then say whose they are.
+        splits: name -> folds, of the given split tables.
+        forms: name -> how the table was understood.
+        leaking: splits with a case in two parts of a fold.
+        excluded: ids of slides and cases that are left out.
+        findings: what is odd.
+    """
+
+    samples: tuple[Sample, ...] = ()
+    slides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    splits: dict[str, tuple[Fold, ...]] = field(default_factory=dict)
+    forms: dict[str, str] = field(default_factory=dict)
+    leaking: set[str] = field(default_factory=set)
+    excluded: set[str] = field(default_factory=set)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, severity: str, kind: str, where: str, what: str, do: str = "", ids: Iterable[str] = ()) -> None:
+        """Note a finding."""
+        self.findings.append(Finding(severity, kind, where, what, do, tuple(ids)))  # type: ignore[arg-type]
+
+    def stratum_names(self, manifest: Manifest) -> tuple[str, ...]:
+        """What samples are counted by: classes, or whether the event was seen."""
+        if manifest.task == "survival":
+            return "censored", "events"
+        return tuple(manifest.labels.classes) if manifest.labels else ()
+
+
+def read(manifest: Manifest) -> Roster:
+    """Samples and folds of a manifest. Whatever is wrong is a finding."""
+    roster = Roster()
+    if manifest.labels is None:
+        return roster
+    where = f"table {manifest.resolved(manifest.labels.file).name}"
+    try:
+        rows = tables.rows(manifest.resolved(manifest.labels.file), manifest.labels.columns)
+    except MilbenchError as error:
+        roster.add("error", "labels", "labels", str(error))
+        return roster
+    _leave_out(roster, manifest, rows)
+    rows = [row for row in rows if not {row.slide, row.case} & roster.excluded]
+    if manifest.labels.classes:
+        known = {label for labels in manifest.labels.classes.values() for label in labels}
+        if strange := sorted({row.label or "" for row in rows} - known):
+            do = "add it to [labels.classes], or add the labels again with --classes and --replace"
+            roster.add("error", "class", where, f"{many(len(strange), 'label')} in no class", do, strange)
+            return roster
+    _samples(roster, manifest, manifest.labels, rows, where)
+    _look(roster, manifest, rows, where)
+    for name, path in manifest.splits.items():
+        _split(roster, manifest, name, path, rows)
+    return roster
+
+
+def _leave_out(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row]) -> None:
+    asked = {tables.clean(id) for id in manifest.exclude}
+    gone = [row for row in rows if {row.slide, row.case} & asked]
+    left = {row.case for row in rows if row not in gone}
+    roster.excluded = asked | {row.slide for row in gone if row.slide} | {row.case for row in gone if row.case not in left}
+    if asked:
+        roster.add("warning", "excluded", manifest.name, f"{len(asked)} slides or cases left out by choice", ids=sorted(asked))
+
+
+def _samples(roster: Roster, manifest: Manifest, labels: Labels, rows: Sequence[tables.Row], where: str) -> None:
+    index = {label: i for i, some in enumerate(labels.classes.values()) for label in some}
+    by_sample: dict[str, list[tables.Row]] = defaultdict(list)
+    for row in rows:
+        by_sample[row.case if manifest.unit == "case" else row.slide or row.case].append(row)
+    samples, torn = [], []
+    for id, own in by_sample.items():
+        first = own[0]
+        if len({index.get(row.label or "") for row in own}) > 1:
+            torn.append(id)
+        label = index[first.label or ""] if manifest.task == "subtyping" else None
+        samples.append(Sample(id, first.case, label, first.time, first.event))
+    if torn:
+        do = "predict slides instead (--unit slide), or correct the table"
+        roster.add("error", "torn-case", where, f"{many(len(torn), 'case')} with slides of two classes", do, torn)
+    roster.samples = tuple(samples)
+    roster.slides = {id: tuple(row.slide for row in own if row.slide) for id, own in by_sample.items()}
+
+
+def _look(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row], where: str) -> None:
+    """What is odd about the label table."""
+    columns = manifest.labels.columns if manifest.labels else {}
+    if manifest.unit == "slide" and len({row.case for row in rows}) == len(rows):
+        column = f"column {columns['case']}" if "case" in columns else "no column of cases"
+        roster.add(
+            "warning",
+            "no-cases",
+            where,
+            f"every slide is a case of its own ({column}): a patient in two parts of a fold cannot be detected",
+        )
+    elif manifest.unit == "slide" and (alone := [row.slide for row in rows if row.slide == row.case]):
+        roster.add(
+            "note", "no-case", where, f"{many(len(alone), 'slide')} without a case, taken as cases of their own", ids=alone
+        )
+    counts = Counter(sample.stratum for sample in roster.samples)
+    names = roster.stratum_names(manifest)
+    if empty := [name for i, name in enumerate(names) if not counts[i]]:
+        do = (
+            "correct [labels.classes] or the table"
+            if manifest.task == "subtyping"
+            else "correct the table, or say which column it is"
+        )
+        severity = "warning" if empty == ["censored"] else "error"
+        roster.add(severity, "empty-class", where, f"{' and '.join(empty)}: no samples", do)
+    elif len(names) < 2:
+        roster.add(
+            "error", "one-class", where, f"all {len(roster.samples)} samples are {names[0]}", "there is nothing to tell apart"
+        )
+
+
+def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Sequence[tables.Row]) -> None:
+    where = f"split {name}"
+    try:
+        raw, form = tables.folds(manifest.resolved(path))
+    except MilbenchError as error:
+        roster.add("error", "split", where, str(error))
+        return
+    targets = _targets(roster, manifest, rows)
+    unknown: dict[str, None] = {}
+    folds = []
+    for fold in raw:
+        parts: list[dict[str, None]] = [{}, {}, {}]
+        for listed, part in zip(fold, parts, strict=True):
+            for id in listed:
+                if id in targets:
+                    part.update(dict.fromkeys(targets[id]))
+                elif id not in roster.excluded:
+                    unknown[id] = None
+        folds.append(Fold(*map(tuple, parts)))
+    if not any(fold.test for fold in folds):
+        folds = [Fold(fold.train, (), fold.val) for fold in folds]
+        roster.add(
+            "warning", "no-test", where, "no test part in the table; its validation part is tested, as HIPT's survival folds are "
+            "used, and no epoch is selected",
+        )  # fmt: skip
+    ids = list(unknown)
+    if ids and not any(part for fold in folds for part in fold):
+        do = "their spelling differs, or the table is of another cohort"
+        roster.add("error", "unlabelled", where, f"none of its {many(len(ids), 'id')} is in the label table", do, ids)
+        return
+    if ids:
+        what, do = f"{many(len(ids), 'id')} not in the label table", _leave(manifest.name, ids)
+        roster.add("error", "unlabelled", where, what, do, ids)
+    roster.splits[name], roster.forms[name] = tuple(folds), form
+    _look_at_folds(roster, manifest, where, name)
+
+
+def _leave(name: str, ids: Sequence[str]) -> str:
+    what = ",".join(ids) if len(ids) <= 10 else "FILE with one id a line"
+    return f"correct the tables, or leave them out: milbench data add {name} --exclude {what}"
+
+
+def _targets(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row]) -> dict[str, tuple[str, ...]]:
+    """What an id in a split table stands for: a sample; the case of that slide; or all slides of that case."""
+    stand: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if manifest.unit == "case":
+            if row.slide:
+                stand[row.slide] = [row.case]
+        else:
+            stand[row.case].append(row.slide or row.case)
+    return {**{id: tuple(some) for id, some in stand.items()}, **{s.id: (s.id,) for s in roster.samples}}
+
+
+def _look_at_folds(roster: Roster, manifest: Manifest, where: str, name: str) -> None:
+    """What is odd about the folds of a split."""
+    folds = roster.splits[name]
+    for number, fold in enumerate(folds):
+        _look_at_fold(roster, manifest, f"{where}, fold {number}" if len(folds) > 1 else where, fold)
+    _look_for_leaks(roster, where, name)
+    everywhere = {id for fold in folds for part in fold for id in part}
+    if outside := [sample.id for sample in roster.samples if sample.id not in everywhere]:
+        what = f"{many(len(outside), manifest.unit)} of the label table in no part"
+        roster.add("warning", "unused", where, what, ids=outside)
+
+
+def _look_at_fold(roster: Roster, manifest: Manifest, where: str, fold: Fold) -> None:
+    """Samples in two parts, empty parts, and parts without a class."""
+    if both := sorted(_in_two(map(set, fold))):
+        what = f"{many(len(both), manifest.unit)} in two parts"
+        roster.add("error", "overlap", where, what, "each belongs in one part of a fold", both)
+    stratum = {sample.id: sample.stratum for sample in roster.samples}
+    for part, ids in zip(Fold._fields, fold, strict=True):
+        if not ids:
+            if part != "val":
+                roster.add("error", "empty-part", where, f"the {part} part is empty", "correct the table")
+            continue
+        strata = {stratum[id] for id in ids}
+        absent = [s for i, s in enumerate(roster.stratum_names(manifest)) if i not in strata and s != "censored"]
+        if absent:
+            severity = "error" if part == "train" else "warning"
+            do = "" if severity == "warning" else "no model can learn it from these folds: correct the table"
+            roster.add(severity, "class-missing", where, f"no {' and no '.join(absent)} in the {part} part", do)
+
+
+def _in_two(parts: Iterable[set[str]]) -> set[str]:
+    """Who is in more than one part of a fold."""
+    train, val, test = parts
+    return (train & val) | (train & test) | (val & test)
+
+
+def _look_for_leaks(roster: Roster, where: str, name: str) -> None:
+    """Patients with slides in two parts of a fold."""
+    case, folds = {sample.id: sample.case_id for sample in roster.samples}, roster.splits[name]
+    cases = [[{case[id] for id in part} for part in fold] for fold in folds]
+    torn = [_in_two(parts) for parts in cases]
+    if not any(torn):
+        return
+    roster.leaking.add(name)
+    numbers, tested = [len(some) for some in torn], [len(train & test) for train, _, test in cases]
+    who = f"{_range(numbers)} patient{'s' * (max(numbers) != 1)}{' of each fold' * (len(folds) > 1)}"
+    what = f"{who} with slides in two parts, {_range(tested)} of them in training and test ({name}-grouped has none)"
+    roster.add("warning", "patients", where, what, ids=sorted(set().union(*torn)))
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def against_published(roster: Roster, manifest: Manifest) -> None:
+    """Compare counts with the published ones of the cohort; a difference is a warning with both numbers."""
+    if manifest.published is None or not roster.samples:
+        return
+    cohort, names = COHORTS[manifest.published], roster.stratum_names(manifest)
+    differ = partial(roster.add, "warning", "published", f"{manifest.published} as published")
+    here = Counter(sample.stratum for sample in roster.samples)
+    total = sum(cohort.counts)
+    if len(roster.samples) != total:
+        differ(f"{many(total, cohort.unit)}, here {len(roster.samples)}")
+    comparable = manifest.task == "subtyping" and names == cohort.classes
+    if manifest.task == "subtyping" and not comparable:
+        differ(f"classes {', '.join(cohort.classes)}, here {', '.join(names)}")
+    for i, (name, count) in enumerate(zip(cohort.classes, cohort.counts, strict=False)):
+        if comparable and here[i] != count:
+            differ(f"{count} {name}, here {here[i]}")
+    for split, sizes in cohort.splits.items():
+        if split in roster.splits:
+            _sizes_of_folds(roster, split, sizes, differ)
+    if comparable and cohort.official_by_class and "official" in roster.splits:
+        for i, (name, printed) in enumerate(zip(cohort.classes, cohort.official_by_class, strict=True)):
+            counted = _sizes(roster, roster.splits["official"][0], i)
+            if counted != printed:
+                differ(f"official {name} {_slashed(printed)}, here {_slashed(counted)}")
+
+
+def _sizes_of_folds(roster: Roster, split: str, sizes: Sequence[tuple[int, ...]], differ: Callable[..., None]) -> None:
+    """Compare the sizes of a split's parts with the published ones."""
+    counted = [tuple(map(len, fold)) for fold in roster.splits[split]]
+    if len(counted) != len(sizes):
+        differ(f"{split} has {many(len(sizes), 'fold')}, here {len(counted)}")
+        return
+    pairs = [(number, *pair) for number, pair in enumerate(zip(sizes, counted, strict=True)) if pair[0] != pair[1]]
+    if pairs:
+        texts = [f"fold {number} {_slashed(printed)}, here {_slashed(here)}" for number, printed, here in pairs]
+        differ(f"{split} differs in {many(len(pairs), 'fold')}", ids=texts)
+
+
+def _sizes(roster: Roster, fold: Fold, stratum: int) -> tuple[int, ...]:
+    of = {sample.id: sample.stratum for sample in roster.samples}
+    return tuple(sum(of[id] == stratum for id in part) for part in fold)
+
+
+def _slashed(sizes: Sequence[int]) -> str:
+    return "/".join(map(str, sizes))

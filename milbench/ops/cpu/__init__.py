@@ -1,0 +1,1 @@
+"""Kernels of operations for the CPU, compiled on first use."""

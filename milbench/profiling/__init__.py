@@ -1,0 +1,1 @@
+"""Profiling: what operations, aggregators and reading cost on this machine."""
