@@ -16,11 +16,11 @@ from milbench import plugins
 from milbench.config import Settings
 from milbench.errors import MilbenchError
 from milbench.files import write_atomically
+from milbench.machine import provenance
 from milbench.profiling import aggregators as cost
 from milbench.profiling import data as reading
 from milbench.profiling import measure
 from milbench.profiling import ops as operations
-from milbench.trials.run import provenance
 
 Row = cost.Row
 Say = Callable[[str], None]

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,21 +15,20 @@ from typing import Any, Literal, get_args
 import torch
 
 from milbench import datasets, plugins, suites
+from milbench import rehearsal as rehearsals
 from milbench.api.results import Results, Trial, not_here
 from milbench.config import Settings
-from milbench.engines import Done, Epoch, Event, Started, run_local
+from milbench.engines import Done, Engine, Epoch, Event, Run, Started, run_local
 from milbench.errors import MilbenchError, unknown
 from milbench.files import write_atomically
 from milbench.ops import backends
-from milbench.suites import Job, Suite
-from milbench.suites import rehearse as rehearsals
-from milbench.suites.expand import Load, narrowed
-from milbench.suites.model import whole, with_includes
-from milbench.suites.rehearse import COARSE, Needs
+from milbench.rehearsal import COARSE, Needs
+from milbench.suites import Job, Load, Suite, composed, narrowed, whole, with_includes
 from milbench.trials import plan as plans
 from milbench.trials.plan import Plan
 from milbench.trials.run import run_trial
-from milbench.trials.store import Status, Store, duration
+from milbench.trials.store import Status, Store
+from milbench.words import duration
 
 Keep = Literal["none", "first-seed", "all"]
 Dtype = Literal["float32", "float16"]
@@ -38,7 +37,7 @@ __all__ = [
     "plan", "rehearse", "run",
 ]  # fmt: skip
 
-ENGINES: Mapping[str, Callable[..., None]] = {"local": run_local}
+ENGINES: Mapping[str, Engine] = {"local": run_local}
 
 
 def _nothing(_said: object) -> None:
@@ -149,8 +148,7 @@ class Work:
 
     Args:
         jobs: the trials.
-        store: where their results go.
-        settings: where their data is.
+        settings: where their data is, and the folder that results go to.
         options: how they are run.
         already: how many more trials were asked for that have a result.
         kept_seeds: seeds whose weights are stored.
@@ -158,12 +156,16 @@ class Work:
     """
 
     jobs: Sequence[Job]
-    store: Store
     settings: Settings
     options: RunOptions
     already: int
     kept_seeds: frozenset[int] = frozenset()
     trial: Callable[..., Status] | None = None
+
+    @property
+    def store(self) -> Store:
+        """Where their results go."""
+        return Store(self.settings.results)
 
     @property
     def workers(self) -> int:
@@ -182,17 +184,9 @@ class Work:
         """
         if self.jobs:
             _need_guard()
-            ENGINES[self.options.engine](
-                self.jobs,
-                self.store,
-                settings=self.settings,
-                workers=self.workers,
-                plugins=[Path(file).resolve() for file in self.options.plugin],
-                backends=self.options.backends,
-                keep_model=lambda job: job.spec.seed in self.kept_seeds,
-                trial=self.trial,
-                on_event=on_event,
-            )
+            plugin = [Path(file).resolve() for file in self.options.plugin]
+            run = Run(self.jobs, self.settings, self.workers, plugin, self.options.backends, self.kept_seeds, self.trial)
+            ENGINES[self.options.engine](run, on_event)
 
 
 def _need_guard() -> None:
@@ -264,14 +258,12 @@ class Planned:
         store, state = self.store, self.state()
         todo = [job for job in self.jobs if state[job.spec.trial_id] in self.options.again]
         suites.pack(todo, say, self.load)
-        for plan in [*self.grids, *composed(whole(self.suite))]:
+        for plan in [*self.grids, *composed(self.suite)]:
             plans.merge(store, suites.with_known(plan))
         suites.save_splits(self.jobs, store, self.load)
         seeds = {job.spec.seed for job in self.jobs}
         kept: dict[Keep, set[int]] = {"none": set(), "first-seed": {min(seeds)}, "all": seeds}
-        return Work(
-            todo, store, self.settings, self.options, len(self.jobs) - len(todo), frozenset(kept[self.options.keep_models])
-        )
+        return Work(todo, self.settings, self.options, len(self.jobs) - len(todo), frozenset(kept[self.options.keep_models]))
 
     def need_data(self) -> None:
         """Make sure that there is something to run.
@@ -289,11 +281,6 @@ class Planned:
         store = self.store
         trials = tuple(Trial.of(job.cell, store.raw(job.spec.trial_id)) for job in self.jobs)
         return Results(self.suite.name, self.settings.results, trials, ran)
-
-
-def composed(parts: Iterable[Suite]) -> list[Plan]:
-    """Plans of those suites that have no grid: they consist of what they include."""
-    return [Plan(suite=suite.name, definition=suite.model_dump(mode="json")) for suite in parts if suite.grid is None]
 
 
 def plan(suite: str | Path, options: RunOptions, settings: Settings, load: Load | None = None) -> Planned:
@@ -452,7 +439,7 @@ class Rehearsal:
         waiting = [job for job in models if store.status(job.spec.trial_id) in self.planned.options.again]
         body = partial(rehearsals.measured, scale=self.scale, settings=self.settings.absolute())
         trial = partial(run_trial, body=body)
-        return Work(waiting, store, self.settings, self.planned.options, len(models) - len(waiting), trial=trial)
+        return Work(waiting, self.settings, self.planned.options, len(models) - len(waiting), trial=trial)
 
     def finish(self) -> Rehearsed:
         """Put the measurements together to the needs of the real run, and write them to `needs-SUITE.json`."""

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from milbench.report import latex, render
 from milbench.report.figure import Saved
 from milbench.report.tables import Row, Table
-from milbench.trials.store import duration
+from milbench.words import duration
 
 if TYPE_CHECKING:
     from milbench.report.build import Report
