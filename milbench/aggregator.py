@@ -33,11 +33,11 @@ class Task(Protocol):
 
 @dataclass
 class Prediction:
-    """What an aggregator says about one bag.
+    """The prediction for one bag.
 
     Args:
         logits: (n_out,), one per class, or per time bin for survival.
-        attention: (n,) weight of each instance for the predicted class, or None where the method has no such thing.
+        attention: (n,) weight of each instance for the predicted class, or None where the method has no attention.
         extras: whatever the method's own loss or an analysis needs.
     """
 
@@ -57,10 +57,10 @@ class Aggregator(nn.Module):
     `name[parameter=value]` can be checked and recorded.
     """
 
-    # Of the class's defaults; a variant that differs sets its own in __init__.
+    # For the default parameters; a variant that differs sets its value in __init__.
     needs_coords: bool = False  # without coordinates a trial is recorded as skipped
     order_sensitive: bool = False  # True where permuting the bag changes the prediction
-    ops: ClassVar[tuple[str, ...]] = ()  # of milbench.ops.OPERATIONS, those that any of its variants calls
+    ops: ClassVar[tuple[str, ...]] = ()  # the names in milbench.ops.OPERATIONS that any variant calls
     complexity: ClassVar[str] = "?"  # time in the number of instances, as a formula: "n", "n^2"
     official_names: ClassVar[Mapping[str, str]] = {}  # prefix in the official state dict -> prefix in ours
     official_recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # task -> values of the method's own recipe
@@ -115,13 +115,13 @@ class Aggregator(nn.Module):
             MilbenchError: listing every entry that is missing, unknown or of another shape.
         """
         renamed = self.rename_official(state_dict)
-        own = self.state_dict()
-        wrong = [f"missing {name}" for name in own.keys() - renamed.keys()]
-        wrong += [f"unknown {name}" for name in renamed.keys() - own.keys()]
+        ours = self.state_dict()
+        wrong = [f"missing {name}" for name in ours.keys() - renamed.keys()]
+        wrong += [f"unknown {name}" for name in renamed.keys() - ours.keys()]
         wrong += [
-            f"{name} is {tuple(renamed[name].shape)}, expected {tuple(own[name].shape)}"
-            for name in own.keys() & renamed.keys()
-            if own[name].shape != renamed[name].shape
+            f"{name} is {tuple(renamed[name].shape)}, expected {tuple(ours[name].shape)}"
+            for name in ours.keys() & renamed.keys()
+            if ours[name].shape != renamed[name].shape
         ]
         if wrong:
             raise MilbenchError(f"{type(self).__name__}: official weights do not fit: {'; '.join(sorted(wrong))}")

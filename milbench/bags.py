@@ -1,6 +1,7 @@
 """A bag: the patches of one slide (or one case), as vectors with 2-D positions."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,54 @@ class Bag:
     case_id: str = "?"
     slide_index: Tensor | None = None
     source: str = "memory"
+
+    @classmethod
+    def from_arrays(
+        cls,
+        features: Any,
+        coords: Any = None,
+        *,
+        step: float | None = None,
+        slide_id: str = "?",
+        case_id: str | None = None,
+        slide_index: Any = None,
+    ) -> "Bag":
+        """A bag from NumPy arrays, torch tensors or lists, such as a model takes outside of any dataset.
+
+        Args:
+            features: (n, d) numbers, one row per patch; become float32.
+            coords: (n, 2), level-0 pixels (x, y) of each patch's top-left corner, or None when unknown.
+            step: level-0 pixels between neighbouring patches; needed with `coords`.
+            slide_id: the slide, for messages.
+            case_id: the patient; the slide unless given.
+            slide_index: (n,) whole numbers from 0 up, which slide each patch came from; None for one slide.
+
+        Raises:
+            MilbenchError: an array of another shape, or one that holds something else than numbers, NaN or infinite values.
+
+        Examples:
+            >>> bag = Bag.from_arrays([[0.1, 0.2], [0.3, 0.4]], coords=[[0, 0], [224, 0]], step=224)
+            >>> bag.features.shape, bag.grid().tolist()
+            (torch.Size([2, 2]), [[0, 0], [1, 0]])
+            >>> Bag.from_arrays([0.1, 0.2])
+            Traceback (most recent call last):
+            ...
+            milbench.errors.MilbenchError: slide ? (memory): features must be (n, d) with n, d >= 1, got (2,)
+        """
+        where = f"slide {slide_id} (memory)"
+        bag = cls(
+            _numbers(features, f"{where}: features must be (n, d)").to(torch.float32),
+            None if coords is None else _numbers(coords, f"{where}: coords must be (n, 2)"),
+            step,
+            slide_id,
+            slide_id if case_id is None else case_id,
+            None if slide_index is None else _numbers(slide_index, f"{where}: slide_index must be (n,)").to(torch.int64),
+        )
+        if bag.coords is not None and not torch.isfinite(bag.coords).all():
+            bag._refuse("coords hold NaN or infinite values")
+        if bag.slide_index is not None and int(bag.slide_index.min()) < 0:
+            bag._refuse("slide_index must be whole numbers from 0 up")
+        return bag.check(bag.features.shape[1])
 
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or 0 in self.features.shape:
@@ -105,3 +154,18 @@ class Bag:
         stride += stride % 2
         left = stride.cumsum(0) - stride  # (slides,), the first column of each slide
         return torch.stack([cell[:, 0] + left[slide], cell[:, 1]], dim=1)
+
+
+def _numbers(values: Any, wanted: str) -> Tensor:
+    """The values as a tensor of real numbers.
+
+    Raises:
+        MilbenchError: they are none; `wanted` says where they are and what they should be.
+    """
+    try:
+        tensor = values.detach() if isinstance(values, Tensor) else torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MilbenchError(f"{wanted} numbers, got {type(values).__name__} that is no array: {error}") from error
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise MilbenchError(f"{wanted} real numbers, got {tensor.dtype}")
+    return tensor

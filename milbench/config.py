@@ -29,8 +29,8 @@ class Settings:
     def from_environment(
         cls,
         *,
-        data: Path | None = None,
-        results: Path | None = None,
+        data: str | Path | None = None,
+        results: str | Path | None = None,
         pack: bool | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> "Settings":
@@ -43,8 +43,8 @@ class Settings:
         said = os.environ if environment is None else environment
         cache = said.get("MILBENCH_CACHE")
         return cls(
-            data=data or Path(said.get("MILBENCH_DATA") or cls.data),
-            results=results or Path(said.get("MILBENCH_RESULTS") or cls.results),
+            data=Path(data or said.get("MILBENCH_DATA") or cls.data),
+            results=Path(results or said.get("MILBENCH_RESULTS") or cls.results),
             cache=Path(cache) if cache else None,
             pack=not said.get("MILBENCH_NO_PACK") if pack is None else pack,
         )

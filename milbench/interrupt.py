@@ -1,8 +1,8 @@
-"""Being asked to stop, by Ctrl-C, SIGTERM or SIGHUP: on the spot where nothing is at stake, at the next safe place elsewhere.
+"""Stopping on Ctrl-C, SIGTERM or SIGHUP: at once where nothing can be lost, at the next safe place elsewhere.
 
-No exception is raised in the midst of whatever runs: libraries wrap those, swallow them, or abort (torch does while it is
-imported). The exit code is the one a shell expects: 130, 143 or 129. Signals that were ignored when the process began (nohup,
-`&` in a script) stay ignored. Imports nothing heavy: a command begins with it.
+No exception is raised in whatever code runs: libraries wrap it, swallow it, or abort (torch does while it is imported).
+The exit code is what a shell expects: 130, 143 or 129. Signals that were ignored when the process began (nohup, `&` in a script)
+stay ignored. Imports nothing heavy: a command begins with it.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class _State:
-    """Signals belong to the process, and so does what it owes before it may end."""
+    """What this process must do before it ends. Signals belong to the process, so this does, too."""
 
     unfinished: set[Path] = set()
     words: Callable[[], str] = staticmethod(lambda: "Stopped. What was finished is kept; the same command continues.")
 
 
 def say_at_the_end(words: Callable[[], str]) -> None:
-    """What a stopped command says last, instead of the usual sentence."""
+    """Set the last sentence of a stopped command."""
     _State.words = staticmethod(words)
 
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[None]:
-    """Within, `path` is half a file, to be removed by whoever ends the process."""
+    """Within this context `path` is an incomplete file, which is removed if the process is stopped."""
     _State.unfinished.add(path)
     try:
         yield
@@ -44,7 +44,7 @@ def unfinished(path: Path) -> Iterator[None]:
 
 
 def obey() -> None:
-    """From now on a signal ends the process, without half a file or a child."""
+    """From now on a signal ends the process, its child processes too, and removes incomplete files."""
     for number in _heeded():
         signal.signal(number, _stop)
 
@@ -58,10 +58,10 @@ def obeyed() -> Iterator[None]:
 
 @contextmanager
 def noted() -> Iterator[Callable[[], bool]]:
-    """Within, a signal is only noted; it takes effect at the end, as it would have without this. A second one ends the process.
+    """Within this context a signal is only noted, and takes effect at its end. A second signal ends the process at once.
 
     Yields:
-        Whether there was one, to be asked often.
+        A function that says whether a signal came; call it often.
     """
     got: list[int] = []
 
@@ -80,7 +80,7 @@ def noted() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Within, signals wait: a process that is started here is deaf to them until it says what it does with them."""
+    """Within this context signals wait; a process that is started here gets none until it unblocks them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -89,11 +89,11 @@ def held_back() -> Iterator[None]:
 
 
 def _heeded() -> dict[int, Any]:
-    """Signals that this thread may handle, with what handles them now."""
+    """The signals that this thread may handle, with their present handlers."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    found = {number: signal.getsignal(number) for number in SIGNALS}
-    return {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    return {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
 
 @contextmanager
@@ -109,16 +109,16 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    """End the process now, whatever it is doing, and take its children along."""
+    """End the process and its child processes now."""
     if (processes := sys.modules.get("multiprocessing.process")) is not None:
         for child in processes.active_children():
             child.kill()
     for path in list(_State.unfinished):
         with contextlib.suppress(OSError):
             path.unlink()
-    with contextlib.suppress(OSError, ValueError):  # the terminal may be what went away
+    with contextlib.suppress(OSError, ValueError):  # the terminal may have been closed
         if os.isatty(2):
             os.write(2, _SHOW_CURSOR)  # a progress bar hides it
-        if select.select([], [1], [], 0)[1]:  # nor wait for one that was halted
+        if select.select([], [1], [], 0)[1]:  # and do not wait for a terminal that was halted
             os.write(1, f"\n{_State.words()}\n".encode())
     os._exit(128 + number)

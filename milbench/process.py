@@ -1,7 +1,7 @@
-"""The state of the process that numbers depend on: set, never inherited, because any plug-in can change it at any time.
+"""The global state that numbers depend on: set before every trial, because any plug-in can change it at any time.
 
-Many research files begin with a line such as `torch.set_float32_matmul_precision("medium")`. Importing one of them, or running
-its aggregator before another, must not move a digit of a trial.
+Many research files begin with a line such as `torch.set_float32_matmul_precision("medium")`. Importing such a file, or running
+its aggregator first, must not change a digit of another trial.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from milbench import interrupt
 
 
 def settle(device: str = "cpu", threads: int | None = None) -> None:
-    """Set everything global that arithmetic or messages depend on to milbench's own values.
+    """Set all global state that arithmetic or messages depend on to fixed values.
 
     Float32 means float32 (no TF32, no bfloat16 products, no flushed denormals), algorithms are deterministic: on a CPU bytes are
     equal, on CUDA an operation that has no deterministic form warns and runs.
@@ -39,7 +39,7 @@ def settle(device: str = "cpu", threads: int | None = None) -> None:
     torch.autograd.set_detect_anomaly(False)
     if threads is not None:
         torch.set_num_threads(threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # noqa: TID251 - told to cuBLAS, which may sum in another order
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # noqa: TID251 - cuBLAS reads it; else its order of summation may vary
     if device == "cpu":
         torch.set_deterministic_debug_mode("error")  # the same as below without importing torch's compiler, a second's work
     else:
@@ -69,20 +69,20 @@ def _settle_kernels() -> None:
 
 
 def seed(value: int) -> None:
-    """Seed every generator that an aggregator may draw from without one of its own: torch's, NumPy's and Python's."""
+    """Seed the global generators of torch, NumPy and Python."""
     torch.manual_seed(value)
-    np.random.seed(value % 2**32)  # noqa: NPY002 - the global one is meant: plug-ins and libraries draw from it
+    np.random.seed(value % 2**32)  # noqa: NPY002 - plug-ins and libraries draw from the global generator
     random.seed(value)
 
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """While code of others runs: afterwards current folder, filters of warnings and answers to signals are as before."""
-    asked = {s: signal.getsignal(s) for s in interrupt.SIGNALS}
+    """Afterwards the current folder, the filters of warnings and the handlers of signals are as before."""
+    handlers = {s: signal.getsignal(s) for s in interrupt.SIGNALS}
     with contextlib.chdir(os.curdir), warnings.catch_warnings():
         try:
             yield
         finally:
-            if threading.current_thread() is threading.main_thread():  # no other may set them
-                for number, answer in asked.items():
-                    signal.signal(number, signal.SIG_DFL if answer is None else answer)
+            if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+                for number, handler in handlers.items():
+                    signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -12,7 +12,7 @@ class Recipe(BaseModel):
     """Everything about the fit that is not the aggregator or the data; part of a trial's identity. Batches are one bag.
 
     Args:
-        name: "paper", "official", "classic", or a name of one's own.
+        name: "paper", "official", "classic", or any other name.
         optimiser, lr, betas, weight_decay: as torch means them; sgd has momentum 0.9, lookahead-radam alpha 0.5 and k 6.
         decay_vectors: False leaves biases and norms without weight decay.
         schedule: "cosine" falls to `final_lr` by epochs, "cosine-per-step" by steps, "multistep" times `gamma` at each milestone.
@@ -54,7 +54,7 @@ class Recipe(BaseModel):
 
     @model_serializer(mode="wrap")
     def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what is younger than the first trials where it is None, so that they keep their identity."""
+        """Leaves out fields that older trials do not have where they are None, so that those trials keep their identity."""
         values: dict[str, Any] = handler(self)
         return {key: value for key, value in values.items() if value is not None or key not in ("enough", "epoch_bags")}
 

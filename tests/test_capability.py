@@ -213,7 +213,7 @@ metrics = ["macro_auc"]
 def test_sizes_of_a_suite(tmp_path, capsys):
     assert suites.sized("spatial", None) == "spatial"
     assert suites.sized("spatial", "full") == "spatial-full"
-    with pytest.raises(MilbenchError, match="suite quickstart has no --small; spatial has"):
+    with pytest.raises(MilbenchError, match="suite quickstart has no --small form; suites that have: spatial"):
         suites.sized("quickstart", "small")
     with pytest.raises(SystemExit) as end:
         main(["run", "--suite", "spatial", "--small", "--dry-run", "--results", str(tmp_path)])

@@ -6,16 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
-from helpers import made_up_suite, spec
+from helpers import made_up_suite
 
 from milbench import files
+from milbench.api.results import Results, trials
 from milbench.cli import main, progress
-from milbench.suites import Job
 
 MILBENCH = [str(Path(sys.executable).parent / "milbench")]
 
@@ -140,7 +141,13 @@ def test_lists():
     assert {"name": "uni", "width": 1024} in json.loads(milbench("ls", "encoders", "--json"))
     chosen = {row["op"]: row["backend"] for row in json.loads(milbench("ls", "backends", "--json")) if row["chosen"]}
     assert set(chosen) == {"full_attention", "local_attention_2d", "retention", "gated_linear_attention", "selective_scan"}
-    for what in ("aggregators", "suites", "datasets", "encoders", "backends"):
+    params = json.loads(milbench("ls", "aggregators", "abmil", "--params", "--json"))
+    assert {"aggregator": "abmil", "parameter": "lineage", "type": "clam | original", "default": "clam"} in params
+    assert {"aggregator": "abmil", "parameter": "gated", "type": "bool", "default": True} in params
+    recipes = {(row["name"], row["task"]): row for row in json.loads(milbench("ls", "recipes", "--json"))}
+    assert recipes["paper", "subtyping"]["lr"] == 1e-4
+    assert ("classic", "survival") not in recipes
+    for what in ("aggregators", "suites", "datasets", "encoders", "backends", "recipes"):
         assert len(milbench("ls", what).splitlines()) > 3
 
 
@@ -155,6 +162,48 @@ def test_a_new_aggregator_holds_from_the_start(tmp_path):
     )
 
 
+def test_a_new_suite_runs_from_the_start_and_reports_take_its_file(tmp_path):
+    assert "Next: milbench run --suite mine.toml --dry-run" in milbench("new", "suite", "mine", cwd=tmp_path)
+    assert "20 trials: 20 to run. Nothing was run." in milbench("run", "--suite", "mine.toml", "--dry-run", cwd=tmp_path)
+    assert "mine.toml exists" in milbench("new", "suite", "mine", code=2, cwd=tmp_path)
+    assert "cannot be the name of a suite" in milbench("new", "suite", "a b", code=2, cwd=tmp_path)
+    made_up_suite(tmp_path / "results", {"abmil": 0.5, "max": 1.0}, name="mine")
+    assert "reports/mine/report.md" in milbench("report", "--suite", "mine.toml", "--no-tests", cwd=tmp_path)
+    (suite,) = json.loads(milbench("status", "--suite", "elsewhere/mine.toml", "--json", cwd=tmp_path))["suites"]
+    assert (suite["suite"], suite["ok"]) == ("mine", 6)
+
+
+def test_trials_in_a_list(tmp_path):
+    skip = {("max", 1, 0): "failed", ("max", 0, 0): "pending"}
+    made_up_suite(tmp_path / "results", {"abmil": 0.5, "max": 1.0}, folds=2, skip=skip)
+    rows = json.loads(milbench("ls", "trials", "--suite", "made-up", "--json", cwd=tmp_path))
+    assert rows == json.loads(milbench("ls", "trials", "--json", cwd=tmp_path))
+    assert [(row["aggregator"], row["fold"], row["status"]) for row in rows] == [
+        ("abmil", 0, "ok"), ("abmil", 1, "ok"), ("max", 0, "pending"), ("max", 1, "failed"),
+    ]  # fmt: skip
+    said = milbench("ls", "trials", cwd=tmp_path)
+    assert said.startswith("toy · none · one\n"), "what all trials are measured on stands above"
+    line = next(line for line in said.splitlines() if rows[0]["trial_id"] in line)
+    words = " ".join(line.split()[1:])
+    assert words == f"abmil:fold0:seed0 ok macro auc {rows[0]['metrics']['macro_auc']:.3f}"
+
+
+def test_quiet_commands_say_errors_only_and_end_alike(tmp_path):
+    few = ["run", "--suite", "quickstart", "--aggregators", "mean", "--folds", "0", "--epochs", "1"]
+    assert milbench(*few, "--quiet", cwd=tmp_path) == ""
+    assert milbench("report", "-q", "--no-tests", cwd=tmp_path) == ""
+    assert (tmp_path / "reports" / "quickstart" / "report.html").is_file()
+    (tmp_path / "bad.py").write_text(
+        "from milbench import Aggregator, register\n@register('bad', label='Bad')\nclass Bad(Aggregator):\n"
+        "    def forward(self, bag):\n        raise ValueError('never')\n"
+    )
+    words = ["run", "--suite", "quickstart", "--plugin", "bad.py", "--aggregators", "bad", "--folds", "0", "--quiet"]
+    failed, retry = milbench(*words, code=1, cwd=tmp_path).splitlines()
+    assert failed.startswith("failed: Bad · ucsb-breast hand-crafted · fold 0 · seed 0: ")
+    assert retry.startswith("Retry with: ")
+    assert milbench("report", "-q", "--suite", "nothing", code=2, cwd=tmp_path).startswith("milbench: unknown suite")
+
+
 def imported(words, modules, cwd):
     """Which of `modules` are loaded after the command has run (and run well)."""
     code = f"import sys; sys.argv[1:] = {words!r}\nfrom milbench.cli import main\ntry: main()\nexcept SystemExit as end: assert not end.code\n"
@@ -163,7 +212,10 @@ def imported(words, modules, cwd):
     return done.stdout.splitlines()[-1].split()[1:]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["status"], ["report", "--help"], ["report"]])
+READING = ["--help", "status", "report --help", "report", "results check", "ls trials", "ls recipes", "new suite mine"]
+
+
+@pytest.mark.parametrize("words", [words.split() for words in READING], ids=READING)
 def test_reading_imports_no_torch(words, tmp_path):
     made_up_suite(tmp_path / "results", {"abmil": 0.5, "max": 1.0})
     assert not imported(words, ["torch"], tmp_path)
@@ -175,22 +227,20 @@ def test_help_loads_nothing_heavy(tmp_path):
 
 def test_a_trial_without_a_result_is_told(tmp_path, capsys):
     """The exit code is 0 only when everything that was asked for is there."""
-    store, plan = made_up_suite(
-        tmp_path / "results", {"abmil": 0.5}, skip={("abmil", 1, 0): "pending", ("abmil", 2, 0): "pending"}
-    )
-    jobs = [Job(store.read(cell.trial_id).spec if store.read(cell.trial_id) else spec_of(cell), {}, cell) for cell in plan.cells]
-    assert progress.summary(jobs, store, ran=3, suite="made-up", results=store.root) == 1
+    skip = {("abmil", 1, 0): "pending", ("abmil", 2, 0): "pending"}
+    store, _ = made_up_suite(tmp_path / "results", {"abmil": 0.5}, skip=skip)
+    results = Results("made-up", store.root, tuple(trials("made-up", results=store.root)), ran=3)
+    assert progress.summary(results, "made-up", progress.View(quiet=False)) == 1
     out, err = capsys.readouterr()
-    assert "3 trials, 1 ok, 2 pending." in out and "Next:" not in out
+    assert "3 trials, 1 ok, 2 pending." in out
+    assert "Next:" not in out
     assert err == (
         f"2 trials have no result in {store.trials}: ABMIL · toy none · fold 1 · seed 0; ABMIL · toy none · fold 2 · seed 0. "
         "The same command runs what is missing.\n"
     )
-    assert progress.summary(jobs[:1], store, ran=1, suite="made-up", results=store.root) == 0
-
-
-def spec_of(cell):
-    return spec(aggregator=cell.aggregator, fold=cell.fold, seed=cell.seed, params={})
+    assert progress.summary(results, "made-up", progress.View(quiet=True)) == 1
+    assert capsys.readouterr() == ("", err)
+    assert progress.summary(replace(results, trials=results.trials[:1]), "made-up", progress.View(quiet=False)) == 0
 
 
 def test_time_left_is_what_waits_at_the_mean_of_its_kind(monkeypatch):

@@ -9,7 +9,8 @@ from functools import partial
 import pytest
 
 from milbench import plugins, suites
-from milbench.engines import Done, Epoch, Started, run_local
+from milbench.config import Settings
+from milbench.engines import Done, Epoch, Run, Started, run_local
 from milbench.trials.store import Store
 
 SUITE = """
@@ -137,8 +138,8 @@ def predictions(store, jobs):
 def test_same_bytes_with_one_worker_and_with_two(tmp_path, suite_file):
     _, jobs = suites.expand(suites.load(str(suite_file)))
     one, two, events = Store(tmp_path / "1"), Store(tmp_path / "2"), []
-    run_local(jobs, one, workers=1, on_event=events.append)
-    run_local(jobs[::-1], two, workers=2, keep_model=lambda job: True)
+    run_local(Run(jobs, Settings(results=one.root)), events.append)
+    run_local(Run(jobs[::-1], Settings(results=two.root), workers=2, kept_seeds=frozenset({0})))
     assert predictions(one, jobs) == predictions(two, jobs)
     assert len(set(predictions(one, jobs).values())) == 6, "and they are not all the same file"
     for job in jobs:
@@ -155,16 +156,17 @@ def test_stored_weights_give_the_stored_predictions(tmp_path, suite_file):
     import torch
 
     from milbench import datasets
-    from milbench.training import fold_bags
+    from milbench.training import Standardiser, fold_bags
 
     _, jobs = suites.expand(suites.load(str(suite_file)), aggregators=["abmil"], folds=[0])
     store = Store(tmp_path)
-    run_local(jobs, store, keep_model=lambda job: True)
+    run_local(Run(jobs, Settings(results=tmp_path), kept_seeds=frozenset({0})))
     (job,) = jobs
     data = datasets.load("musk1", "hand-crafted")
     model = plugins.resolve("abmil").build(data.in_dim, 2).eval()
     model.load_state_dict(safetensors.torch.load_file(store.folder(job.spec.trial_id) / "model.safetensors"))
-    *_, test = fold_bags(data, data.folds("kfold5")[0], standardise=True)
+    fold = data.folds("kfold5")[0]
+    *_, test = fold_bags(data, fold, standardiser=Standardiser.of_fold(data, fold))
     rows = (store.folder(job.spec.trial_id) / "predictions.csv").read_text().splitlines()[1:]
     for bag, row in zip(test, rows, strict=True):
         with torch.no_grad():
@@ -179,15 +181,15 @@ def test_trouble_is_recorded_and_siblings_go_on(tmp_path, suite_file, plugin):
     names = ["raises", "killed", "mean", "crashes", "hungry", "needs-coords", "abmil"]
     _, jobs = suites.expand(suites.load(str(suite_file)), aggregators=names, folds=[0])
     store, events = Store(tmp_path / "r"), []
-    run_local(jobs, store, workers=2, plugins=[plugin], on_event=events.append)
+    run_local(Run(jobs, Settings(results=store.root), workers=2, plugins=[plugin]), events.append)
     found = {job.spec.aggregator: store.read(job.spec.trial_id) for job in jobs}
     assert {name: result.status for name, result in found.items()} == {
         "raises": "failed", "killed": "oom", "crashes": "failed", "hungry": "oom", "needs-coords": "skipped", "mean": "ok", "abmil": "ok",
     }  # fmt: skip
     assert "no such luck" in found["raises"].traceback
     assert found["raises"].reason == "ValueError: no such luck"
-    assert "SIGKILL, most likely for want of memory" in found["killed"].reason
-    assert "SIGSEGV; an aggregator of your own that writes into bag.features" in found["crashes"].reason
+    assert "SIGKILL, most likely because memory ran out" in found["killed"].reason
+    assert "SIGSEGV; an aggregator that writes into bag.features" in found["crashes"].reason
     assert found["needs-coords"].reason == "Needs coords needs coordinates, dataset musk1 has none"
     assert {event.trial_id for event in events if isinstance(event, Done)} == {job.spec.trial_id for job in jobs}
     assert all(result.labels["aggregator"] and result.provenance["python"] for result in found.values())
@@ -201,7 +203,7 @@ def test_whatever_a_plugin_does_to_its_process(tmp_path, suite_file, plugin, mon
     _, jobs = suites.expand(suites.load(str(suite_file)), aggregators=names, folds=[0])
     store = Store("r")
     try:
-        run_local(jobs, store, workers=2, plugins=[plugin])
+        run_local(Run(jobs, Settings(results=store.root), workers=2, plugins=[plugin]))
     finally:
         os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
     found = {job.spec.aggregator: store.read(job.spec.trial_id) for job in jobs}
@@ -213,7 +215,7 @@ def test_whatever_a_plugin_does_to_its_process(tmp_path, suite_file, plugin, mon
         "SystemExit: 0", "KeyboardInterrupt", "the worker process ended with exit code 0",
     ]  # fmt: skip
     assert "raise SystemExit(0)" in found["leaves"].traceback
-    assert "closes files which are not its own" in found["closes"].reason
+    assert "closes files which it did not open" in found["closes"].reason
 
 
 FULL = """
@@ -252,7 +254,7 @@ def test_a_full_disk_stops_the_run_with_one_line(tmp_path, suite_file):
     assert done.returncode == 2
     assert done.stderr == (
         f"milbench: {tmp_path}/results/trials: a result cannot be written: No space left on device; "
-        "mend that and give the same command again: finished trials are kept\n"
+        "make room or allow writing, then run the same command again: finished trials are kept\n"
     )
     assert len(list((tmp_path / "results" / "trials").iterdir())) == 1
     dry = run([*command, "--dry-run"])
@@ -265,5 +267,5 @@ def test_a_stolen_dataset_is_noticed(tmp_path, suite_file):
     job = jobs[0]
     changed = type(job)(job.spec.model_copy(update={"fingerprint": "sha256:other"}), job.labels, job.cell)
     store = Store(tmp_path)
-    run_local([changed], store)
+    run_local(Run([changed], Settings(results=tmp_path)))
     assert "changed since this trial was planned" in store.read(changed.spec.trial_id).reason

@@ -138,8 +138,8 @@ def former(*_where, dtype):
 @pytest.mark.parametrize(
     ("load", "changes", "says"),
     [
-        (absent, {}, "dataset toy cannot be looked at: dataset toy is not here"),
-        (lambda *w, dtype: toy(fingerprint="sha256:9"), {}, "dataset toy is not the one that the trial saw"),
+        (absent, {}, "dataset toy cannot be read: dataset toy is not here"),
+        (lambda *w, dtype: toy(fingerprint="sha256:9"), {}, "dataset toy is not the one that the trial was trained on"),
         (give, {"split_fingerprint": "sha256:7"}, "split one of dataset toy is not the one"),
         (give, {"implementation": "mine@sha256:0123456789abcdef"}, "the plug-in of mine is not here; give it with --plugin"),
         (give, {"unit": "organ"}, "its spec: unit: input should be 'slide' or 'case'"),

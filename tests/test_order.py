@@ -1,6 +1,7 @@
 """The same trial gives the same bytes whatever ran before it in the process, and whatever a plug-in left behind or was imported."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import folders
@@ -11,7 +12,7 @@ from test_contract import SMALL
 from milbench import plugins, suites
 from milbench.cli import main
 from milbench.config import Settings
-from milbench.engines import run_local
+from milbench.engines import Run, run_local
 from milbench.ops import backends
 from milbench.trials.run import run_trial
 from milbench.trials.store import Store
@@ -108,7 +109,7 @@ def test_order_and_workers_change_nothing(jobs_of, tmp_path):
     for store, some in ((here, jobs), (back, jobs[::-1])):
         for job in some:
             run_trial(job.spec, store, {}, settings=settings)
-    run_local(jobs, two, settings=settings, workers=2)
+    run_local(Run(jobs, replace(settings, results=two.root), workers=2))
     expected = bytes_of(here, jobs)
     assert len(set(expected.values())) == len(jobs), "and they are not all the same file"
     assert bytes_of(back, jobs) == expected
@@ -150,11 +151,11 @@ def test_order_and_workers_change_nothing_for_the_whole_registry(jobs_of, tmp_pa
     names = [SMALL.get(entry.name, entry.name) for entry in plugins.entries() if entry.name != "gigapath-pretrained"]
     jobs, settings = jobs_of([*names, *SENSITIVE[1:4]])
     stores = {name: Store(tmp_path / name) for name in ("there", "back", "two", "alone")}
-    run_local(jobs, stores["there"], settings=settings)
-    run_local(jobs[::-1], stores["back"], settings=settings)
-    run_local(jobs, stores["two"], settings=settings, workers=2)
+    run_local(Run(jobs, replace(settings, results=stores["there"].root)))
+    run_local(Run(jobs[::-1], replace(settings, results=stores["back"].root)))
+    run_local(Run(jobs, replace(settings, results=stores["two"].root), workers=2))
     for job in jobs:
-        run_local([job], stores["alone"], settings=settings)
+        run_local(Run([job], replace(settings, results=stores["alone"].root)))
     found = {how: {job.cell.aggregator: bytes_of(store, [job]) for job in jobs} for how, store in stores.items()}
     for how, files in found.items():
         assert [name for name, file in files.items() if file != found["alone"][name]] == [], how
@@ -174,7 +175,7 @@ def test_what_a_plugin_leaves_behind_or_sets_when_imported_changes_nothing(jobs_
     after, imported = Store(tmp_path / "after"), Store(tmp_path / "imported")
     for job in every:
         run_trial(job.spec, after, {}, settings=settings)
-    run_local(every, imported, settings=settings, plugins=given)
+    run_local(Run(every, replace(settings, results=imported.root), plugins=given))
     for store in (after, imported):
         assert bytes_of(store, jobs) == bytes_of(expected, jobs)
         assert store.read(every[0].spec.trial_id).status == "ok"

@@ -14,12 +14,11 @@ from click.testing import CliRunner
 from helpers import finished, toy_dataset
 from torch import nn
 
-from milbench import Aggregator, MilbenchError, Prediction, datasets, register, suites
+from milbench import Aggregator, MilbenchError, Prediction, datasets, register, rehearsal, suites
 from milbench.cli import main
 from milbench.datasets import ENCODERS
 from milbench.errors import NotHere
-from milbench.suites import rehearse
-from milbench.suites.rehearse import Cost
+from milbench.rehearsal import Cost
 from milbench.trials import plan as plans
 from milbench.trials.run import run_trial
 from milbench.trials.store import Store
@@ -50,9 +49,9 @@ def toy(monkeypatch):
     sizes = {f"s{i:02d}": 100 * (1 + i) for i in range(20)}
     data = replace(toy_dataset(20), sizes=lambda: sizes)
     monkeypatch.setattr(datasets, "load", lambda *where, **more: data)
-    rehearse.stand_in.cache_clear()
+    rehearsal.stand_in.cache_clear()
     yield data
-    rehearse.stand_in.cache_clear()
+    rehearsal.stand_in.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def toy(monkeypatch):
     ],
 )
 def test_made_up_cohorts_have_the_published_counts(name, unit, counts, split, parts):
-    data = rehearse.stand_in(8, name, "uni", 20, 256)
+    data = rehearsal.stand_in(8, name, "uni", 20, 256)
     strata = Counter(s.stratum for s in data.samples)
     assert (data.unit, tuple(strata[c] for c in range(len(counts)))) == (unit, counts)
     folds = data.folds(split)
@@ -79,7 +78,7 @@ def test_made_up_cohorts_have_the_published_counts(name, unit, counts, split, pa
 
 
 def test_made_up_bags_lie_around_the_papers_size_at_every_magnification_and_patch_size():
-    mean = lambda *where: np.mean(list(rehearse.stand_in(8, *where).sizes().values()))  # noqa: E731
+    mean = lambda *where: np.mean(list(rehearsal.stand_in(8, *where).sizes().values()))  # noqa: E731
     assert mean("tcga-brca", "hipt", 40, 256) == pytest.approx(50_000, rel=0.05)
     assert mean("tcga-brca", "hipt", 20, 256) == pytest.approx(12_500, rel=0.05)
     base = mean("bracs", "uni", 20, 224)
@@ -88,7 +87,7 @@ def test_made_up_bags_lie_around_the_papers_size_at_every_magnification_and_patc
 
 
 def test_stand_ins_of_a_dataset_that_is_here_have_its_ids_sizes_and_splits():
-    real, fake = datasets.load("ucsb-breast", "hand-crafted"), rehearse.stand_in(2, "ucsb-breast", "hand-crafted")
+    real, fake = datasets.load("ucsb-breast", "hand-crafted"), rehearsal.stand_in(2, "ucsb-breast", "hand-crafted")
     assert fake.samples == real.samples
     assert fake.folds("kfold5") == real.folds("kfold5")
     for s in real.samples[:5]:
@@ -97,13 +96,13 @@ def test_stand_ins_of_a_dataset_that_is_here_have_its_ids_sizes_and_splits():
         assert torch.equal(bag.features, fake.read(s.id).features)
     assert fake.fingerprint.startswith("REHEARSAL:2:")
     with pytest.raises(MilbenchError, match="unknown dataset 'bracks'"):
-        rehearse.stand_in(2, "bracks", "uni")
+        rehearsal.stand_in(2, "bracks", "uni")
 
 
 def test_a_dataset_that_is_here_without_its_published_splits_gets_stand_ins_of_them(monkeypatch):
     own = replace(toy_dataset(547), name="bracs", sizes=lambda: {f"s{i:02d}": 50 for i in range(547)})
     monkeypatch.setattr(datasets, "load", lambda *where, **more: own)
-    data = rehearse.stand_in(2, "bracs", "made-for-this-test")
+    data = rehearsal.stand_in(2, "bracs", "made-for-this-test")
     assert [len(part) for part in data.folds("official")[0]] == [395, 65, 87]
     assert data.folds("one") == own.folds("one")
 
@@ -114,11 +113,11 @@ def test_a_dataset_of_which_nothing_is_known_stays_absent(monkeypatch):
 
     monkeypatch.setattr(datasets, "load", absent)
     with pytest.raises(NotHere, match="no features of mine"):
-        rehearse.stand_in(2, "mine", "uni")
+        rehearsal.stand_in(2, "mine", "uni")
 
 
 def test_stand_in_tissue_lies_on_the_lattice_and_in_one_piece():
-    bag = rehearse.stand_in(8, "bracs", "uni", 20, 224).read("bracs-0000")
+    bag = rehearsal.stand_in(8, "bracs", "uni", 20, 224).read("bracs-0000")
     assert bag.step == 448
     cells = bag.grid()
     assert len(cells.unique(dim=0)) == len(bag)
@@ -164,9 +163,9 @@ def result_of(job, train, predict, peak=((10, 3e8), (40, 3.3e8)), prepare=0.0):
 
 
 def test_needs_are_the_measured_steps_over_the_real_sizes(toy, tmp_path):
-    load = partial(rehearse.stand_in, 50)
+    load = partial(rehearsal.stand_in, 50)
     jobs = jobs_of(suite(tmp_path, ["mean", "full-attention", "knn-mean", "max", "dsmil"]), load)
-    chosen = rehearse.distinct(jobs, 50)
+    chosen = rehearsal.distinct(jobs, 50)
     store = Store(tmp_path)
     first = {job.spec.aggregator: job for job in chosen.values()}
     linear, square = (lambda n: 0.01 + 1e-3 * n), (lambda n: n * (1e-4 + 1e-5 * n))
@@ -175,7 +174,7 @@ def test_needs_are_the_measured_steps_over_the_real_sizes(toy, tmp_path):
     store.write(result_of(first["knn-mean"], points(lambda n: 1e-3 * n, 10, 40), points(lambda n: 1e-3 * n, 10, 40, 2)))
     store.write(finished(first["max"].spec, status="skipped", reason="no"))
     store.write(finished(first["dsmil"].spec, status="oom", reason="no"))
-    found = rehearse.needs(jobs, chosen, store, 50)
+    found = rehearsal.needs(jobs, chosen, store, 50)
     assert (found.trials, found.rehearsed, found.skipped, found.not_measured) == (10, 5, 2, 2)
     rows = {row.aggregator: row for row in found.rows}
     assert set(rows) == {"mean", "full-attention", "knn-mean"}
@@ -205,12 +204,12 @@ def test_hours_and_memory_grow_with_the_bags(tmp_path):
         path = tmp_path / "grown.toml"
         text = SUITE.format(datasets='["bracs"]', aggregators='["mean", "full-attention"]', split="official")
         path.write_text(text.replace("[grid]", f"[grid]\nmagnification = [{magnification}]"))
-        jobs = jobs_of(path, partial(rehearse.stand_in, 50))
-        chosen, store = rehearse.distinct(jobs, 50), Store(tmp_path / str(magnification))
+        jobs = jobs_of(path, partial(rehearsal.stand_in, 50))
+        chosen, store = rehearsal.distinct(jobs, 50), Store(tmp_path / str(magnification))
         for job in {j.spec.trial_id: j for j in chosen.values()}.values():
             cost = (lambda n: 1e-5 * n) if job.spec.aggregator == "mean" else (lambda n: 1e-8 * n * n)
             store.write(result_of(job, points(cost, 100, 400), points(cost, 100, 400, 2)))
-        needs[magnification] = rehearse.needs(jobs, chosen, store, 50)
+        needs[magnification] = rehearsal.needs(jobs, chosen, store, 50)
     low, high = ({row.aggregator: row for row in needs[m].rows} for m in (20, 40))
     assert high["mean"].hours[1] == pytest.approx(4 * low["mean"].hours[1], rel=1e-3)
     assert high["full-attention"].hours[1] == pytest.approx(16 * low["full-attention"].hours[1], rel=1e-3)
@@ -219,12 +218,12 @@ def test_hours_and_memory_grow_with_the_bags(tmp_path):
 
 
 def test_every_distinct_model_is_rehearsed_once():
-    jobs = suites.expand(suites.load("bracs-encoders"), load=partial(rehearse.stand_in, 8))[1]
-    jobs += suites.expand(suites.load("bracs-magnification"), load=partial(rehearse.stand_in, 8))[1]
-    jobs += suites.expand(suites.load("bracs-ablation-dropout"), load=partial(rehearse.stand_in, 8))[1]
-    jobs += suites.expand(suites.load("bracs-ablation-learning-rate"), load=partial(rehearse.stand_in, 8))[1]
-    jobs += suites.expand(suites.load("bracs-ablation-blocks"), load=partial(rehearse.stand_in, 8))[1]
-    chosen = rehearse.distinct(jobs, 8)
+    jobs = suites.expand(suites.load("bracs-encoders"), load=partial(rehearsal.stand_in, 8))[1]
+    jobs += suites.expand(suites.load("bracs-magnification"), load=partial(rehearsal.stand_in, 8))[1]
+    jobs += suites.expand(suites.load("bracs-ablation-dropout"), load=partial(rehearsal.stand_in, 8))[1]
+    jobs += suites.expand(suites.load("bracs-ablation-learning-rate"), load=partial(rehearsal.stand_in, 8))[1]
+    jobs += suites.expand(suites.load("bracs-ablation-blocks"), load=partial(rehearsal.stand_in, 8))[1]
+    chosen = rehearsal.distinct(jobs, 8)
     assert set(chosen) == {job.spec.trial_id for job in jobs}
     tried = Counter((j.spec.aggregator, j.spec.magnification) for j in {j.spec.trial_id: j for j in chosen.values()}.values())
     assert tried[("abmil", 20)] == tried[("abmil", 40)] == 1, "both ViT-S encoders are 384 wide; 40x has other sizes"
@@ -251,9 +250,9 @@ def counting():
 def test_a_model_meets_four_steps_and_two_predictions_at_two_sizes(toy, tmp_path):
     counting()
     STEPS.clear()
-    (job, *_) = jobs_of(suite(tmp_path, ["counting"]), partial(rehearse.stand_in, 5))
+    (job, *_) = jobs_of(suite(tmp_path, ["counting"]), partial(rehearsal.stand_in, 5))
     store = Store(tmp_path)
-    assert run_trial(job.spec, store, {}, body=partial(rehearse.measured, scale=5)) == "ok"
+    assert run_trial(job.spec, store, {}, body=partial(rehearsal.measured, scale=5)) == "ok"
     # Training bags have 100 to 1,000 instances, 550 on average; validation bags 1,100 to 1,500.
     train, val = [600, 500, 700, 400], [1300, 1200]
     assert Counter(STEPS) == Counter(
@@ -282,9 +281,9 @@ def test_a_model_that_breaks_on_stand_ins_is_told(toy, tmp_path):
         def forward(self, bag):
             return Prediction(self.head(bag.features.mean(0)) / 0 * 0)
 
-    (job, *_) = jobs_of(suite(tmp_path, ["broken"]), partial(rehearse.stand_in, 5))
+    (job, *_) = jobs_of(suite(tmp_path, ["broken"]), partial(rehearsal.stand_in, 5))
     store = Store(tmp_path)
-    assert run_trial(job.spec, store, {}, body=partial(rehearse.measured, scale=5)) == "failed"
+    assert run_trial(job.spec, store, {}, body=partial(rehearsal.measured, scale=5)) == "failed"
     assert re.match(
         r"ArithmeticError: the training loss is nan on a stand-in bag of \d+ instances", store.raw(job.spec.trial_id)["reason"]
     )
@@ -295,7 +294,7 @@ def test_a_folder_of_results_never_becomes_a_rehearsals(tmp_path):
     plans.path_of(store, "s").parent.mkdir()
     plans.path_of(store, "s").write_text("{}")
     with pytest.raises(MilbenchError, match="holds results; a rehearsal needs a folder of its own"):
-        rehearse.mark(store, 8)
+        rehearsal.mark(store, 8)
     assert not plans.marker(store).exists()
 
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from helpers import toy_dataset
 
-from milbench import MilbenchError, cli, datasets, plugins, reading, suites
+from milbench import MilbenchError, datasets, plugins, reading, rehearsal, suites
 from milbench.datasets import packed
 from milbench.errors import NotHere
 from milbench.reading import draws
-from milbench.suites import rehearse
-from milbench.suites.model import Search, whole, with_includes
+from milbench.suites import whole, with_includes
+from milbench.suites.model import Search
 from milbench.trials import plan as plans
 from milbench.trials.run import build_model, run_trial
 from milbench.trials.store import Store
 
-STAND_IN = partial(rehearse.stand_in, 64)
+STAND_IN = partial(rehearsal.stand_in, 64)
 TABLES = {
     "bracs-encoders": ("table1", "bracs"),
     "survival": ("table2", None),
@@ -131,7 +131,7 @@ def test_heads_that_do_not_divide_the_width_are_recorded_as_skipped(tmp_path):
     _, jobs = suites.expand(suites.load("bracs-ablation-heads"), load=STAND_IN, seeds=[0])
     specs, store = {job.spec.params["heads"]: job.spec for job in jobs}, Store(tmp_path)
     for heads in (5, 7):
-        assert run_trial(specs[heads], store, {}, body=partial(rehearse.measured, scale=2000)) == "skipped"
+        assert run_trial(specs[heads], store, {}, body=partial(rehearsal.measured, scale=2000)) == "skipped"
         assert store.raw(specs[heads].trial_id)["reason"] == (
             f"LongMIL cannot be built with these parameters: {heads} heads do not divide a width of 384 into equal parts"
         )
@@ -164,7 +164,7 @@ def test_a_composed_suite_finds_its_leaves_at_every_depth(tmp_path):
     store, asked = Store(tmp_path), suites.load("paper-all")
     for leaf in with_includes(asked):
         plans.merge(store, suites.expand(leaf, load=STAND_IN, aggregators=["abmil"], seeds=[0], folds=[0])[0])
-    for plan in cli._composed(whole(asked)):
+    for plan in suites.composed(asked):
         plans.merge(store, plan)
     for name in ("paper-all", "bracs-all", "bracs-ablations", "tcga-brca"):
         assert [plan.suite for plan in reading.leaves(store, name)] == [s.name for s in with_includes(suites.load(name))]
@@ -461,8 +461,6 @@ def test_packs_are_written_before_the_first_trial(tmp_path):
 
 def test_rows_that_are_asked_for_stay_in_their_own_tables(tmp_path):
     """--aggregators filters: a row stays in the suites that have it, what no suite has is added to all."""
-    from milbench.suites.expand import narrowed
-
     text = (
         'title = "T"\n[grid]\ndataset = ["musk1"]\nencoder = ["hand-crafted"]\nsplit = ["kfold5"]\nseed = [0]\naggregator = [{rows}]\n'
         '[table]\nname = "{name}"\nmetrics = ["macro_auc"]\nreference = "abmil"\nlabels = {{"transmil[landmarks=32]" = "Trans"}}\n'
@@ -473,9 +471,9 @@ def test_rows_that_are_asked_for_stay_in_their_own_tables(tmp_path):
     both = [suites.load(str(tmp_path / f"{name}.toml")) for name in rows]
 
     def told(*wanted):
-        return {suite.name: names for suite, names in narrowed(both, wanted)}
+        return {suite.name: names for suite, names in suites.narrowed(both, wanted)}
 
-    assert [names for _, names in narrowed(both, None)] == [None, None]
+    assert [names for _, names in suites.narrowed(both, None)] == [None, None]
     assert told("mean") == {"one": ["mean"]}
     assert told("abmil") == {"one": ["abmil"], "two": ["abmil"]}
     assert told("max", "mean") == {"one": ["mean"], "two": ["max"]}
@@ -498,5 +496,5 @@ def test_rows_that_are_asked_for_stay_in_their_own_tables(tmp_path):
 
 @pytest.mark.parametrize("what", ["aggregators", "seeds", "folds"])
 def test_none_of_something_is_not_all_of_it(what):
-    with pytest.raises(MilbenchError, match=f"{what}: none is given for suite quickstart"):
+    with pytest.raises(MilbenchError, match=f"{what}: the list for suite quickstart is empty; leave it out"):
         suites.expand(suites.load("quickstart"), **{what: []})

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from helpers import cell_of, finished, spec
 
-from milbench.engines import Done, Epoch, Started, local, run_local
+from milbench.config import Settings
+from milbench.engines import Done, Epoch, Run, Started, local, run_local
 from milbench.errors import Unwritable
-from milbench.suites import Job
 from milbench.trials import store as stores
+from milbench.trials.plan import Job
 from milbench.trials.store import Store
 
 
@@ -34,7 +35,7 @@ class Actor:
     def _play(self):
         try:
             setup = self.pipe.recv()
-            code = self._script(self.pipe, Store(setup.root, setup.writer))
+            code = self._script(self.pipe, Store(setup.settings.results, setup.writer))
         except EOFError:
             code = 0
         if self._script in HOLDS_ITS_PIPE:
@@ -180,7 +181,7 @@ def stage(monkeypatch, tmp_path):
         resource_tracker.ensure_running()  # once for all, with a descriptor of its own
         before = descriptors()
         try:
-            run_local(jobs, play.store, workers=workers, on_event=hear)
+            run_local(Run(jobs, Settings(results=play.store.root), workers), hear)
         finally:
             play.events, play.hired = events, stage.hired
         for pipe in stage.kept:
@@ -217,8 +218,8 @@ def test_a_result_in_the_store_counts_however_its_worker_ended(stage):
 @pytest.mark.parametrize(
     ("script", "status", "reason"),
     [
-        (killed, "oom", "the worker process ended with SIGKILL, most likely for want of memory"),
-        (leaves_a_child, "oom", "the worker process ended with SIGKILL, most likely for want of memory"),
+        (killed, "oom", "the worker process ended with SIGKILL, most likely because memory ran out"),
+        (leaves_a_child, "oom", "the worker process ended with SIGKILL, most likely because memory ran out"),
         (says_half, "failed", "the worker process ended with exit code 3"),
         (closes_its_pipe, "failed", "the worker process lost its pipe"),
         (boasts, "failed", "it was reported as finished, but no result is in"),
@@ -242,15 +243,15 @@ def test_an_earlier_failure_is_not_taken_for_the_news(stage):
 @pytest.mark.parametrize(
     ("script", "why"), [(cannot_begin, "ImportError: no such kernel"), (dies_when_given, "the last one ended with SIGSEGV")]
 )
-def test_a_job_that_no_worker_can_begin_ends_too(stage, script, why):
+def test_a_job_that_no_worker_can_start_ends_too(stage, script, why):
     first, *others = stage(script, script, script, serve)
     assert first.status == "failed"
-    assert first.reason.startswith(f"3 workers in a row could not begin with it: {why}")
+    assert first.reason.startswith(f"3 workers in a row could not start it: {why}")
     assert [r.status for r in others] == ["ok", "ok"]
     assert len(stage.hired) == 4
 
 
-def test_two_that_cannot_begin_are_made_up_for(stage):
+def test_two_that_cannot_start_are_made_up_for(stage):
     assert [r.status for r in stage(cannot_begin, dies_when_given, serve)] == ["ok"] * 3
 
 
@@ -269,7 +270,9 @@ def test_a_full_disk_stops_the_run_and_blames_no_trial(stage, code, monkeypatch)
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(stores, "flush", full)
-    with pytest.raises(Unwritable, match=f"full/trials: a result cannot be written: {os.strerror(code)}; mend that") as error:
+    with pytest.raises(
+        Unwritable, match=f"full/trials: a result cannot be written: {os.strerror(code)}; make room or allow writing"
+    ) as error:
         stage(finds_no_room)
     assert "\n" not in str(error.value)
     assert list(fresh.trials.iterdir()) == [], "neither results nor halves"
@@ -289,7 +292,7 @@ def test_a_signal_keeps_what_is_finished_and_leaves_nothing_of_the_rest(stage):
     def writes_for_ever(pipe, store):
         job = take(pipe)
         store.trials.mkdir(parents=True, exist_ok=True)
-        store._hidden("writing", job.spec.trial_id).mkdir()
+        (store.trials / f".writing-{job.spec.trial_id}-{store.writer}-half").mkdir()
         say(pipe, said="epoch", trial=job.spec.trial_id, epoch=1, row={})
 
     def stop(event):

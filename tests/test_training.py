@@ -10,14 +10,15 @@ from helpers import toy_dataset
 from milbench import Aggregator, Prediction, plugins
 from milbench.datasets import Fold
 from milbench.recipes import get as get_recipe
+from milbench.seeds import derive_seed
 from milbench.tasks import Subtyping, for_fold
-from milbench.training import Bags, Standardiser, _order, _orders, derive_seed, fit, fold_bags, predict
+from milbench.training import BagOrder, Bags, FoldStatistics, Standardiser, fit, fold_bags, predict
 
 
 def train(data, name="abmil", recipe=None, model=None, standardise=False, axes=("toy", "one", 0, 0)):
     fold = data.folds("one")[0]
     task = for_fold(data, fold.train)
-    train_bags, val, test = fold_bags(data, fold, standardise=standardise)
+    train_bags, val, test = fold_bags(data, fold, standardiser=Standardiser.of_fold(data, fold) if standardise else None)
     torch.manual_seed(0)
     model = model or plugins.resolve(name).build(data.in_dim, task.n_out)
     recipe = recipe or get_recipe("paper", data.task, has_validation=val is not None)
@@ -55,7 +56,7 @@ def test_standardisation_uses_training_bags_only():
     data = toy_dataset()
     fold = data.folds("one")[0]
     rows = torch.cat([data.read(id).features for id in fold.train])
-    bags, val, _ = fold_bags(data, fold, standardise=True)
+    bags, val, _ = fold_bags(data, fold, standardiser=Standardiser.of_fold(data, fold))
     seen = torch.cat([bag.features for bag in bags])
     torch.testing.assert_close(seen, (rows - rows.mean(0)) / rows.std(0, correction=0), rtol=1e-5, atol=1e-5)
     assert val is not None
@@ -140,18 +141,18 @@ def test_enough_is_enough():
 
 def test_an_epoch_may_show_a_part_of_the_bags_and_the_next_goes_on():
     data = toy_dataset()
-    samples, axes = data.samples, ("toy", 0)
-    targets = [torch.tensor(sample.label) for sample in samples]
-    n, recipe = len(samples), get_recipe("paper", "subtyping")
+    labels, axes = [sample.label for sample in data.samples], ("toy", 0)
+    n, recipe = len(labels), get_recipe("paper", "subtyping")
+    usual, part = BagOrder(labels, recipe, axes), BagOrder(labels, recipe.model_copy(update={"epoch_bags": 7}), axes)
     for epoch in (1, 2, 3):
-        usual = _order(samples, targets, recipe, torch.Generator().manual_seed(derive_seed(*axes, "order", epoch)))
-        assert _orders(samples, targets, recipe, axes, slice((epoch - 1) * n, epoch * n)) == usual
-    whole = _orders(samples, targets, recipe, axes, slice(0, 3 * n))
-    pieces = [_orders(samples, targets, recipe, axes, slice(at, at + 7)) for at in range(0, 3 * n - 7, 7)]
+        generator = torch.Generator().manual_seed(derive_seed(*axes, "order", epoch))
+        assert usual.epoch(epoch) == torch.randperm(n, generator=generator).tolist()
+    whole = [i for epoch in (1, 2, 3) for i in usual.epoch(epoch)]
+    pieces = [part.epoch(number) for number in range(1, 3 * n // 7 + 1)]
     assert [i for piece in pieces for i in piece] == whole[: 7 * len(pieces)]
     assert sorted(whole[:n]) == sorted(whole[n : 2 * n]) == list(range(n)), "every bag once before any bag twice"
     few = get_recipe("paper", "subtyping", epoch_bags=3, max_epochs=2)
-    train_bags, val, _ = fold_bags(data, data.folds("one")[0], standardise=False)
+    train_bags, val, _ = fold_bags(data, data.folds("one")[0])
     fit(Scripted([(True, 1.0)] * 2), train_bags, val, Subtyping(data.classes), few, axes)
     assert len(train_bags.instances) == 6
     assert "epoch_bags" not in recipe.model_dump(), "trials from before keep their identity"
@@ -161,15 +162,18 @@ def test_trials_of_a_fold_share_its_statistics():
     data, read = toy_dataset(), []
     counted = replace(data, read=lambda id: read.append(id) or data.read(id))
     fold = data.folds("one")[0]
-    first, *_ = fold_bags(counted, fold, standardise=True, same="a")
+    statistics = FoldStatistics()
+    first = statistics.standardiser(counted, fold, "a")
     assert sorted(read) == sorted(fold.train)
-    again, *_ = fold_bags(counted, fold, standardise=True, same="a")
+    assert statistics.standardiser(counted, fold, "a") is first
     assert len(read) == len(fold.train), "read once"
-    assert torch.equal(first[0].features, again[0].features)
     read.clear()
-    for same in ("b", "a", None, None):
-        fold_bags(counted, fold, standardise=True, same=same)
-    assert len(read) == 4 * len(fold.train), "of the last fold only, and of none that has no name"
+    for key in ("b", "a"):
+        again = statistics.standardiser(counted, fold, key)
+    assert len(read) == 2 * len(fold.train), "of the last fold only"
+    assert torch.equal(again.mean, first.mean) and torch.equal(again.scale, first.scale)
+    FoldStatistics().standardiser(counted, fold, "a")
+    assert len(read) == 3 * len(fold.train), "nothing is shared but the object that is passed"
 
 
 def test_validation_of_one_class_falls_back_on_the_loss():

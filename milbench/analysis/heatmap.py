@@ -17,7 +17,7 @@ from milbench.bags import Bag
 from milbench.errors import MilbenchError
 from milbench.files import write_atomically
 from milbench.plots.figure import PAGE, Figure
-from milbench.tasks import Subtyping, Survival
+from milbench.tasks import Subtyping, Task
 
 if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
@@ -65,7 +65,7 @@ class Heatmap:
         return self.xy[:, None] + self.step * np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
 
 
-def explain(model: Aggregator, task: Subtyping | Survival, bag: Bag) -> tuple[NDArray[np.float64], str, bool]:
+def explain(model: Aggregator, task: Task, bag: Bag) -> tuple[NDArray[np.float64], str, bool]:
     """Scores (n,) of the patches for the prediction of a model, what they are, and whether they are signed.
 
     Attention is multiplied by n, so that 1 is an even share. A method without attention gets gradient x input: the derivative of
@@ -92,7 +92,7 @@ def explain(model: Aggregator, task: Subtyping | Survival, bag: Bag) -> tuple[ND
     return (gradient * features).detach().double().sum(1).numpy(), f"gradient x input, {of}", True
 
 
-def heatmaps(model: Aggregator, task: Subtyping | Survival, bag: Bag, *, label: str, trial: str) -> Iterator[Heatmap]:
+def heatmaps(model: Aggregator, task: Task, bag: Bag, *, label: str, trial: str) -> Iterator[Heatmap]:
     """The heatmap of a slide, or one for each slide of a case.
 
     Raises:

@@ -21,7 +21,8 @@ from milbench.datasets import Dataset, Fold
 from milbench.datasets.files import formats
 from milbench.errors import MilbenchError, unknown
 from milbench.plugins import Variant
-from milbench.training import Bags, Standardiser, derive_seed
+from milbench.seeds import derive_seed
+from milbench.training import Bags, Standardiser
 from milbench.trials.run import build_model
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import MODEL, Store
@@ -117,7 +118,7 @@ class Trained:
         return self.dataset.folds(self.spec.split)[self.spec.fold]
 
     @cached_property
-    def task(self) -> tasks.Subtyping | tasks.Survival:
+    def task(self) -> tasks.Task:
         """What the trial predicts."""
         return tasks.for_fold(self.dataset, self.fold.train)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -11,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from milbench.cli import show
-from milbench.cli.options import AS_JSON, DATA
+from milbench.cli.options import AS_JSON, DATA, PATH
 
 if TYPE_CHECKING:
-    from milbench.datasets.files.check import Examined
-
-_PATH = click.Path(path_type=Path)
+    from milbench.api.data import Examined, FeatureSet
 
 
 @click.group()
@@ -26,18 +23,18 @@ def data() -> None:
 
 @data.command()
 @click.argument("name")
-@click.option("--features", type=_PATH, metavar="DIR", help="CLAM's or TRIDENT's folder of features, or one of npz files.")
+@click.option("--features", type=PATH, metavar="DIR", help="CLAM's or TRIDENT's folder of features, or one of npz files.")
 @click.option("--encoder", metavar="NAME", help="What the features are of: vits-lunit, uni, ... or a name of your own.")
 @click.option("--magnification", type=click.IntRange(min=1), metavar="20", help="Of the patches.")
 @click.option("--patch-size", type=click.IntRange(min=1), metavar="224", help="In pixels at that magnification.")
-@click.option("--patches", type=_PATH, metavar="DIR", help="CLAM's patches/, when it is not beside the features.")
+@click.option("--patches", type=PATH, metavar="DIR", help="CLAM's patches/, when it is not beside the features.")
 @click.option(
     "--step",
     type=click.FloatRange(min=0, min_open=True),
     metavar="PIXELS",
     help="Level-0 pixels between patches, when no file says it.",
 )
-@click.option("--labels", type=_PATH, metavar="CSV", help="Table of labels, or of survival.")
+@click.option("--labels", type=PATH, metavar="CSV", help="Table of labels, or of survival.")
 @click.option("--columns", metavar="ROLE=COLUMN,...", help="Which column is slide, case, label, time, event or censorship.")
 @click.option("--classes", metavar="A=x+y,B=z", help="Classes in the order of their index, and the labels that mean them.")
 @click.option("--splits", "split_tables", multiple=True, metavar="[NAME=]DIR|FILE", help="Split tables; may be repeated.")
@@ -50,10 +47,8 @@ def data() -> None:
 @click.option("--no-check", is_flag=True, help="Do not look into the feature files now; the first run will.")
 @DATA
 def add(
-    name: str, features: Path | None, encoder: str | None, magnification: int | None, patch_size: int | None,
-    patches: Path | None, step: float | None, labels: Path | None, columns: str | None, classes: str | None,
-    split_tables: tuple[str, ...], task: str | None, unit: str | None, label: str | None, published: str | None,
-    exclude: str | None, replace: bool, no_check: bool, data_folder: Path | None,
+    name: str, columns: str | None, classes: str | None, split_tables: tuple[str, ...], exclude: str | None, no_check: bool,
+    data_folder: Path | None, **given: Any,
 ) -> None:  # fmt: skip
     """Add features, labels or splits to the dataset NAME, all at once or one after the other.
 
@@ -64,32 +59,19 @@ def add(
     milbench data add bracs --encoder uni --magnification 20 --patch-size 224 --features FEATURES \\
         --labels bracs.csv --splits bracs.csv
     """
-    from milbench.config import Settings
-    from milbench.datasets.files.adding import joined
-    from milbench.datasets.files.check import examine
-    from milbench.datasets.files.manifest import save
-    from milbench.datasets.files.seen import Watch
+    from milbench.api import data as api
 
-    settings = Settings.from_environment(data=data_folder)
-    manifest = joined(
-        name, task=task, unit=unit, label=label, published=published, labels=labels, columns=_columns(columns),
-        classes=_classes(classes), splits=_splits(split_tables), encoder=encoder, magnification=magnification,
-        patch_size=patch_size, features=features, patches=patches, step=step, exclude=_ids(exclude), replace=replace,
-        home=settings.data,
-    )  # fmt: skip
-    added = [one for one in manifest.features if one.key == (encoder, magnification, patch_size)]
-    everywhere = labels is not None or exclude is not None or replace  # then every set of features has other slides to hold
-    chosen = [] if no_check else manifest.features if everywhere else added
-    with Watch() as progress:
-        found = examine(manifest, chosen, cache=settings.cache, progress=progress)
-    _show(found)
-    if errors := found.of("error"):
-        click.echo(f"milbench: {len(errors)} error{'s' * (len(errors) > 1)}, nothing was written", err=True)
+    with api.Watch() as progress:
+        added = api.add_dataset(
+            name, columns=_columns(columns), classes=_classes(classes), splits=_splits(split_tables), exclude=_ids(exclude),
+            check=not no_check, data=data_folder, progress=progress, **given,
+        )  # fmt: skip
+    _show(added.examined)
+    if added.errors:
+        click.echo(f"milbench: {len(added.errors)} error{'s' * (len(added.errors) > 1)}, nothing was written", err=True)
         raise SystemExit(1)
-    path = save(manifest)
-    found.remember()
-    click.echo(f"Written: {path}" if path else "Nothing new.")
-    if not found.lacking:
+    click.echo(f"Written: {added.path}" if added.path else "Nothing new.")
+    if not added.examined.lacking:
         click.echo(f"Next: milbench data check {name} --deep, which reads every feature")
 
 
@@ -104,27 +86,15 @@ def check(name: str, deep: bool, data_folder: Path | None, as_json: bool) -> Non
     Errors stop a run before its first epoch. Warnings are printed under its tables. Without --deep a file is known again by its
     size and times: only new ones and those that changed are read.
     """
-    from milbench.config import Settings
-    from milbench.datasets.files.check import examine
-    from milbench.datasets.files.manifest import load, names
-    from milbench.datasets.files.seen import Watch
-    from milbench.errors import MilbenchError, unknown
+    from milbench.api import data as api
 
-    settings = Settings.from_environment(data=data_folder)
-    home = settings.data
-    manifest = load(name, home)
-    if manifest is None:
-        if not names(home):
-            raise MilbenchError(f"there are no datasets in {home} yet; add one with: milbench data add {name} (--help tells how)")
-        raise unknown(f"dataset in {home}", name, names(home))
-    with Watch() as progress:
-        found = examine(manifest, deep=deep, cache=settings.cache, progress=progress)
-    found.remember()
+    with api.Watch() as progress:
+        examined = api.check_dataset(name, deep=deep, data=data_folder, progress=progress)
     if as_json:
-        click.echo(json.dumps(_as_json(found), indent=1))
+        click.echo(json.dumps(api.summary(examined), indent=1))
     else:
-        _show(found)
-    raise SystemExit(1 if found.lacking or found.of("error") else 0)
+        _show(examined)
+    raise SystemExit(1 if examined.lacking or examined.of("error") else 0)
 
 
 def _columns(text: str | None) -> dict[str, str]:
@@ -147,18 +117,18 @@ def _pairs(text: str | None, option: str, form: str, *, bare: bool = False) -> l
     if bad := [key for key, equals, value in pairs if not key or not (value or bare)]:
         raise MilbenchError(f"{option}: {bad[0]!r} is not of the form {form}")
     if len({key for key, _, _ in pairs}) < len(pairs):
-        raise MilbenchError(f"{option} {text}: something stands twice")
+        raise MilbenchError(f"{option} {text}: the same name stands there twice")
     return [(key.strip(), value.strip()) for key, _, value in pairs]
 
 
 def _splits(given: tuple[str, ...]) -> dict[str, Path]:
-    found = {}
+    tables = {}
     for text in given:
         name, equals, path = text.partition("=")
         if not equals or os.path.exists(text):
             name, path = "", text
-        found[name] = Path(path)
-    return found
+        tables[name] = Path(path)
+    return tables
 
 
 def _ids(text: str | None) -> list[str]:
@@ -178,97 +148,79 @@ def _lines(path: Path) -> list[str]:
         raise MilbenchError(f"--exclude {path}: no list of ids ({error})") from error
 
 
-def _show(found: Examined) -> None:
+def _show(examined: Examined) -> None:
     """What was understood, then what was found."""
     from milbench.errors import printable
 
-    manifest, roster = found.manifest, found.roster
-    for what, text in _understood(found):
+    manifest, roster = examined.manifest, examined.roster
+    for what, text in _understood(examined):
         click.echo(f"{what:9} {printable(text)}")
-    for name, lines in _split_lines(found).items():
+    for name, lines in _split_lines(examined).items():
         click.echo(f"{'split':9} {name}: {roster.forms[name]}")
         for line in lines:
             click.echo(f"{'':9}   {line}")
     marks = {"error": ("ERROR", "bold red"), "warning": ("warning", "yellow"), "note": ("note", "dim")}
     console = show.console()
-    for finding in found.findings:
+    for finding in examined.findings:
         mark, style = marks[finding.severity]
         console.print(f"{mark:9} ", style=style, end="", highlight=False)
         console.print(str(finding), markup=False, highlight=False, soft_wrap=True)
     counts = [
         f"{len(some)} {kind}{'s' * (len(some) != 1)}"
         for kind in ("error", "warning")
-        if (some := found.of(kind)) or kind == "error"
+        if (some := examined.of(kind)) or kind == "error"
     ]
-    click.echo(f"{manifest.name}: {', '.join(counts)}" + (f"; {found.lacking}" if found.lacking else ""))
+    click.echo(f"{manifest.name}: {', '.join(counts)}" + (f"; {examined.lacking}" if examined.lacking else ""))
 
 
-def _understood(found: Examined) -> list[tuple[str, str]]:
-    manifest, roster = found.manifest, found.roster
+def _understood(examined: Examined) -> list[tuple[str, str]]:
+    """What the manifest says, and what is in the files, in a few lines."""
+    manifest = examined.manifest
     lines = [("dataset", f"{manifest.name} ({manifest.label}): {manifest.task} of {manifest.unit}s")]
     if manifest.labels:
         columns = ", ".join(f"{role} = {column}" for role, column in manifest.labels.columns.items())
-        cases = len({sample.case_id for sample in roster.samples})
-        who = f"{len(roster.samples):,} {manifest.unit}s" + (f" of {cases:,} cases" if manifest.unit == "slide" else "")
+        samples = examined.roster.samples
+        cases = len({sample.case_id for sample in samples})
+        who = f"{len(samples):,} {manifest.unit}s" + (f" of {cases:,} cases" if manifest.unit == "slide" else "")
         lines.append(("labels", f"{manifest.labels.file} ({columns}): {who}"))
-        names = roster.stratum_names(manifest)
-        count = [sum(sample.stratum == i for sample in roster.samples) for i in range(len(names))]
-        meant = [manifest.labels.classes.get(name, [name]) for name in names]
-        merged = [f" ({', '.join(labels)})" if labels != [name] else "" for name, labels in zip(names, meant, strict=True)]
-        told = [f"{i} {name}{more}: {n:,}" for i, (name, more, n) in enumerate(zip(names, merged, count, strict=True))]
-        lines.append(("classes" if manifest.task == "subtyping" else "outcome", " · ".join(told)))
-    for one in found.sets:
-        total = sum(facts.n for facts in one.facts.values())
-        dtypes = ", ".join(sorted({facts.dtype for facts in one.facts.values()}))
-        steps = sorted(set(one.steps.values()))
-        apart = f", patches {steps[0]:g} {f'to {steps[-1]:g} ' if len(steps) > 1 else ''}px apart" if steps else ", no positions"
-        sizes = (
-            f"{len(one.facts):,} slides, {one.in_dim} wide, {dtypes}, {total:,} patches{apart}"
-            if one.facts
-            else "nothing to read"
-        )
-        lines.append(("features", f"{one.features.name}: {sizes} ({one.features.folder}, {one.features.format})"))
+        lines.append(("classes" if manifest.task == "subtyping" else "outcome", " · ".join(_strata(examined))))
+    return lines + [("features", _features(features)) for features in examined.sets]
+
+
+def _strata(examined: Examined) -> list[str]:
+    """Each class with its index, the labels that mean it, and how many samples it has."""
+    names = examined.roster.stratum_names(examined.manifest)
+    lines = []
+    for index, name in enumerate(names):
+        labels = examined.manifest.labels.classes.get(name, [name]) if examined.manifest.labels else [name]
+        merged = f" ({', '.join(labels)})" if labels != [name] else ""
+        lines.append(f"{index} {name}{merged}: {sum(sample.stratum == index for sample in examined.roster.samples):,}")
     return lines
 
 
-def _split_lines(found: Examined) -> dict[str, list[str]]:
+def _features(of: FeatureSet) -> str:
+    """How many slides and patches a set of features has, how wide, and where it is."""
+    sizes = "nothing to read"
+    if of.facts:
+        total = sum(facts.n for facts in of.facts.values())
+        dtypes = ", ".join(sorted({facts.dtype for facts in of.facts.values()}))
+        steps = sorted(set(of.steps.values()))
+        to = f"to {steps[-1]:g} " if len(steps) > 1 else ""
+        apart = f", patches {steps[0]:g} {to}px apart" if steps else ", no positions"
+        sizes = f"{len(of.facts):,} slides, {of.in_dim} wide, {dtypes}, {total:,} patches{apart}"
+    return f"{of.features.name}: {sizes} ({of.features.folder}, {of.features.format})"
+
+
+def _split_lines(examined: Examined) -> dict[str, list[str]]:
     """Sizes of the parts, in all and by class; folds that have the same stand in one line."""
-    from milbench.datasets.files.check import counts
+    from milbench.api.data import counts
 
     lines: dict[str, dict[str, list[int]]] = {}
-    rows = counts(found)
+    rows = counts(examined)
     for train, val, test in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         parts = (train, val, test)
         by_class = [f"{name} {'/'.join(str(part['classes'][name]) for part in parts)}" for name in train["classes"]]
-        told = f"{'/'.join(str(part['samples']) for part in parts)} (train/val/test)   {' · '.join(by_class)}"
-        lines.setdefault(train["split"], {}).setdefault(told, []).append(train["fold"])
-    return {split: [f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}: {told}" for told, numbers in some.items()]
+        sizes = f"{'/'.join(str(part['samples']) for part in parts)} (train/val/test)   {' · '.join(by_class)}"
+        lines.setdefault(train["split"], {}).setdefault(sizes, []).append(train["fold"])
+    return {split: [f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}: {sizes}" for sizes, numbers in some.items()]
             for split, some in lines.items()}  # fmt: skip
-
-
-def _as_json(found: Examined) -> dict[str, Any]:
-    from milbench.datasets.files.check import counts
-
-    names = found.roster.stratum_names(found.manifest)
-    return {
-        "dataset": found.manifest.name,
-        "task": found.manifest.task,
-        "unit": found.manifest.unit,
-        "samples": len(found.roster.samples),
-        "cases": len({sample.case_id for sample in found.roster.samples}),
-        "classes": {name: sum(sample.stratum == i for sample in found.roster.samples) for i, name in enumerate(names)},
-        "features": [
-            {
-                "encoder": one.features.encoder, "magnification": one.features.magnification,
-                "patch_size": one.features.patch_size,
-                "slides": len(one.facts), "width": one.in_dim, "patches": sum(facts.n for facts in one.facts.values()),
-                "dtypes": sorted({facts.dtype for facts in one.facts.values()}), "steps": sorted(set(one.steps.values())),
-            }
-            for one in found.sets
-        ],
-        "splits": counts(found),
-        "lacking": found.lacking,
-        "errors": len(found.of("error")),
-        "warnings": len(found.of("warning")),
-        "findings": [dataclasses.asdict(finding) for finding in found.findings],
-    }  # fmt: skip

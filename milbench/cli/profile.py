@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +15,7 @@ from milbench.cli import show
 from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS
 
 if TYPE_CHECKING:
-    from milbench.profiling.aggregators import Row
+    from milbench.api.profiles import Row
 
 
 @click.group()
@@ -34,44 +33,27 @@ def profile_ops(small: bool, noisy: bool, threads: int | None, as_json: bool) ->
 
     Times are medians after a warm-up. On a machine where something else is running, no ratio is printed.
     """
-    import torch
+    from milbench.api import profiles
 
-    from milbench.profiling import measure, ops
-
-    torch.set_num_threads(threads or os.cpu_count() or 1)
-    noise = measure.others()
-    rate = ops.sgemm_rate()
-    measured = []
-    for row in ops.rows(small=small):
-        measured.append(row)
-        if not as_json and sys.stdout.isatty():
-            click.echo(f"{row.op}, {row.contender}, n = {row.n}", err=True)
-    noise = noise or measure.others()
-    quiet = noise is None or noisy
-    measured = ops.with_ratios(measured)
-    if not quiet:
-        measured = [dataclasses.replace(row, ratio=None) for row in measured]
-    told = ops.report(measured, rate, noise)
-    if not quiet or small:  # the budget is for full sizes
-        told["budget"] = []
+    costs = profiles.ops(small=small, noisy=noisy, threads=threads, say=_say(as_json))
     if as_json:
-        click.echo(json.dumps(told, indent=1))
+        click.echo(json.dumps(costs, indent=1))
         return
     shown = ["op", "contender", "n", "setting", "forward", "both", "extra_mib", "ratio", "note"]
     show.table(
         ["op", "contender", "n", "setting", "forward s", "fwd + bwd s", "extra MiB", "time / ours", "note"],
         [
             [f"{value:.3g}" if isinstance(value, float) else value for value in (row[name] for name in shown)]
-            for row in told["rows"]
+            for row in costs["rows"]
         ],
     )
-    click.echo(f"sgemm {rate / 1e9:.0f} GF/s on {told['threads']} threads, torch {told['torch']}")
-    for bar in told["budget"]:
+    click.echo(f"sgemm {costs['sgemm_gflops']:.0f} GF/s on {costs['threads']} threads, torch {costs['torch']}")
+    for bar in costs["budget"]:
         value = "not measured" if bar["value"] is None else f"{bar['value']:.2f}"
         mark = {True: "ok  ", False: "FAIL", None: "-   "}[bar["holds"]]
         click.echo(f"{mark} {bar['what']}: {value} ({'at least' if bar['at_least'] else 'at most'} {bar['limit']:g})")
-    if not quiet:
-        click.echo(f"No ratios: {noise}. Try again on a quiet machine, or pass --noisy.", err=True)
+    if costs["noise"] and not noisy:
+        click.echo(f"No ratios: {costs['noise']}. Try again on a quiet machine, or pass --noisy.", err=True)
 
 
 @profile.command("data")
@@ -84,35 +66,16 @@ def profile_ops(small: bool, noisy: bool, threads: int | None, as_json: bool) ->
 @click.option("--noisy", is_flag=True, help="Print the ratio although something else is running.")
 @DATA
 @AS_JSON
-def profile_data(
-    dataset: str | None, encoder: str | None, magnification: int | None, patch_size: int | None, synthetic: int | None,
-    epochs: int, noisy: bool, data_folder: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+def profile_data(noisy: bool, data_folder: Path | None, as_json: bool, **measured: Any) -> None:
     """Reading a dataset again: from the packed store, and by opening each of its files.
 
     On one thread, as a trial has. On a machine where something else is running, no ratio is printed.
     """
-    import torch
+    from milbench.api import profiles
 
-    from milbench.config import Settings
-    from milbench.errors import MilbenchError
-    from milbench.profiling import data as reading
-    from milbench.profiling import measure
-
-    if (synthetic is None) == (dataset is None) or (dataset is None) != (encoder is None):
-        raise MilbenchError("profile data needs --dataset NAME and --encoder NAME, or --synthetic N")
-    torch.set_num_threads(1)
-    noise = measure.others()
-    if synthetic is not None:
-        told = reading.synthetic(synthetic, epochs=epochs)
-    else:
-        settings = Settings.from_environment(data=data_folder)
-        told = reading.dataset(str(dataset), str(encoder), magnification, patch_size, epochs=epochs, settings=settings)
-    noise = noise or measure.others()
-    if noise and not noisy:
-        told = [dataclasses.replace(row, ratio=None) for row in told]
+    rows, noise = profiles.data(noisy=noisy, data=data_folder, **measured)
     if as_json:
-        click.echo(json.dumps({"noise": noise, "rows": [dataclasses.asdict(row) for row in told]}, indent=1))
+        click.echo(json.dumps({"noise": noise, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1))
         return
     show.table(
         [
@@ -138,7 +101,7 @@ def profile_data(
                 None if row.direct_mib is None else f"{row.direct_mib:.1f}",
                 None if row.packed_mib is None else f"{row.packed_mib:.1f}",
             ]
-            for row in told
+            for row in rows
         ],
     )
     click.echo("One epoch reads every bag once, after one that warmed up. Memory: growth of the resident set in an epoch.")
@@ -171,61 +134,34 @@ def profile_data(
 @PLUGIN
 @AS_JSON
 def profile_aggregators(
-    aggregators: str | None, sizes: str | None, in_dim: int, seconds: float, memory: float | None, device: str,
-    threads: int | None, noisy: bool, results: Path, plugin_files: tuple[str, ...], as_json: bool,
+    aggregators: str | None, sizes: str | None, results: Path, plugin_files: tuple[str, ...], as_json: bool, **setting: Any,
 ) -> None:  # fmt: skip
     """Time, memory and arithmetic of every aggregator as bags grow: efficiency.csv and its figures in RESULTS/analysis.
 
     Each method and size is measured in a process of its own, one at a time. The largest sizes of slow methods are left out, which
     is said. Nothing is measured on a machine where something else is running.
     """
-    from milbench import plugins
-    from milbench.errors import MilbenchError
-    from milbench.files import write_atomically
-    from milbench.profiling import aggregators as cost
-    from milbench.profiling import measure
-    from milbench.trials.run import provenance
+    from milbench.api import profiles
 
-    plugins.discover(plugin_files)
-    names = [plugins.resolve(name).name for name in plugins.split_list(aggregators or "")] or [e.name for e in plugins.entries()]
-    wanted = cost.SIZES if sizes is None else _sizes(sizes)
-    if device == "cuda" and not provenance()["gpu"]:
-        raise MilbenchError("--device cuda: not available here; leave it out for the CPU")
-    if (noise := measure.others()) and not noisy:
-        raise MilbenchError(f"nothing was measured: {noise}; try again on a quiet machine, or pass --noisy")
-    limit = memory * 2**30 if memory else 0.75 * cost.free_memory() if device == "cpu" else math.inf
-    setting = cost.Setting(in_dim, seconds, limit, device, threads or os.cpu_count() or 1, tuple(plugin_files))
-    rows, noises = [], {"before": noise} if noise else {}
-    for name in names:
-        for row in cost.profile([name], wanted, setting):
-            rows.append(row)
-            if not as_json and sys.stdout.isatty():
-                click.echo(f"{row.aggregator}, n = {row.n:,}{': ' + row.stopped if row.stopped else ''}", err=True)
-        if found := measure.others():
-            noises[name] = found
-    told = provenance()
-    hardware = told["gpu"] if device == "cuda" else told["cpu"]
-    machine = f"{hardware}, torch {told['torch']}, milbench {told['milbench']}."
-    if noises:
-        machine += f" NOT A QUIET MACHINE: something else ran beside {', '.join(noises)}."
-    folder = results / "analysis"
-    write_atomically(folder / "efficiency.csv", cost.table(rows))
-    saved = [figure.save(folder) for figure in cost.figures(rows, setting, machine)]
-    slopes = {
-        quantity: cost.exponents(rows, quantity) for quantity in ("train_seconds", "predict_seconds", "peak_bytes", "flops")
-    }
+    costs = profiles.aggregators(
+        aggregators or (), sizes=None if sizes is None else _sizes(sizes), results=results, plugin=plugin_files,
+        say=_say(as_json), **setting,
+    )  # fmt: skip
     if as_json:
-        measured = [dataclasses.asdict(row) for row in rows]
-        values = {**dataclasses.asdict(setting), "memory": limit if math.isfinite(limit) else None}
-        click.echo(json.dumps({"rows": measured, "exponents": slopes, "setting": values, "noise": noises, **told}, indent=1))
+        click.echo(json.dumps(costs.plain(), indent=1))
     else:
-        _show_cost(rows, slopes)
-        for path in (folder / "efficiency.csv", *(path for one in saved for path in (one.pdf, one.png, one.csv))):
+        _show_cost(costs.rows, costs.exponents)
+        for path in costs.paths:
             click.echo(path)
-    if noises:
-        click.echo(
-            f"Not a quiet machine ({'; '.join(f'{k}: {v}' for k, v in noises.items())}): do not quote these times.", err=True
-        )
+    if costs.noises:
+        noise = "; ".join(f"{name}: {what}" for name, what in costs.noises.items())
+        click.echo(f"Not a quiet machine ({noise}): do not quote these times.", err=True)
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    """Shows how far it is, where somebody looks."""
+    shown = not as_json and sys.stdout.isatty()
+    return lambda text: click.echo(text, err=True) if shown else None
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -242,13 +178,20 @@ def _show_cost(rows: list[Row], slopes: dict[str, dict[str, float]]) -> None:
     sizes = sorted({row.n for row in rows})
     lines = []
     for name in dict.fromkeys(row.aggregator for row in rows):
-        own = {row.n: row for row in rows if row.aggregator == name}
-        seconds = [f"{own[n].train_seconds:.3g}" if n in own and own[n].train_seconds is not None else None for n in sizes]
-        last = max((row for row in own.values() if row.train_seconds is not None), key=lambda row: row.n, default=None)
-        memory = f"{last.peak_bytes / 2**20:.0f} at {last.n:,}" if last and last.peak_bytes is not None else None
-        flops = f"{last.flops / 1e9:.3g} at {last.n:,}" if last and last.flops is not None else None
+        of_name = {row.n: row for row in rows if row.aggregator == name}
         growth = [f"{slopes[q][name]:.2f}" if name in slopes[q] else None for q in ("train_seconds", "peak_bytes")]
-        stopped = next((f"{row.stopped} (n = {row.n:,})" for row in own.values() if row.stopped), "")
-        lines.append([name, last and last.parameters, *seconds, memory, flops, *growth, stopped])
+        stopped = next((f"{row.stopped} (n = {row.n:,})" for row in of_name.values() if row.stopped), "")
+        lines.append([name, *_cost(of_name, sizes), *growth, stopped])
     heads = [*(f"n = {n:,}: s" for n in sizes), "MiB", "GFLOP", "time ~ n^", "memory ~ n^", "stopped"]
     show.table(["aggregator", "parameters", *heads], lines)
+
+
+def _cost(rows: Mapping[int, Row], sizes: Sequence[int]) -> list[Any]:
+    """Parameters, seconds at each size, then memory and arithmetic at the largest that was measured."""
+    seconds = [f"{rows[n].train_seconds:.3g}" if n in rows and rows[n].train_seconds is not None else None for n in sizes]
+    last = max((row for row in rows.values() if row.train_seconds is not None), key=lambda row: row.n, default=None)
+    if last is None:
+        return [None, *seconds, None, None]
+    memory = None if last.peak_bytes is None else f"{last.peak_bytes / 2**20:.0f} at {last.n:,}"
+    flops = None if last.flops is None else f"{last.flops / 1e9:.3g} at {last.n:,}"
+    return [last.parameters, *seconds, memory, flops]

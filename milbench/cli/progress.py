@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console, Group
@@ -14,12 +14,13 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from milbench import interrupt
-from milbench.config import Settings
-from milbench.engines import Done, Epoch, Event, Started, run_local
-from milbench.suites import Job
-from milbench.trials.store import Status, Store, duration
+from milbench.api.runs import Done, Epoch, Event, Started, duration
 
-MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "skipped": "skipped", "absent": "not here"}
+if TYPE_CHECKING:
+    from milbench.api.results import Results, Trial
+    from milbench.api.runs import Work
+    from milbench.suites import Job
+    from milbench.trials.plan import Cell
 
 
 class _Clock:
@@ -60,10 +61,10 @@ class _Clock:
         return f"{duration(total / self._workers)} left"
 
 
-def _name(job: Job) -> str:
-    s = job.spec
-    where = [s.dataset, s.encoder, *([f"{s.magnification}x"] if s.magnification else [])]
-    return f"{job.cell.label} · {' '.join(where)} · fold {s.fold} · seed {s.seed}"
+def _name(cell: Cell, *, where: bool = True) -> str:
+    """The trial in words; `where` names its features, too."""
+    features = [cell.dataset, cell.encoder, *([f"{cell.magnification}x"] if cell.magnification else [])]
+    return " · ".join([cell.label, *([" ".join(features)] if where else []), f"fold {cell.fold}", f"seed {cell.seed}"])
 
 
 def _score(row: dict[str, float | None]) -> str:
@@ -73,47 +74,44 @@ def _score(row: dict[str, float | None]) -> str:
     return f"loss {row['train_loss']:.3f}"
 
 
-def run(
-    jobs: Sequence[Job],
-    store: Store,
-    *,
-    settings: Settings,
-    workers: int,
-    plugins: Sequence[Path],
-    backends: Sequence[str],
-    keep_model: Callable[[Job], bool],
-    already: int,
-    trial: Callable[..., Status] | None = None,
-) -> None:
-    """Run `jobs` and show how it goes: bars on a terminal, plain lines elsewhere. `trial` is the engine's."""
-    if not jobs:
-        return
-    clock, by_id = _Clock(jobs, workers), {job.spec.trial_id: job for job in jobs}
-    where = f"{workers} worker{'s' * (workers > 1)} on {jobs[0].spec.device}"
-    click.echo(f"{len(jobs)} trials to run, {already} have a result. {where}. Ctrl-C stops; run again to go on.")
-    view: _Bars | _Lines = _Bars(by_id, clock) if sys.stdout.isatty() else _Lines(by_id, clock, store)
-    interrupt.say_at_the_end(
-        lambda: f"Stopped. {view.done} of {len(jobs)} trials were finished and are kept; the same command continues."
-    )
-    with interrupt.noted(), view:  # so that the view can close, too
-        run_local(
-            jobs,
-            store,
-            settings=settings,
-            workers=workers,
-            plugins=plugins,
-            backends=backends,
-            keep_model=keep_model,
-            trial=trial,
-            on_event=view.show,
+class View:
+    """What a command says while trials run: bars on a terminal, plain lines elsewhere, nothing when it is quiet.
+
+    Args:
+        quiet: say errors only.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def say(self, text: str) -> None:
+        """A line, unless it is quiet."""
+        if not self.quiet:
+            click.echo(text)
+
+    def run(self, work: Work) -> None:
+        """Run the trials and show how it goes."""
+        if not work.jobs:
+            return
+        total = len(work.jobs)
+        where = f"{work.workers} worker{'s' * (work.workers > 1)} on {work.options.device}"
+        self.say(f"{total} trials to run, {work.already} have a result. {where}. Ctrl-C stops; run again to go on.")
+        lines = _Silence if self.quiet else _Bars if sys.stdout.isatty() else _Lines
+        shown = lines(work)
+        interrupt.say_at_the_end(
+            lambda: f"Stopped. {shown.done} of {total} trials were finished and are kept; the same command continues."
         )
+        with interrupt.noted(), shown:  # so that the view can close, too
+            work.start(shown.show)
 
 
-class _Lines:
-    """One line per finished trial."""
+class _Silence:
+    """Only counts what is done."""
 
-    def __init__(self, jobs: dict[str, Job], clock: _Clock, store: Store) -> None:
-        self._jobs, self._clock, self._store, self.done = jobs, clock, store, 0
+    def __init__(self, work: Work) -> None:
+        self._work, self._clock, self.done = work, _Clock(work.jobs, work.workers), 0
+        self._jobs = {job.spec.trial_id: job for job in work.jobs}
+        self._several = len({job.cell.column for job in work.jobs}) > 1
 
     def __enter__(self) -> None:
         pass
@@ -122,38 +120,42 @@ class _Lines:
         pass
 
     def show(self, event: Event) -> None:
+        self.done += isinstance(event, Done)
+
+
+class _Lines(_Silence):
+    """One line per finished trial."""
+
+    def show(self, event: Event) -> None:
+        super().show(event)
         match event:
             case Started():
                 self._clock.start(event.trial_id)
             case Done():
-                self.done += 1
                 took = self._clock.stop(event.trial_id)
-                what = event.reason or _tested(self._store, event.trial_id)
-                width = len(str(len(self._jobs)))
-                parts = [event.status, _name(self._jobs[event.trial_id]), what, f"{took:.1f} s", self._clock.left()]
+                job, width = self._jobs[event.trial_id], len(str(len(self._jobs)))
+                what = event.reason or _tested(self._work.now(job))
+                parts = [event.status, _name(job.cell), what, f"{took:.1f} s", self._clock.left()]
                 click.echo(f"[{self.done:{width}}/{len(self._jobs)}] " + "  ".join(part for part in parts if part))
 
 
-def _tested(store: Store, trial_id: str) -> str:
-    test = (store.raw(trial_id) or {}).get("metrics", {}).get("test", {})
-    for key in ("macro_auc", "c_index"):
-        if test.get(key) is not None:
-            return f"test {key.replace('_', ' ')} {test[key]:.3f}"
-    return ""
+def _tested(trial: Trial) -> str:
+    name, value = trial.headline or ("", None)
+    return "" if value is None else f"test {name.replace('_', ' ')} {value:.3f}"
 
 
-class _Bars:
+class _Bars(_Silence):
     """One bar for all trials, one line for each that runs."""
 
-    def __init__(self, jobs: dict[str, Job], clock: _Clock) -> None:
-        self._jobs, self._clock, self.done = jobs, clock, 0
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
         self._all = Progress(TextColumn("[bold]trials"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
         self._each = Progress(
             TextColumn("  {task.description}"),
             BarColumn(20),
             TextColumn("epoch {task.completed}/{task.total}  {task.fields[score]}"),
         )
-        self._bar = self._all.add_task("", total=len(jobs), left="")
+        self._bar = self._all.add_task("", total=len(work.jobs), left="")
         self._lines: dict[str, TaskID] = {}
         self._live = Live(Group(self._all, self._each), console=Console(), refresh_per_second=4)
 
@@ -166,50 +168,49 @@ class _Bars:
         self._live.stop()
 
     def show(self, event: Event) -> None:
+        super().show(event)
         job = self._jobs[event.trial_id]
         match event:
             case Started():
                 self._clock.start(event.trial_id)
-                self._lines[event.trial_id] = self._each.add_task(_name(job), total=job.spec.recipe.max_epochs, score="")
+                self._lines[event.trial_id] = self._each.add_task(
+                    _name(job.cell, where=self._several), total=job.spec.recipe.max_epochs, score=""
+                )
             case Epoch():
                 self._each.update(self._lines[event.trial_id], completed=event.epoch, score=_score(event.row))
             case Done():
-                self.done += 1
                 self._clock.stop(event.trial_id)
                 self._each.remove_task(self._lines.pop(event.trial_id))
                 if event.status != "ok":
-                    self._live.console.print(f"{event.status}: {_name(job)}: {event.reason}", markup=False, highlight=False)
+                    self._live.console.print(f"{event.status}: {_name(job.cell)}: {event.reason}", markup=False, highlight=False)
         self._all.update(self._bar, completed=self.done, left=self._clock.left())
 
 
-def summary(jobs: Sequence[Job], store: Store, *, ran: int, suite: str, results: Path) -> int:
+def summary(results: Results, suite: str, view: View) -> int:
     """Say what there is now, what failed and what is missing.
+
+    Args:
+        results: of the run.
+        suite: as it was asked for.
+        view: says the rest, unless it is quiet.
 
     Returns:
         The exit code: 1 when a trial failed, ran out of memory or has no result.
     """
-    state = {job.spec.trial_id: store.raw(job.spec.trial_id) for job in jobs}
-    counts: dict[str, int] = defaultdict(int)
-    for found in state.values():
-        counts[found["status"] if found else "pending"] += 1
-    told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    click.echo(f"{'Nothing to run: ' if not ran else ''}{len(jobs)} trials, {told}.")
-    where = f" --results {results}" if str(results) != "results" else ""
-    absent = [job for job in jobs if state[job.spec.trial_id] is None]
-    bad = [job for job in jobs if (found := state[job.spec.trial_id]) and found["status"] in ("failed", "oom")]
-    for job in bad:
-        found = state[job.spec.trial_id] or {}
-        click.echo(
-            f"{found['status']}: {_name(job)}: {found['reason']} (traceback: {store.folder(job.spec.trial_id) / 'trial.json'})",
-            err=True,
-        )
-    if absent:
-        some = "; ".join(map(_name, absent[:3])) + ("; ..." if len(absent) > 3 else "")
-        count = f"{len(absent)} trials have" if len(absent) > 1 else "1 trial has"
-        click.echo(f"{count} no result in {store.trials}: {some}. The same command runs what is missing.", err=True)
-    if bad:
+    counts = ", ".join(f"{count} {name}" for name, count in results.counts.items())
+    view.say(f"{'Nothing to run: ' if not results.ran else ''}{len(results.trials)} trials, {counts}.")
+    where = f" --results {results.results}" if str(results.results) != "results" else ""
+    failed, pending = results.failed, results.pending
+    for trial in failed:
+        path = results.folder(trial) / "trial.json"
+        click.echo(f"{trial.status}: {_name(trial.cell)}: {trial.reason} (traceback: {path})", err=True)
+    if pending:
+        some = "; ".join(_name(trial.cell) for trial in pending[:3]) + ("; ..." if len(pending) > 3 else "")
+        count = f"{len(pending)} trials have" if len(pending) > 1 else "1 trial has"
+        click.echo(f"{count} no result in {results.results / 'trials'}: {some}. The same command runs what is missing.", err=True)
+    if failed:
         click.echo(f"Retry with: milbench run --suite {suite}{where} --retry-failed", err=True)
-    if bad or absent:
+    if failed or pending:
         return 1
-    click.echo(f"Next: milbench report --suite {Path(suite).stem}{where}")
+    view.say(f"Next: milbench report --suite {results.suite}{where}")
     return 0

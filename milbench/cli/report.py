@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from milbench.cli import show
-from milbench.cli.options import RESULTS
+from milbench.cli.options import PATH, QUIET, RESULTS
 
 if TYPE_CHECKING:
-    from milbench.report import Report
+    from milbench.api.reports import Written
 
 FORMATS = ("latex", "md", "html", "csv")
 
@@ -25,7 +25,7 @@ def _formats(_context: click.Context, _option: click.Parameter, text: str) -> li
 
 
 @click.command()
-@click.option("--suite", help="A suite that was run; every one of them unless given.")
+@click.option("--suite", help="A suite that was run: its name or TOML file; every one of them unless given.")
 @click.option("--format", "formats", default=",".join(FORMATS), show_default=True, callback=_formats, help="What to write.")
 @click.option(
     "--published",
@@ -42,83 +42,57 @@ def _formats(_context: click.Context, _option: click.Parameter, text: str) -> li
     show_default=True,
     help="Our results, or what others published: the files of --folds and --predictions, and the paper's printed numbers.",
 )
-@click.option(
-    "--folds",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FILE.csv",
-    help="Scores per model and fold; may be repeated.",
-)
+@click.option("--folds", type=PATH, multiple=True, metavar="FILE.csv", help="Scores per model and fold; may be repeated.")
 @click.option(
     "--predictions",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
     metavar="FILE.csv[.gz]",
     help="Predictions per model, fold and case; may be repeated.",
 )
 @click.option("--reference", metavar="MODEL", help="Model of those files that the others are compared with.")
 @click.option("--no-tests", is_flag=True, help="Leave out the paired comparisons, which take most of the time.")
-@click.option("--reports", type=click.Path(path_type=Path), default="reports", show_default=True, help="Folder to write to.")
+@click.option("--reports", type=PATH, default="reports", show_default=True, help="Folder to write to.")
+@QUIET
 @RESULTS
 def report(
-    suite: str | None, formats: list[Any], published: Any, source: str, folds: tuple[Path, ...], predictions: tuple[Path, ...],
-    reference: str | None, no_tests: bool, reports: Path, results: Path,
+    suite: str | None, published: Any, source: str, folds: tuple[Path, ...], predictions: tuple[Path, ...],
+    reference: str | None, results: Path, quiet: bool, no_tests: bool, **written: Any,
 ) -> None:  # fmt: skip
     """Make the tables of a suite from its results: terminal, LaTeX, HTML, Markdown and CSV."""
-    from milbench.report import build
-    from milbench.trials import plan as plans
-    from milbench.trials.store import Store
+    from milbench.api import reports as api
+    from milbench.api.results import suites_run
 
     if source == "published":
         if suite:
             raise click.UsageError("--suite belongs to results, not to --from published")
-        _published(folds, predictions, reference, reports / "published", formats, tests=not no_tests)
+        made = api.report_published(folds, predictions, reference=reference, tests=not no_tests, **written)
+        _print(made, quiet)
         return
     if folds or predictions or reference:
         raise click.UsageError("--folds, --predictions and --reference belong to --from published")
-    store = Store(results)
-    for name in plans.chosen(store, suite):
-        with show.bar() as progress:
-            made = build(store, name, published=published, tests=not no_tests, progress=partial(_compared, progress))
-        _write(made, reports / name, formats)
+    for name in [suite] if suite else suites_run(results):
+        with show.bar(quiet) as progress:
+            made = api.report(
+                name, results=results, published=published, tests=not no_tests, progress=partial(_compared, progress), **written
+            )
+        _print(made, quiet)
 
 
-def _published(
-    folds: tuple[Path, ...],
-    predictions: tuple[Path, ...],
-    reference: str | None,
-    folder: Path,
-    formats: list[Any],
-    *,
-    tests: bool,
-) -> None:
-    """What others published, in the same forms as our own results."""
-    from milbench.report import from_published
-
-    _write(from_published.report(folds, predictions, reference=reference, tests=tests), folder, formats)
-
-
-def _write(made: Report, folder: Path, formats: list[Any]) -> None:
-    from milbench.report import write
-
-    paths = write(made, folder, formats)
-    _print(made)
-    click.echo("\nWritten:")
-    for path in paths:
-        click.echo(f"  {path}")
-
-
-def _print(made: Report) -> None:
-    from milbench.report.render import terminal
-
+def _print(made: Written, quiet: bool) -> None:
+    """Every table, and the paths of the files."""
+    if quiet:
+        return
     console = show.console()
-    for table in [*made.verdicts, *made.others, *(table for section in made.sections for table in section.tables)]:
+    for table in made.tables:
         console.print(f"\n{table.title}", style="bold", highlight=False, markup=False)
         if table.partial:
             console.print(f"Partial: {table.partial}.", style="bold yellow", highlight=False, markup=False)
-        console.print(terminal.table(table))
+        console.print(made.drawn(table))
         for note in table.notes:
             console.print(f"  {note}", style="dim", highlight=False, markup=False)
+    click.echo()
+    show.written(made.paths)
 
 
 def _compared(progress: show.Bar, table: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""`milbench results`: hold stored results against themselves, and bring old ones over."""
+"""`milbench results`: check stored results, and bring old ones over."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS
 
 @click.group()
 def results() -> None:
-    """Hold stored results against themselves, and bring old ones over."""
+    """Check stored results, and bring old ones over."""
 
 
 @results.command()
@@ -26,13 +26,10 @@ def check(results: Path, as_json: bool) -> None:
 
     One line for each bad trial, and exit code 1.
     """
-    from milbench.trials.audit import audit
-    from milbench.trials.store import Store
+    from milbench.api import results as api
 
-    store = Store(results)
     with show.bar() as progress:
-        wrong = audit(store, partial(progress, "checking trials"))
-    count = len(store.ids())
+        count, wrong = api.check_results(results, progress=partial(progress, "checking trials"))
     if as_json:
         rows = [{"trial_id": trial_id, "problem": why} for trial_id, why in wrong.items()]
         click.echo(json.dumps({"trials": count, "bad": rows}, indent=1))
@@ -55,19 +52,12 @@ def migrate(results: Path, target: Path | None, dry_run: bool, data_folder: Path
     Old trials and plans are kept, in RESULTS/schema-1. A trial whose data or plug-in is not here, or is another one, stays behind
     with the reason; run its suite again.
     """
-    from milbench import datasets, plugins
-    from milbench.config import Settings
-    from milbench.trials.migrate import KEPT
-    from milbench.trials.migrate import migrate as bring_over
-    from milbench.trials.store import Store
+    from milbench.api import results as api
 
-    plugins.discover(plugin_files)
-    settings = Settings.from_environment(data=data_folder, results=results)
-    source = Store(results)
-    load = partial(datasets.load, settings=settings)
     with show.bar() as bar:
-        progress = partial(bar, "looking at trials")
-        done = bring_over(source, Store(target or results), load, dry_run=dry_run, progress=progress)
+        done = api.migrate_results(
+            results, to=target, dry_run=dry_run, data=data_folder, plugin=plugin_files, progress=partial(bar, "looking at trials")
+        )
     for why, count in Counter(done.left.values()).most_common():
         click.echo(f"stays behind: {count:,} trial{'s' * (count > 1)}: {why}")
     if not (done.carried or done.left or done.suites):
@@ -76,5 +66,5 @@ def migrate(results: Path, target: Path | None, dry_run: bool, data_folder: Path
     would, suites = "would be " * dry_run, ", ".join(done.suites) or "none"
     click.echo(f"{len(done.carried):,} trials {would}brought over, {len(done.left):,} left behind; suites: {suites}.")
     if done.left and not dry_run and target in (None, results):
-        click.echo(f"Once that is mended: milbench results migrate --results {results / KEPT} --to {results}")
+        click.echo(f"Once that is corrected: milbench results migrate --results {api.left_behind(results)} --to {results}")
     raise SystemExit(1 if done.left else 0)

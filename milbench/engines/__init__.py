@@ -1,6 +1,6 @@
 """Engines: where trials run. An engine takes jobs and reports events; results go to the store by themselves."""
 
-from milbench.engines.events import Done, Epoch, Event, Started
+from milbench.engines.base import Done, Engine, Epoch, Event, Run, Started
 from milbench.engines.local import run_local
 
-__all__ = ["Done", "Epoch", "Event", "Started", "run_local"]
+__all__ = ["Done", "Engine", "Epoch", "Event", "Run", "Started", "run_local"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from milbench.numbers import Style
-from milbench.trials.store import duration
+from milbench.words import duration
 
 if TYPE_CHECKING:
     from milbench.plots.figure import Figure, Saved

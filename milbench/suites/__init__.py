@@ -1,7 +1,13 @@
 """Suites: which trials make a table. A suite is a TOML file, built in or the user's own."""
 
-from milbench.suites.expand import Job, expand, pack, save_splits, with_known
-from milbench.suites.model import Suite, load, names, sized
+from milbench.suites.expand import Load, expand
+from milbench.suites.model import Suite, load, names, sized, whole, with_includes
+from milbench.suites.prepare import composed, pack, save_splits, with_known
+from milbench.suites.rows import narrowed
 from milbench.trials.definition import Table
+from milbench.trials.plan import Job
 
-__all__ = ["Job", "Suite", "Table", "expand", "load", "names", "pack", "save_splits", "sized", "with_known"]
+__all__ = [
+    "Job", "Load", "Suite", "Table", "composed", "expand", "load", "names", "narrowed", "pack", "save_splits", "sized",
+    "whole", "with_includes", "with_known",
+]  # fmt: skip

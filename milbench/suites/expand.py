@@ -1,164 +1,23 @@
-"""From a suite to trials."""
+"""From a suite to its trials, and the plan that lists them."""
 
-import csv
-import io
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from milbench import datasets, plugins, recipes
+from milbench import datasets
 from milbench.config import Settings
 from milbench.datasets.splits import PUBLISHED, count
-from milbench.errors import MilbenchError, NotHere, from_validation, unknown
-from milbench.files import csv_cell, write_atomically
+from milbench.errors import MilbenchError, NotHere
 from milbench.ops import backends
-from milbench.spelling import literal, spelled
-from milbench.suites.model import Search, Suite
-from milbench.trials.plan import Cell, Plan
+from milbench.suites.model import Grid, Suite
+from milbench.suites.rows import Row, SuiteRecipes, SuiteRows
+from milbench.trials.plan import Cell, Job, Plan
 from milbench.trials.spec import TrialSpec
-from milbench.trials.store import Store
 
 Load = Callable[..., datasets.Dataset]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One trial to run: its identity, its names for tables, its place in a table."""
-
-    spec: TrialSpec
-    labels: dict[str, str]
-    cell: Cell
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a suite's table: an aggregator, and what its recipe has instead of the suite's values.
-
-    Args:
-        name, label: as in plans and in tables.
-        variant: the aggregator with its parameters.
-        changes: values of the recipe.
-        draw: number of the draw, in a suite that searches.
-    """
-
-    name: str
-    label: str
-    variant: plugins.Variant = field(hash=False)
-    changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    draw: int | None = None
-
-
-def row(text: str, recipe: Callable[..., recipes.Recipe]) -> Row:
-    """Read `name[parameter=value,recipe.lr=value]`. A recipe value that the suite has anyway changes nothing, not even the name.
-
-    Args:
-        text: as a suite or the command line gives it.
-        recipe: variant and changes -> the recipe they are fitted with.
-
-    Raises:
-        MilbenchError: unknown aggregator, parameter or recipe value, with near misses.
-    """
-    name, _, inside = text.strip().partition("[")
-    items = [item.strip() for item in inside.removesuffix("]").split(",")]
-    own = [item for item in items if not item.startswith("recipe.")]
-    if len(own) == len(items):
-        variant = plugins.resolve(text)
-        return Row(variant.name, variant.label, variant)
-    variant = plugins.resolve(f"{name}[{','.join(own)}]")
-    asked: dict[str, Any] = {}
-    for item in items:
-        if item not in own:
-            key, equals, value = (part.strip() for part in item.removeprefix("recipe.").partition("="))
-            if not equals or not value:
-                raise MilbenchError(f"cannot read {item!r} in {text!r}; write recipe.{key or 'lr'}=value")
-            if key not in recipes.Recipe.model_fields:
-                raise unknown(f"recipe value in {text!r}", key, recipes.Recipe.model_fields)
-            asked[key] = literal(value)
-    usual, changed = recipe(variant), recipe(variant, asked)
-    changes = {key: getattr(changed, key) for key in asked if getattr(changed, key) != getattr(usual, key)}
-    return Row(
-        spelled(variant.entry.name, variant.changes | {f"recipe.{key}": value for key, value in changes.items()}),
-        spelled(variant.entry.label, variant.changes | changes, " (", ", ", ")"),
-        variant,
-        changes,
-    )
-
-
-def _draws(row: Row, search: Search) -> Iterator[Row]:
-    """The row with the values of each draw; what the row itself says is not searched."""
-    for draw in range(search.draws):
-        values = search.values(draw)
-        dropout = values.pop("dropout")
-        variant = row.variant
-        if "dropout" in variant.params and "dropout" not in variant.changes:
-            variant = replace(variant, params={**variant.params, "dropout": dropout})
-        yield replace(row, variant=variant, changes={**values, **row.changes}, draw=draw)
-
-
-def _asked(suite: Suite, recipe: str | None, epochs: int | None) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The values of the recipe that are asked for, and those of single datasets."""
-    asked: dict[str, Any] = {"name": recipe} if recipe else dict(suite.recipe)
-    own_values = asked.pop("on", {})
-    known = suite.grid.dataset if suite.grid else []
-    if strangers := own_values.keys() - set(known):
-        raise unknown(f"dataset in recipe.on of suite {suite.name}", min(strangers), known)
-    if epochs is not None:
-        asked["max_epochs"] = epochs
-        own_values = {dataset: {**values, "max_epochs": epochs} for dataset, values in own_values.items()}
-    return asked, own_values
-
-
-def _rows(suite: Suite, fitted: Callable[..., recipes.Recipe]) -> tuple[list[Row], dict[str, str]]:
-    """The rows that the suite lists, as it prints them, and its own labels by their names."""
-    listed = [row(text, fitted) for text in suite.grid.aggregator] if suite.grid else []
-    labels = {row(text, fitted).name: label for text, label in (suite.table.labels if suite.table else {}).items()}
-    for name in labels.keys() - {r.name for r in listed}:
-        raise unknown(f"row in suite {suite.name}, table.labels", name, [r.name for r in listed])
-    return [replace(r, label=labels.get(r.name, r.label)) for r in listed], labels
-
-
-def narrowed(
-    suites: Sequence[Suite], wanted: Sequence[str] | None, *, recipe: str | None = None, epochs: int | None = None
-) -> list[tuple[Suite, list[str] | None]]:
-    """Which rows each of the suites runs when only some are wanted.
-
-    A name or label that is a row of some of the suites stays in those, and no table gets a row that it did not have. What is a
-    row of none is added to all. A suite of which nothing is wanted is left out.
-
-    Args:
-        suites: each with a grid.
-        wanted: names, or labels as the tables print them; None leaves everything as it is.
-        recipe, epochs: as :func:`expand` takes them; they decide how rows with recipe values of their own are called.
-
-    Raises:
-        MilbenchError: a name that is neither a row nor an aggregator, with near misses.
-    """
-    if wanted is None:
-        return [(suite, None) for suite in suites]
-    fits = [partial(_recipe, _asked(suite, recipe, epochs)[0], suite) for suite in suites]
-    rows = [_rows(suite, fitted)[0] for suite, fitted in zip(suites, fits, strict=True)]
-    found: list[list[str]] = [[] for _ in suites]
-    for text in wanted:
-        own = [_rows_of(text, listed, fitted) for listed, fitted in zip(rows, fits, strict=True)]
-        for names, here in zip(found, own, strict=True):
-            names += here if any(own) else [text]
-    return [(suite, names) for suite, names in zip(suites, found, strict=True) if names]
-
-
-def _rows_of(text: str, listed: Sequence[Row], fitted: Callable[..., recipes.Recipe]) -> list[str]:
-    """The listed rows of this label or name."""
-    labelled = [r.name for r in listed if r.label == text]
-    if labelled or not re.match(r"[a-z]", text):
-        return labelled
-    name = row(text, fitted).name
-    return [r.name for r in listed if r.name == name]
+Dtype = Literal["float32", "float16"]
 
 
 def expand(
@@ -169,7 +28,7 @@ def expand(
     folds: Sequence[int] | None = None,
     epochs: int | None = None,
     recipe: str | None = None,
-    dtype: Literal["float32", "float16"] | None = None,
+    dtype: Dtype | None = None,
     device: str = "cpu",
     threads: int = 1,
     load: Load = datasets.load,
@@ -195,168 +54,178 @@ def expand(
     """
     grid = suite.grid
     if grid is None:
-        raise MilbenchError(f"suite {suite.name} has no grid of its own")
+        raise MilbenchError(f"suite {suite.name} has no grid")
     for what, given in (("aggregators", aggregators), ("seeds", seeds), ("folds", folds)):
         if given is not None and not given:
-            raise MilbenchError(f"{what}: none is given for suite {suite.name}; leave it out, or name at least one")
-    asked, own_values = _asked(suite, recipe, epochs)
-    fitted = partial(_recipe, asked, suite)
-    listed, labels = _rows(suite, fitted)
-    named = listed if aggregators is None else [row(text, fitted) for text in aggregators]
-    rows = list({r.name: replace(r, label=labels.get(r.name, r.label)) for r in named}.values())
-    implementations = {r.name: r.variant.implementation for r in rows}  # reads and hashes files, so once and not per trial
-    kernels = {r.name: backends.chosen(r.variant.entry.cls.ops, device) for r in rows}
-    tried = [draw for r in rows for draw in _draws(r, suite.search)] if suite.search else rows
-    seeds, stored = list(dict.fromkeys(seeds or grid.seed)), dtype or grid.dtype
-    jobs, notes, cells = [], [], []
-    magnifications: list[int | None] = [*grid.magnification] or [None]
-    patch_sizes: list[int | None] = [*grid.patch_size] or [None]
-    for name, encoder, magnification, patch_size, split in product(
-        grid.dataset, grid.encoder, magnifications, patch_sizes, grid.split
-    ):
-        column: dict[str, Any] = {
-            "dataset": name, "encoder": encoder, "magnification": magnification, "patch_size": patch_size, "split": split,
-        }  # fmt: skip
+            raise MilbenchError(f"{what}: the list for suite {suite.name} is empty; leave it out, or name at least one")
+    fitted = SuiteRecipes(suite, recipe, epochs)
+    rows = SuiteRows(suite, fitted)
+    trials = _Trials(
+        suite=suite,
+        grid=grid,
+        fitted=fitted,
+        rows=rows.chosen(aggregators),
+        seeds=list(dict.fromkeys(seeds or grid.seed)),
+        folds=folds or grid.fold,
+        dtype=dtype or grid.dtype,
+        device=device,
+        threads=threads,
+    )
+    jobs: list[Job] = []
+    notes: list[str] = []
+    cells: list[Cell] = []
+    for column in _columns(grid):
         try:
-            dataset = load(name, encoder, magnification, patch_size, dtype=stored)
-            if split not in dataset.splits and split in PUBLISHED:
-                raise NotHere(f"dataset {name} has no split {split}; add it with: milbench data add {name} --splits ...")
+            dataset = _loaded(column, load, trials.dtype)
         except NotHere as absent:
-            label = _label(name, settings)
-            cells += [
-                Cell(
-                    trial_id="", context="", aggregator=r.name, label=r.label, dataset_label=label, fold=fold, seed=seed,
-                    draw=r.draw, missing=str(absent), family=r.variant.entry.family,
-                    member=r.variant.entry.member, **column,
-                )
-                for fold, r, seed in product(folds or grid.fold or range(count(split)), tried, seeds)
-            ]  # fmt: skip
+            cells += trials.missing(column, _label(column["dataset"], settings), str(absent))
             continue
-        if dataset.task != suite.task:
-            raise MilbenchError(f"suite {suite.name} is for {suite.task}, dataset {name} for {dataset.task}")
-        unit = (suite.table and suite.table.unit) or dataset.unit
-        notes.append(f"{dataset.label}: {len(dataset.samples):,} {unit}s, {_counts(dataset)}")
-        notes += [f"{dataset.label}: {note}" for note in dataset.notes]
-        here = {**asked, **own_values.get(name, {})}
-        fitted_here = partial(_recipe, here, suite)
-        shared = {**here, "search": suite.search.model_dump()} if suite.search else here
-        parts, split_fingerprint = dataset.folds(split), dataset.split_fingerprint(split)
-        for fold in _folds(folds or grid.fold, len(parts), f"{name}, split {split}"):
-            for r, seed in product(tried, seeds):
-                spec = TrialSpec(
-                    **column,
-                    fingerprint=dataset.fingerprint,
-                    unit=dataset.unit,
-                    task=dataset.task,
-                    feature_dtype=stored,
-                    standardise=name in grid.standardise if isinstance(grid.standardise, list) else grid.standardise,
-                    aggregator=r.variant.entry.name,
-                    params=r.variant.params,
-                    implementation=implementations[r.name],
-                    split_fingerprint=split_fingerprint,
-                    fold=fold,
-                    seed=seed,
-                    recipe=fitted_here(r.variant, r.changes, has_validation=bool(parts[fold].val)),
-                    threads=threads,
-                    device=device,
-                    backends=kernels[r.name],
-                )
-                cell = Cell(
-                    trial_id=spec.trial_id, context=spec.context(shared), aggregator=r.name, label=r.label,
-                    dataset_label=dataset.label, fold=fold, seed=seed, draw=r.draw,
-                    family=r.variant.entry.family, member=r.variant.entry.member, **column,
-                )  # fmt: skip
-                jobs.append(Job(spec, {"aggregator": r.label, "dataset": dataset.label, "encoder": encoder}, cell))
-                cells.append(cell)
-    definition = suite.model_dump(mode="json")
-    definition["grid"]["aggregator"] = [r.name for r in listed]
-    if suite.table:
-        layout = {"labels": labels, "reference": row(suite.table.reference, fitted).name}
-        definition["table"] |= layout | {"groups": [[row(end, fitted).name for end in ends] for ends in suite.table.groups]}
-    definition["expect"] = {row(text, fitted).name: said for text, said in suite.expect.items()}
+        notes += trials.notes(dataset)
+        of_column = list(trials.jobs(column, dataset))
+        jobs += of_column
+        cells += [job.cell for job in of_column]
+    definition = _definition(suite, rows, fitted)
     return Plan(suite=suite.name, definition=definition, notes=list(dict.fromkeys(notes)), cells=cells), jobs
 
 
-def pack(jobs: Iterable[Job], tell: Callable[[str], None], load: Load = datasets.load) -> None:
-    """Write the packed store of every dataset behind `jobs` that lacks it, so that no trial fails or waits for it.
+@dataclass(frozen=True)
+class _Trials:
+    """The trials of a suite, column by column."""
 
-    Args:
-        jobs: what is about to run.
-        tell: is told of each that is written.
-        load: gives the datasets, as :func:`milbench.datasets.load` does.
+    suite: Suite
+    grid: Grid
+    fitted: SuiteRecipes
+    rows: Sequence[Row]
+    seeds: Sequence[int]
+    folds: Sequence[int] | None
+    dtype: Dtype
+    device: str
+    threads: int
+
+    # Both read and hash files or try kernels: once for each row, not for each trial.
+    @cached_property
+    def _implementations(self) -> dict[str, str]:
+        return {row.name: row.variant.implementation for row in self.rows}
+
+    @cached_property
+    def _kernels(self) -> dict[str, dict[str, str]]:
+        return {row.name: backends.chosen(row.variant.entry.cls.ops, self.device) for row in self.rows}
+
+    @cached_property
+    def drawn(self) -> list[Row]:
+        """Each row, once for every draw in a suite that searches."""
+        search = self.suite.search
+        return [draw for row in self.rows for draw in row.draws(search)] if search else list(self.rows)
+
+    def missing(self, column: dict[str, Any], label: str, reason: str) -> Iterator[Cell]:
+        """The cells of a column whose features are not here."""
+        folds = self.folds or range(count(column["split"]))
+        for fold, row, seed in product(folds, self.drawn, self.seeds):
+            yield Cell(
+                trial_id="", context="", aggregator=row.name, label=row.label, dataset_label=label, fold=fold, seed=seed,
+                draw=row.draw, missing=reason,
+                family=row.variant.entry.family, member=row.variant.entry.member, **column,
+            )  # fmt: skip
+
+    def notes(self, dataset: datasets.Dataset) -> list[str]:
+        """What a reader of the dataset's tables must know."""
+        unit = (self.suite.table and self.suite.table.unit) or dataset.unit
+        return [
+            f"{dataset.label}: {len(dataset.samples):,} {unit}s, {_counts(dataset)}",
+            *(f"{dataset.label}: {note}" for note in dataset.notes),
+        ]
+
+    def jobs(self, column: dict[str, Any], dataset: datasets.Dataset) -> Iterator[Job]:
+        """The trials of a column, fold by fold."""
+        if dataset.task != self.suite.task:
+            raise MilbenchError(f"suite {self.suite.name} is for {self.suite.task}, dataset {dataset.name} for {dataset.task}")
+        name, split = column["dataset"], column["split"]
+        recipe = self.fitted.values(name)
+        if self.suite.search:
+            recipe["search"] = self.suite.search.model_dump()
+        parts, split_fingerprint = dataset.folds(split), dataset.split_fingerprint(split)
+        for fold in _folds(self.folds, len(parts), f"{name}, split {split}"):
+            has_validation = bool(parts[fold].val)
+            for row, seed in product(self.drawn, self.seeds):
+                spec = self._spec(column, dataset, split_fingerprint, fold, row, seed, has_validation)
+                cell = Cell(
+                    trial_id=spec.trial_id, context=spec.context(recipe), aggregator=row.name, label=row.label,
+                    dataset_label=dataset.label, fold=fold, seed=seed, draw=row.draw,
+                    family=row.variant.entry.family, member=row.variant.entry.member, **column,
+                )  # fmt: skip
+                yield Job(spec, {"aggregator": row.label, "dataset": dataset.label, "encoder": column["encoder"]}, cell)
+
+    def _spec(
+        self,
+        column: dict[str, Any],
+        dataset: datasets.Dataset,
+        split_fingerprint: str,
+        fold: int,
+        row: Row,
+        seed: int,
+        has_validation: bool,
+    ) -> TrialSpec:
+        standardise = self.grid.standardise
+        return TrialSpec(
+            **column,
+            fingerprint=dataset.fingerprint,
+            unit=dataset.unit,
+            task=dataset.task,
+            feature_dtype=self.dtype,
+            standardise=column["dataset"] in standardise if isinstance(standardise, list) else standardise,
+            aggregator=row.variant.entry.name,
+            params=row.variant.params,
+            implementation=self._implementations[row.name],
+            split_fingerprint=split_fingerprint,
+            fold=fold,
+            seed=seed,
+            recipe=self.fitted.of(row.variant, row.changes, dataset=column["dataset"], has_validation=has_validation),
+            threads=self.threads,
+            device=self.device,
+            backends=self._kernels[row.name],
+        )
+
+
+def _columns(grid: Grid) -> Iterator[dict[str, Any]]:
+    """Dataset, encoder, magnification, patch size and split of every column."""
+    keys = ("dataset", "encoder", "magnification", "patch_size", "split")
+    magnifications: list[int | None] = [*grid.magnification] or [None]
+    patch_sizes: list[int | None] = [*grid.patch_size] or [None]
+    for values in product(grid.dataset, grid.encoder, magnifications, patch_sizes, grid.split):
+        yield dict(zip(keys, values, strict=True))
+
+
+def _loaded(column: dict[str, Any], load: Load, dtype: Dtype) -> datasets.Dataset:
+    """The dataset of a column.
 
     Raises:
-        MilbenchError: the disk is too small, or a bag cannot be read.
+        NotHere: its features or its split are not here.
     """
-    for dataset in _datasets((job.spec for job in jobs), load):
-        if isinstance(dataset.read, datasets.Pack):
-            dataset.read.build(tell)
+    *where, split = column.values()
+    dataset = load(*where, dtype=dtype)
+    if split not in dataset.splits and split in PUBLISHED:
+        name = column["dataset"]
+        raise NotHere(f"dataset {name} has no split {split}; add it with: milbench data add {name} --splits ...")
+    return dataset
 
 
-def with_known(plan: Plan) -> Plan:
-    """The plan with what is known of its tasks before anything is run, so that a report can print it beside the models.
-
-    Generated datasets only, of suites with predictions; other plans stay as they are.
-    """
-    if not plan.definition.get("expect"):
-        return plan
-    known = {name: datasets.known(name) for name in plan.definition["grid"]["dataset"]}
-    return plan.model_copy(update={"definition": {**plan.definition, "known": known}})
-
-
-def save_splits(jobs: Iterable[Job], store: Store, load: Load = datasets.load) -> list[Path]:
-    """Write who is trained on and tested, once for each split behind `jobs`: `splits/<dataset>-<split>-<fingerprint>.csv`.
-
-    Columns fold, part, id, case. A file that is there is left alone: its name says what is in it.
-
-    Returns:
-        The files of these splits.
-    """
-    paths: dict[Path, TrialSpec] = {}
-    for job in jobs:
-        s = job.spec
-        paths.setdefault(store.root / "splits" / f"{s.dataset}-{s.split}-{s.split_fingerprint.removeprefix('sha256:')}.csv", s)
-    for path, s in paths.items():
-        if path.exists():
-            continue
-        (dataset,) = _datasets([s], load)
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["fold", "part", "id", "case"])
-        for number, fold in enumerate(dataset.folds(s.split)):
-            for part, ids in zip(("train", "val", "test"), fold, strict=True):
-                writer.writerows([number, part, csv_cell(id), csv_cell(dataset.sample(id).case_id)] for id in ids)
-        write_atomically(path, out.getvalue())
-    return list(paths)
-
-
-def _datasets(specs: Iterable[TrialSpec], load: Load) -> Iterator[datasets.Dataset]:
-    """The datasets of these trials, each once."""
-    for *where, dtype in dict.fromkeys((s.dataset, s.encoder, s.magnification, s.patch_size, s.feature_dtype) for s in specs):
-        yield load(*where, dtype=dtype)
+def _definition(suite: Suite, rows: SuiteRows, fitted: SuiteRecipes) -> dict[str, Any]:
+    """The suite file's content, with rows under the names that cells have."""
+    definition = suite.model_dump(mode="json")
+    definition["grid"]["aggregator"] = [row.name for row in rows.listed]
+    if suite.table:
+        definition["table"] |= {
+            "labels": rows.labels,
+            "reference": fitted.row(suite.table.reference).name,
+            "groups": [[fitted.row(end).name for end in ends] for ends in suite.table.groups],
+        }
+    definition["expect"] = {fitted.row(text).name: outcomes for text, outcomes in suite.expect.items()}
+    return definition
 
 
 def _label(dataset: str, settings: Settings | None) -> str:
-    """How tables print the dataset, whose files are not here."""
+    """How tables print a dataset whose files are not here."""
     return next((info.label for info in datasets.infos(settings) if info.name == dataset), dataset)
-
-
-def _recipe(
-    asked: Mapping[str, Any],
-    suite: Suite,
-    variant: plugins.Variant,
-    own: Mapping[str, Any] = MappingProxyType({}),
-    *,
-    has_validation: bool = True,
-) -> recipes.Recipe:
-    """The suite's recipe with what this row has of its own."""
-    changes = {**asked, **own}
-    name = changes.pop("name")
-    official = variant.entry.cls.official_recipe
-    try:
-        return recipes.get(name, suite.task, has_validation=has_validation, official=official, **changes)
-    except ValidationError as error:
-        raise from_validation(error, f"suite {suite.name}: recipe") from error
 
 
 def _folds(wanted: Iterable[int] | None, available: int, where: str) -> list[int]:

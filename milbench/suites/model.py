@@ -70,7 +70,9 @@ class Search(_Form):
         for name, lowest in (("lr", 1e-12), ("weight_decay", 1e-12), ("dropout", 0.0)):
             low, high = getattr(self, name)
             if not lowest <= low <= high:
-                raise ValueError(f"{name} = [{low:g}, {high:g}] is no range from {lowest:g} up, [low, high]")
+                raise ValueError(
+                    f"{name} = [{low:g}, {high:g}] is not a range [low, high] with low <= high, both at least {lowest:g}"
+                )
         return self
 
     def values(self, draw: int) -> dict[str, float]:
@@ -99,7 +101,7 @@ class Suite(_Form):
         includes: names of suites.
         recipe: `name` and changed values; `[recipe.on.<dataset>]` holds what is different on one dataset.
         search: a budget of random search for every row, instead of one recipe for all.
-        made_by: a command that makes what the suite stands for, where nothing is trained.
+        made_by: the command that makes the suite's table or figure, where nothing is trained.
         expect: aggregator -> what its definition promises on each of `grid.dataset`, in that order, written down before anything
             is run: "pass", "partial" or "fail" of the report's capability matrix, "sees" for partial or pass, "open" for no
             prediction. For generated datasets, of which chance and the best score are known.
@@ -129,9 +131,11 @@ class Suite(_Form):
             raise ValueError("[grid] and [table] belong together")
         asked = self.grid.dataset if self.grid else []
         if wrong := [name for name, said in self.expect.items() if len(said) != len(asked)]:
-            raise ValueError(f"expect needs one word for each of the {len(asked)} datasets, not so for {', '.join(wrong)}")
+            raise ValueError(
+                f"expect needs one outcome for each of the {len(asked)} datasets; another number has {', '.join(wrong)}"
+            )
         if self.expect and self.grid and (stray := [name for name in self.expect if name not in self.grid.aggregator]):
-            raise ValueError(f"expect is about aggregators of the grid, not so {', '.join(stray)}")
+            raise ValueError(f"expect can only name aggregators of the grid, not {', '.join(stray)}")
         return self
 
 
@@ -150,7 +154,7 @@ def sized(name: str, size: str | None) -> str:
         return name
     if (other := f"{name}-{size}") not in names():
         have = [known.removesuffix(f"-{size}") for known in names() if known.endswith(f"-{size}")]
-        raise MilbenchError(f"suite {name} has no --{size}; {', '.join(have) or 'none'} has")
+        raise MilbenchError(f"suite {name} has no --{size} form; suites that have: {', '.join(have) or 'none'}")
     return other
 
 
@@ -181,17 +185,17 @@ def whole(suite: Suite) -> list[Suite]:
     Raises:
         MilbenchError: a suite includes itself, directly or not.
     """
-    found: dict[str, Suite] = {}
+    suites: dict[str, Suite] = {}
 
     def visit(current: Suite, above: tuple[str, ...]) -> None:
         if current.name in above:
             raise MilbenchError(f"suite {current.name} includes itself: {' -> '.join([*above, current.name])}")
         for name in current.includes:
             visit(load(name), (*above, current.name))
-        found.setdefault(current.name, current)
+        suites.setdefault(current.name, current)
 
     visit(suite, ())
-    return list(found.values())
+    return list(suites.values())
 
 
 def with_includes(suite: Suite) -> list[Suite]:
@@ -200,4 +204,4 @@ def with_includes(suite: Suite) -> list[Suite]:
     Raises:
         MilbenchError: a suite includes itself, directly or not.
     """
-    return [one for one in whole(suite) if one.grid is not None]
+    return [part for part in whole(suite) if part.grid is not None]

@@ -1,4 +1,4 @@
-"""Every trial of a store held against itself: what `milbench results check` says. Needs no torch."""
+"""Checks every trial of a store against its own files, for `milbench results check`. Needs no torch."""
 
 from collections.abc import Callable
 
@@ -8,14 +8,14 @@ from milbench.trials.store import PREDICTIONS, TRIAL, Store
 
 
 def audit(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, str]:
-    """Trials that are not what they say, each with what is wrong.
+    """Trials whose files disagree, each with what is wrong.
 
-    Of every trial: its id is its folder's name and the hash of its spec, its files are those that it wrote, and the metrics come
-    out of the predictions again.
+    Of every trial: its id is its folder's name and the hash of its spec, its files are those that it wrote, and the
+    metrics follow from the predictions.
 
     Args:
         store: where the trials are.
-        progress: told how many trials of how many were checked.
+        progress: called with how many trials of how many were checked.
 
     Raises:
         MilbenchError: the store cannot be read.
@@ -41,4 +41,4 @@ def _audit(store: Store, trial_id: str) -> None:
     if result["status"] == "ok" or PREDICTIONS in result["sha256"]:
         predictions.read(store, result)
     if strays := sorted({path.name for path in folder.iterdir()} - result["sha256"].keys() - {TRIAL}):
-        raise MilbenchError(f"{folder / strays[0]} is not a file that the trial wrote; remove it")
+        raise MilbenchError(f"{folder / strays[0]} was not written by the trial; remove it")

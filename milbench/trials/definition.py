@@ -34,7 +34,7 @@ class Table(BaseModel):
         heads: dataset, encoder, magnification, patch size, split or metric -> how its column is headed; an empty metric leaves
             the heading to the rest.
         groups: rows [first, last] between which no rule is drawn; a rule separates groups.
-        reference: every other row is compared with this one, in the paired test; AB-MIL takes its place where it has no result.
+        reference: the row that every other is compared with in the paired test; AB-MIL where the reference has no result.
         labels: row -> how it is printed, where its parameters would say it worse.
         unit: what a sample is called, where it is neither a slide nor a case.
         published: the printed table that stands beside, as FILE/TABLE of results/published, or FILE.
@@ -134,13 +134,13 @@ def not_run(store: Store, suite: str) -> list[str]:
 
 
 def _whole(store: Store, suite: str) -> list[Plan]:
-    """The plan of the suite after those of the suites it includes, each once; a suite is never above itself."""
-    found: dict[str, Plan] = {}
+    """The plan of the suite after those of the suites it includes, each once; a suite cannot include itself."""
+    plan_of: dict[str, Plan] = {}
 
     def visit(name: str, above: tuple[str, ...]) -> None:
         if name in above:
             raise MilbenchError(f"{plans.path_of(store, name)}: the suite includes itself: {' -> '.join([*above, name])}")
-        if name in found:
+        if name in plan_of:
             return
         plan = plans.read(store, name)
         definition = checked(plan.definition, str(plans.path_of(store, name)), drawn=bool(plan.cells))
@@ -148,10 +148,10 @@ def _whole(store: Store, suite: str) -> list[Plan]:
         for below in _included(plan):
             if plans.path_of(store, below).exists():
                 visit(below, (*above, name))
-        found[name] = plan
+        plan_of[name] = plan
 
     visit(suite, ())
-    return list(found.values())
+    return list(plan_of.values())
 
 
 def _included(plan: Plan) -> list[str]:

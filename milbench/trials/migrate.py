@@ -37,7 +37,7 @@ class Report:
 
     Args:
         carried: old id -> new id.
-        left: old id -> why it stays behind.
+        left: old id -> why it was not brought over.
         suites: plans that were brought over.
     """
 
@@ -67,7 +67,7 @@ def upgraded(old: Mapping[str, Any], provenance: Mapping[str, Any], load: Load) 
 
 
 def _implementation(old: Mapping[str, Any]) -> str:
-    """Of a built-in what it was; of an outside plug-in, which was known by its one file, that of all its files."""
+    """A built-in keeps its implementation; an outside plug-in, known by a hash of one file, gets the hash of all its files."""
     then = str(old["implementation"])
     code, plus, weights = then.partition("+")
     name, _, digest = code.partition("@")
@@ -83,21 +83,21 @@ def _implementation(old: Mapping[str, Any]) -> str:
 
 
 def _backends(old: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Of the operations that the aggregator's class names, what computed them; of those never called what would here."""
+    """What computed the operations that the aggregator's class names; for those never called, what would compute them here."""
     called = provenance.get("backends") or {}
     ops = sorted(plugins.resolve(str(old["aggregator"])).entry.cls.ops)
     return {op: called.get(op) or backends.chosen([op], str(old["device"]))[op] for op in ops}
 
 
 def _fingerprint(old: Mapping[str, Any], load: Load) -> str:
-    """The dataset's, where its files are here and are those of the trial."""
+    """The fingerprint of the dataset, whose files must be here and be those of the trial."""
     where = [old[key] for key in ("dataset", "encoder", "magnification", "patch_size")]
     try:
         dataset = load(*where, dtype=old["feature_dtype"])
     except MilbenchError as error:
-        raise MilbenchError(f"dataset {where[0]} cannot be looked at: {error}") from error
+        raise MilbenchError(f"dataset {where[0]} cannot be read: {error}") from error
     if old["fingerprint"] not in (dataset.fingerprint, dataset.former_fingerprint):
-        raise MilbenchError(f"dataset {where[0]} is not the one that the trial saw; run it again")
+        raise MilbenchError(f"dataset {where[0]} is not the one that the trial was trained on; run it again")
     if old["split"] not in dataset.splits or dataset.split_fingerprint(old["split"]) != old["split_fingerprint"]:
         raise MilbenchError(f"split {old['split']} of dataset {where[0]} is not the one that the trial used; run it again")
     return dataset.fingerprint
@@ -120,8 +120,8 @@ def migrate(
         source: holds trials of schema 1.
         target: where they go; may be the same.
         load: gives the datasets.
-        dry_run: only say what would be done.
-        progress: told how many trials of how many were looked at.
+        dry_run: report what would be done, and write nothing.
+        progress: called with how many trials of how many were read.
 
     Raises:
         MilbenchError: the store is a rehearsal's, or cannot be read or written.
@@ -129,22 +129,22 @@ def migrate(
     plans.refuse_rehearsal(source)
     plans.refuse_rehearsal(target)
     report, specs, old_specs = Report(), dict[str, TrialSpec](), dict[str, dict[str, Any]]()
-    ids = [one for one in source.ids() if _schema(source.folder(one) / TRIAL) == OLD]
+    ids = [trial_id for trial_id in source.ids() if _schema(source.folder(trial_id) / TRIAL) == OLD]
     load = _remembering(load)
     for done, trial_id in enumerate(ids):
         progress(done, len(ids))
         try:
-            found = _read(source, trial_id)
-            new = upgraded(found["spec"], found["provenance"], load)
+            old = _read(source, trial_id)
+            new = upgraded(old["spec"], old["provenance"], load)
             if isinstance(new, str):
                 raise MilbenchError(new)
-            _result(found, new)
+            _result(old, new)
         except MilbenchError as error:
             report.left[trial_id] = str(error)
             continue
-        specs[trial_id], old_specs[trial_id], report.carried[trial_id] = new, found["spec"], new.trial_id
+        specs[trial_id], old_specs[trial_id], report.carried[trial_id] = new, old["spec"], new.trial_id
         if not dry_run:
-            _carry(source, target, found, new)
+            _carry(source, target, old, new)
     progress(len(ids), len(ids))
     for path in sorted((source.root / "suites").glob("*.json")):
         if _schema(path) == OLD:
@@ -159,8 +159,8 @@ def migrate(
 
 def _schema(path: Path) -> Any:
     data = read_bytes(path)
-    found = parse_json(data, path, "move it away") if data is not None else None
-    return found.get("schema") if isinstance(found, dict) else None
+    content = parse_json(data, path, "move it away") if data is not None else None
+    return content.get("schema") if isinstance(content, dict) else None
 
 
 def _read(source: Store, trial_id: str) -> dict[str, Any]:
@@ -170,41 +170,41 @@ def _read(source: Store, trial_id: str) -> dict[str, Any]:
         MilbenchError: it is not what its folder's name says, or its predictions give other metrics.
     """
     folder = source.folder(trial_id)
-    found = parse_json(read_bytes(folder / TRIAL) or b"", folder / TRIAL, "run it again")
-    lacking = {"trial_id", "status", "spec", "metrics", "provenance"} - found.keys()
-    if lacking or not all(isinstance(found[key], dict) for key in ("spec", "metrics", "provenance")):
+    content = parse_json(read_bytes(folder / TRIAL) or b"", folder / TRIAL, "run it again")
+    lacking = {"trial_id", "status", "spec", "metrics", "provenance"} - content.keys()
+    if lacking or not all(isinstance(content[key], dict) for key in ("spec", "metrics", "provenance")):
         raise MilbenchError(f"its trial.json is broken ({min(lacking, default='a value of another type')}); run it again")
-    if not found["trial_id"] == trial_id == id_of(found["spec"]):
+    if not content["trial_id"] == trial_id == id_of(content["spec"]):
         raise MilbenchError("its folder's name is not the hash of its spec; run it again")
-    if found["status"] == "ok":
+    if content["status"] == "ok":
         try:
             columns = predictions.parsed(folder / PREDICTIONS, apostrophes=False)
-            wrong = predictions.disagreement(columns, found)
+            wrong = predictions.disagreement(columns, content)
         except (OSError, LookupError, ValueError, OverflowError) as error:
             raise MilbenchError(f"its predictions cannot be read ({error!s:.80}); run it again") from error
         if wrong:
             raise MilbenchError(f"its predictions disagree with its trial.json ({wrong}); run it again")
-    return found
+    return content
 
 
-def _result(found: Mapping[str, Any], spec: TrialSpec) -> Result:
+def _result(old: Mapping[str, Any], spec: TrialSpec) -> Result:
     """The new trial.json, without the hashes of files, which the store adds."""
-    told = {"migrated": f"migrated from schema {OLD}", "former_trial_id": found["trial_id"]}
-    new = {**found, "schema": SCHEMA, "trial_id": spec.trial_id, "spec": spec.model_dump(mode="json")}
+    origin = {"migrated": f"migrated from schema {OLD}", "former_trial_id": old["trial_id"]}
+    new = {**old, "schema": SCHEMA, "trial_id": spec.trial_id, "spec": spec.model_dump(mode="json")}
     try:
-        return Result.model_validate({**new, "provenance": {**found["provenance"], **told}})
+        return Result.model_validate({**new, "provenance": {**old["provenance"], **origin}})
     except ValidationError as error:
         raise MilbenchError(f"{from_validation(error, 'its trial.json')}; run it again") from error
 
 
-def _carry(source: Store, target: Store, found: Mapping[str, Any], spec: TrialSpec) -> None:
-    folder = source.folder(found["trial_id"])
+def _carry(source: Store, target: Store, old: Mapping[str, Any], spec: TrialSpec) -> None:
+    folder = source.folder(old["trial_id"])
     files: dict[str, Callable[[Path], None]] = {}
     if (folder / PREDICTIONS).is_file():
         files[PREDICTIONS] = lambda path: predictions.escaped(folder / PREDICTIONS, path)
     if (folder / MODEL).is_file():
         files[MODEL] = lambda path: _link(folder / MODEL, path)
-    target.write(_result(found, spec), files)
+    target.write(_result(old, spec), files)
 
 
 def _link(old: Path, new: Path) -> None:
@@ -216,9 +216,9 @@ def _link(old: Path, new: Path) -> None:
 
 
 def _plan(path: Path) -> Plan:
-    found = parse_json(read_bytes(path) or b"", path, "move it away")
+    content = parse_json(read_bytes(path) or b"", path, "move it away")
     try:
-        return Plan.model_validate({**found, "schema": SCHEMA})
+        return Plan.model_validate({**content, "schema": SCHEMA})
     except ValidationError as error:
         raise MilbenchError(f"{from_validation(error, path)}; move it away") from error
 
@@ -242,12 +242,12 @@ def _context(plan: Plan, cell: Cell, spec: TrialSpec, old: Mapping[str, Any]) ->
     A run that asks for more of the suite keeps the cells of its own context only.
     """
     recipe = dict(plan.definition.get("recipe", {}))
-    own = recipe.pop("on", {}).get(cell.dataset, {})
+    on_dataset = recipe.pop("on", {}).get(cell.dataset, {})
     search = {"search": plan.definition["search"]} if plan.definition.get("search") else {}
     epochs = {"max_epochs": old["recipe"]["max_epochs"]}
     for base in (recipe, *({"name": name} for name in ("paper", "official", "classic"))):
         for more in ({}, epochs):
-            asked = {**base, **more, **own, **(more if own else {}), **search}
+            asked = {**base, **more, **on_dataset, **(more if on_dataset else {}), **search}
             if _old_context(old, asked) == cell.context:
                 return spec.context(asked)
     return cell.context
@@ -275,22 +275,22 @@ def _remembering(load: Load) -> Load:
     """Each dataset once, also one that cannot be loaded."""
     known: dict[tuple[Any, ...], Dataset | MilbenchError] = {}
 
-    def give(*where: Any, dtype: str) -> Dataset:
+    def load_once(*where: Any, dtype: str) -> Dataset:
         if (*where, dtype) not in known:
             try:
                 known[*where, dtype] = load(*where, dtype=dtype)
             except MilbenchError as error:
                 known[*where, dtype] = error
-        found = known[*where, dtype]
-        if isinstance(found, MilbenchError):
-            raise found
-        return found
+        dataset = known[*where, dtype]
+        if isinstance(dataset, MilbenchError):
+            raise dataset
+        return dataset
 
-    return give
+    return load_once
 
 
 def _finish(source: Store, target: Store, ids: list[str]) -> None:
-    """Within one store the old trials make way; into another one goes what belongs to neither trials nor suites, too."""
+    """Within one store, move the old trials away; into another store, copy splits and analyses, too."""
     try:
         if source.root == target.root:
             kept = source.root / KEPT / "trials"

@@ -5,6 +5,7 @@ A trial belongs to no suite; a suite is a list of trial ids, so that suites whic
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.files import parse_json, read_bytes, unusable, write_atomically
 from milbench.metrics import Column
 from milbench.names import TRIAL_ID, Encoder, Name, checked
-from milbench.trials.spec import SCHEMA
+from milbench.trials.spec import SCHEMA, TrialSpec
 from milbench.trials.store import REHEARSAL, Store
 
 
@@ -31,7 +32,7 @@ class Cell(BaseModel):
         fold, seed: the repetition.
         family, member: colour, and marker with line, of the method in figures; a plan of an earlier version has neither.
         draw: number of the draw in a suite that searches; :func:`milbench.reading.draws.chosen` keeps one of them.
-        missing: why there is no trial: features of this encoder, magnification or patch size are not here.
+        missing: the reason why there is no trial, such as features of this encoder that are not here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +57,7 @@ class Cell(BaseModel):
     @model_validator(mode="after")
     def _somewhere(self) -> "Cell":
         if not self.trial_id and not self.missing:
-            raise ValueError("a cell has a trial, or says why there is none")
+            raise ValueError("a cell needs a trial_id, or in `missing` the reason why it has no trial")
         return self
 
     @property
@@ -68,6 +69,21 @@ class Cell(BaseModel):
     def place(self) -> tuple[object, ...]:
         """Column, row and repetition: one trial each."""
         return (*self.column, self.aggregator, self.fold, self.seed, self.draw)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to run.
+
+    Args:
+        spec: its identity.
+        labels: its names for tables.
+        cell: its place in a table.
+    """
+
+    spec: TrialSpec
+    labels: dict[str, str]
+    cell: Cell
 
 
 class Plan(BaseModel):
@@ -132,10 +148,10 @@ def chosen(store: Store, suite: str | None) -> list[str]:
         MilbenchError: nothing was run into it yet, or it is a rehearsal's.
     """
     refuse_rehearsal(store)
-    found = [suite] if suite else names(store)
-    if not found:
+    suites = [suite] if suite else names(store)
+    if not suites:
         raise _nothing_yet(store)
-    return found
+    return suites
 
 
 def _nothing_yet(store: Store) -> MilbenchError:
@@ -156,9 +172,9 @@ def read(store: Store, suite: str) -> Plan:
         known = names(store)
         raise unknown(f"suite in {store.root}", suite, known) if known else _nothing_yet(store)
     again = "remove it and run the suite again"
-    found = parse_json(data, path, again)
-    if isinstance(found, dict) and found.get("schema") != SCHEMA:
-        version = found.get("schema")
+    content = parse_json(data, path, again)
+    if isinstance(content, dict) and content.get("schema") != SCHEMA:
+        version = content.get("schema")
         raise MilbenchError(f"{path}: schema {version!r:.20}, this milbench reads {SCHEMA}; {store.other_schema(version)}")
     try:
         plan = Plan.model_validate_json(data)
@@ -174,7 +190,7 @@ def merge(store: Store, new: Plan) -> Plan:
 
     A cell of an earlier run stays when it may stand beside the new ones: same column, same context. Cells of another context
     (changed data, another recipe) leave the list; their trials stay in the store, so asking for them again costs nothing.
-    What was run stays, too, when its data is no longer here.
+    Cells that were run stay, too, when their data is no longer here.
 
     Raises:
         MilbenchError: results would be mixed with a rehearsal.

@@ -1,4 +1,4 @@
-"""predictions.csv: what a model said of the tested slides or cases, and whether it says what trial.json says.
+"""predictions.csv: the scores of the tested slides or cases, and whether trial.json has the metrics that follow from them.
 
 Ids that a spreadsheet would take for a formula stand behind an apostrophe (:func:`milbench.files.csv_cell`) and come back
 without it.
@@ -66,28 +66,28 @@ def parsed(path: Path, *, apostrophes: bool = True) -> Columns:
         apostrophes: False where ids stand as they are, as results of schema 1 have them.
 
     Raises:
-        LookupError, ValueError, OverflowError, csv.Error: it is no such file.
+        LookupError, ValueError, OverflowError, csv.Error: the file is not a predictions.csv.
     """
     with path.open(newline="") as file:
         names, *rows = csv.reader(file)
     if len(set(names)) < len(names):
-        raise ValueError("a column stands there twice")
+        raise ValueError("a column appears twice")
     columns = dict(zip(names, zip(*sorted(rows, key=itemgetter(names.index("slide"))), strict=True), strict=True))
     text = csv_text if apostrophes else str
-    found = {name: np.array([text(cell) for cell in columns[name]]) for name in ("slide", "case")}
-    if len(set(found["slide"].tolist())) < len(rows):
-        raise ValueError("a slide stands there twice")
+    shared = {name: np.array([text(cell) for cell in columns[name]]) for name in ("slide", "case")}
+    if len(set(shared["slide"].tolist())) < len(rows):
+        raise ValueError("a slide appears twice")
     for name in ("fold", "instances") if "instances" in columns else ("fold",):
-        found[name] = np.array(columns[name]).astype(int)
+        shared[name] = np.array(columns[name]).astype(int)
     if "risk" in columns:
         time, risk = (np.array(columns[name]).astype(np.float64) for name in ("time", "risk"))
-        return {**found, "time": time, "event": np.array(columns["event"]) == "1", "risk": risk}
+        return {**shared, "time": time, "event": np.array(columns["event"]) == "1", "risk": risk}
     classes = sum(name.startswith("p") and name[1:].isdigit() for name in names)
     score = np.array([columns[f"p{c}"] for c in range(classes)]).astype(np.float64).T  # (n, C)
     target = np.array(columns["target"]).astype(int)
     if not ((target >= 0) & (target < classes)).all():
         raise ValueError(f"a target is not one of {classes} classes")
-    return {**found, "target": target, "score": score}
+    return {**shared, "target": target, "score": score}
 
 
 def escaped(source: Path, target: Path) -> None:
@@ -111,12 +111,12 @@ def metrics(columns: Columns, kind: type[np.floating] = np.float32) -> dict[str,
 
 
 def disagreement(columns: Columns, result: Mapping[str, Any]) -> str:
-    """What the predictions say otherwise than trial.json; empty where they agree."""
+    """Where predictions and trial.json differ; empty where they agree."""
     fold = result["spec"]["fold"]
     if (columns["fold"] != fold).any():
-        return f"trial.json is of fold {fold}, not all predictions are"
+        return f"trial.json is of fold {fold}, but some predictions are of another"
     if ("risk" in columns) != (result["spec"]["task"] == "survival"):
-        return f"these are no predictions of {result['spec']['task']}"
+        return f"the columns are not those of {result['spec']['task']}"
     stored = result["metrics"].get("test", {})
     wrong = _differ(stored, metrics(columns))
     return wrong and _differ(stored, metrics(columns, np.float64))  # as text has them, when they were written elsewhere
@@ -125,7 +125,7 @@ def disagreement(columns: Columns, result: Mapping[str, Any]) -> str:
 def _differ(stored: Mapping[str, Any], again: Mapping[str, Any]) -> str:
     for name, value in again.items():
         if name in stored and not _equal(stored[name], value):
-            return f"{name} is stored as {stored[name]!r:.40} and comes out as {value!r:.40}"
+            return f"{name} is stored as {stored[name]!r:.40} and the predictions give {value!r:.40}"
     return ""
 
 

@@ -25,7 +25,7 @@ PREDICTIONS = "predictions.csv"
 MODEL = "model.safetensors"
 REHEARSAL = "REHEARSAL.json"  # the file that marks a store as a rehearsal's
 
-# What a metric can be, by name; of any other it is only known that it is finite.
+# The range of a metric, by name; a metric without an entry can be any finite number.
 _LARGEST = dict.fromkeys(("macro_auc", "macro_f1", "balanced_accuracy", "accuracy", "per_class_auc", "c_index"), 1.0)
 _SMALLEST = dict.fromkeys((*_LARGEST, "brier", "confusion", "events"), 0.0)
 _LISTS = ("per_class_auc", "confusion", "bin_edges")
@@ -73,8 +73,8 @@ class Result(BaseModel):
 def _flat(value: Any) -> Iterator[Any]:
     """The numbers of a metric: itself, or those of a list or table."""
     if isinstance(value, list):
-        for one in value:
-            yield from _flat(one)
+        for part in value:
+            yield from _flat(part)
     else:
         yield value
 
@@ -91,7 +91,7 @@ class Store:
 
     Args:
         root: usually `results`; made when first written to.
-        writer: names what this one has not finished writing, so that :meth:`abandon` finds it; drawn unless given.
+        writer: part of the names of unfinished folders, by which :meth:`abandon` finds them; random unless given.
     """
 
     def __init__(self, root: str | Path, writer: str | None = None) -> None:
@@ -106,14 +106,14 @@ class Store:
             MilbenchError: no trial can have that id.
         """
         if not names.is_trial_id(trial_id):
-            raise MilbenchError(f"{trial_id!r:.60} is no trial's id, which has 16 digits of 0-9 and a-f")
+            raise MilbenchError(f"{trial_id!r:.60} is not the id of a trial, which has 16 digits of 0-9 and a-f")
         return self.trials / trial_id
 
     def raw(self, trial_id: str) -> dict[str, Any] | None:
         """trial.json as it stands, checked against itself, or None when the trial has no result yet.
 
-        Its id is the folder's name and the hash of its spec, every key is there with a value of its type, and metrics are
-        numbers that they can be. Whether they are those of the predictions is :mod:`milbench.trials.predictions`' business.
+        Its id is the folder's name and the hash of its spec, every key is there with a value of its type, and metrics are within
+        their range. :mod:`milbench.trials.predictions` checks that they are the metrics of the predictions.
 
         Raises:
             MilbenchError: the file is broken, of another trial, or of another schema version.
@@ -123,26 +123,26 @@ class Store:
         data = read_bytes(path)
         if data is None:
             return None
-        found = parse_json(data, path, again)
-        version = found.get("schema") if isinstance(found, dict) else None
+        content = parse_json(data, path, again)
+        version = content.get("schema") if isinstance(content, dict) else None
         if version != SCHEMA:
             raise MilbenchError(
                 f"{path}: result schema {version!r:.20}, this milbench reads {SCHEMA}; {self.other_schema(version)}"
             )
-        if lacking := sorted(_KEYS - found.keys()):
+        if lacking := sorted(_KEYS - content.keys()):
             raise MilbenchError(f"{path}: {lacking[0]} is missing; {again}")
         try:
             spec = Result.model_validate_json(data, strict=True).spec
         except ValidationError as error:
             raise MilbenchError(f"{from_validation(error, path)}; {again}") from error
-        if not found["trial_id"] == trial_id == _hashed(found["spec"]) == spec.trial_id:  # written out, with every default
+        if not content["trial_id"] == trial_id == _hashed(content["spec"]) == spec.trial_id:  # written out, with every default
             raise MilbenchError(
-                f"{path}: says to be trial {found['trial_id']:.20}, its spec is {_hashed(found['spec'])}'s; {again}"
+                f"{path}: says to be trial {content['trial_id']:.20}, its spec is {_hashed(content['spec'])}'s; {again}"
             )
-        return found
+        return content
 
     def other_schema(self, version: object) -> str:
-        """What to do with results or plans of another schema version."""
+        """Advice for results or plans of another schema version."""
         if (self.root / REHEARSAL).exists():
             return f"remove {self.root} to rehearse again"
         if version == 1:
@@ -155,8 +155,8 @@ class Store:
         Raises:
             MilbenchError: the file is broken, or of another schema version.
         """
-        found = self.raw(trial_id)
-        return None if found is None else Result.model_validate(found)
+        content = self.raw(trial_id)
+        return None if content is None else Result.model_validate(content)
 
     def ids(self) -> list[str]:
         """Every trial that has a folder here.
@@ -165,12 +165,12 @@ class Store:
             MilbenchError: the folder cannot be read.
         """
         try:
-            found = [path.name for path in self.trials.iterdir()]
+            folders = [path.name for path in self.trials.iterdir()]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise unusable(self.trials, error) from error
-        return sorted(filter(names.is_trial_id, found))
+        return sorted(filter(names.is_trial_id, folders))
 
     def verified(self, result: Mapping[str, Any], name: str) -> Path:
         """A file of a trial, whose bytes are those that the trial wrote.
@@ -196,8 +196,8 @@ class Store:
 
     def status(self, trial_id: str) -> Status | Literal["pending"]:
         """The trial's status without checking the whole result."""
-        found = self.raw(trial_id)
-        return "pending" if found is None else found["status"]
+        content = self.raw(trial_id)
+        return "pending" if content is None else content["status"]
 
     def write(self, result: Result, files: Mapping[str, Callable[[Path], object]] | None = None) -> bool:
         """Put a result in place, atomically.
@@ -228,7 +228,7 @@ class Store:
         except OSError as error:
             raise Unwritable(
                 f"{self.trials}: a result cannot be written: {error.strerror or error}; "
-                "mend that and give the same command again: finished trials are kept"
+                "make room or allow writing, then run the same command again: finished trials are kept"
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -273,10 +273,3 @@ def _hashed(spec: Mapping[str, Any]) -> str:
         return id_of(spec)
     except ValueError:  # a number that is not finite is of no trial
         return "no trial"
-
-
-def duration(seconds: float) -> str:
-    """How long trials take, in words: `40 s`, `51 min`, `2.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

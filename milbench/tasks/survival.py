@@ -1,4 +1,4 @@
-"""What is predicted: the loss, the reading of the logits and the metrics of subtyping and of survival."""
+"""Survival: how early a case fails, from hazards in time bins."""
 
 from __future__ import annotations
 
@@ -9,46 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from milbench import stats
 from milbench.datasets import Dataset, Sample
 from milbench.errors import MilbenchError
-
-
-class Subtyping:
-    """Slide classification with cross-entropy, without class weights.
-
-    Args:
-        classes: names of the classes.
-    """
-
-    name: ClassVar[str] = "subtyping"
-    metric: ClassVar[str] = "macro_auc"  # what selects an epoch
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = tuple(classes)
-        self.n_out = len(self.classes)
-
-    def target(self, sample: Sample) -> Tensor:
-        """The class index, () int64."""
-        return torch.tensor(sample.label)
-
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy. logits: (C,), target: () int64."""
-        return F.cross_entropy(logits[None], target[None])
-
-    def scores(self, logits: Tensor) -> Tensor:
-        """Class probabilities (C,)."""
-        return logits.softmax(dim=-1)
-
-    def columns(self, sample: Sample, score: NDArray[np.float32]) -> dict[str, Any]:
-        """One row of predictions.csv."""
-        return {"target": sample.label, **{f"p{c}": value for c, value in enumerate(score)}}
-
-    def metrics(self, samples: Sequence[Sample], scores: NDArray[np.float32]) -> dict[str, Any]:
-        """Every stored metric. scores: (n, C)."""
-        return stats.of_subtyping(np.array([s.label for s in samples]), scores)
+from milbench.tasks.base import Task
 
 
 class SurvivalTarget(NamedTuple):
@@ -82,7 +47,7 @@ def survival_nll(logits: Tensor, bin: Tensor, event: Tensor, alpha: float = 0.0)
     return (1 - alpha) * (censored + uncensored) + alpha * uncensored
 
 
-class Survival:
+class Survival(Task):
     """Discrete-time survival: one hazard per time bin.
 
     Args:
@@ -98,10 +63,15 @@ class Survival:
         self.n_out = n_out
 
     @classmethod
-    def from_train(cls, samples: Sequence[Sample], n_out: int = 4) -> Survival:
-        """Bins from the training fold only: quantiles of the times of its events, so that each bin holds as many.
+    def of_fold(cls, dataset: Dataset, train: Sequence[str]) -> Survival:
+        """Four time bins, from the training samples."""
+        return cls.from_train([dataset.sample(id) for id in train])
 
-        Times outside their range fall in the first or last bin.
+    @classmethod
+    def from_train(cls, samples: Sequence[Sample], n_out: int = 4) -> Survival:
+        """Edges are quantiles of the event times of `samples`, the training part, so that bins hold equally many events.
+
+        A time before the first edge falls in the first bin, a time after the last edge in the last.
 
         Raises:
             MilbenchError: no event among `samples`.
@@ -127,8 +97,12 @@ class Survival:
         """Risk (): minus the sum of the survival curve, so higher means earlier failure."""
         return -(1 - logits.sigmoid()).cumprod(dim=-1).sum(dim=-1)
 
+    def stratum(self, target: SurvivalTarget) -> tuple[int, int]:
+        """Time bin and event."""
+        return int(target.bin), int(target.event)
+
     def columns(self, sample: Sample, score: NDArray[np.float32]) -> dict[str, Any]:
-        """One row of predictions.csv."""
+        """Follow-up time, event and risk."""
         return {"time": sample.time, "event": int(bool(sample.event)), "risk": score}
 
     def metrics(self, samples: Sequence[Sample], scores: NDArray[np.float32]) -> dict[str, Any]:
@@ -136,10 +110,3 @@ class Survival:
         time = np.array([s.time for s in samples], dtype=np.float64)
         event = np.array([bool(s.event) for s in samples])
         return {**stats.of_survival(time, event, scores), "bin_edges": self.edges.tolist()}
-
-
-def for_fold(dataset: Dataset, train: Sequence[str]) -> Subtyping | Survival:
-    """The dataset's task, with anything it must learn learnt from the training fold."""
-    if dataset.task == "subtyping":
-        return Subtyping(dataset.classes)
-    return Survival.from_train([dataset.sample(id) for id in train])

@@ -1,0 +1,147 @@
+"""What there is, as lists of rows: aggregators and their parameters, suites, recipes, datasets, encoders, backends."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from milbench.config import Settings
+
+if TYPE_CHECKING:
+    from milbench.plugins import Entry, Variant
+
+WIDTHS = (384, 1024)  # of features, for which the parameters of an aggregator are counted
+
+Row = dict[str, Any]
+
+
+def _entries(wanted: Iterable[str], plugin: Iterable[str | Path]) -> list[Entry]:
+    from milbench import plugins
+
+    plugins.discover(plugin)
+    return [plugins.resolve(name).entry for name in wanted] or plugins.entries()
+
+
+def aggregators(wanted: Iterable[str] = (), plugin: Iterable[str | Path] = ()) -> list[Row]:
+    """Registered aggregators.
+
+    Args:
+        wanted: only these; every one unless given.
+        plugin: files that register aggregators of your own.
+
+    Raises:
+        MilbenchError: an unknown aggregator, with near misses.
+    """
+    from milbench import plugins
+
+    rows = []
+    for entry in _entries(wanted, plugin):
+        variant = plugins.resolve(entry.name)
+        rows.append({
+            "name": entry.name,
+            "label": entry.label,
+            "cite": entry.cite,
+            "complexity": f"O({entry.complexity})",
+            "needs_coords": entry.cls.needs_coords,
+            "order_sensitive": entry.cls.order_sensitive,
+            "recipes": ["paper"] + (["official"] if entry.cls.official_recipe else []),
+            **{f"parameters_{width}": _size(variant, width) for width in WIDTHS},
+            "implementation": entry.implementation,
+            "parameters": variant.params,
+        })  # fmt: skip
+    return rows
+
+
+def _size(variant: Variant, width: int) -> int | None:
+    """Parameters of a model for features of that width and three classes; None for one that needs weights it does not have."""
+    import torch
+
+    from milbench.errors import SkipTrial
+
+    try:
+        with torch.device("meta"):
+            return sum(p.numel() for p in variant.build(width, 3).parameters())
+    except SkipTrial:
+        return None
+
+
+def parameters(wanted: Iterable[str] = (), plugin: Iterable[str | Path] = ()) -> list[Row]:
+    """What can be written in the brackets of `name[parameter=value]`: one row for each parameter of each aggregator.
+
+    Args:
+        wanted: only these aggregators; every registered one unless given.
+        plugin: files that register aggregators of your own.
+
+    Raises:
+        MilbenchError: an unknown aggregator, with near misses.
+    """
+    return [
+        {"aggregator": entry.name, "parameter": name, "type": _kind(field.annotation), "default": field.default}
+        for entry in _entries(wanted, plugin)
+        for name, field in entry.parameters.model_fields.items()
+    ]
+
+
+def _kind(annotation: Any) -> str:
+    """A type as it is written in Python; of a choice its values."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    return inspect.formatannotation(annotation)
+
+
+def suites() -> list[Row]:
+    """Every built-in suite."""
+    from milbench.suites import load, names
+
+    return [
+        {"name": suite.name, "task": suite.task, "reproduces": suite.reproduces, "title": suite.title, "includes": suite.includes}
+        for suite in map(load, names())
+    ]
+
+
+def recipes() -> list[Row]:
+    """Every recipe: how it fits a model of each task, where it has one of its own."""
+    from milbench.errors import MilbenchError
+    from milbench.recipes import get, names
+
+    rows = []
+    for name in names():
+        for task in ("subtyping", "survival"):
+            try:
+                recipe = get(name, task)
+            except MilbenchError:
+                continue  # this recipe is not for this task
+            says = {"own": "each method's own, else that of paper"} if name == "official" else {}
+            rows.append({"name": name, "task": task, **says, **recipe.model_dump(exclude={"name"})})
+    return rows
+
+
+def datasets(data: str | Path | None = None) -> list[Row]:
+    """Every dataset known by name, and whether its files are here.
+
+    Args:
+        data: folder of the datasets that you added. [default: MILBENCH_DATA, or data]
+    """
+    from milbench.datasets import infos
+
+    return [asdict(info) for info in infos(Settings.from_environment(data=data))]
+
+
+def encoders() -> list[Row]:
+    """Patch encoders of the paper and the width of their features; any other name works too."""
+    from milbench.datasets import ENCODERS
+
+    return [{"name": name, "width": width} for name, width in ENCODERS.items()]
+
+
+def backends() -> list[Row]:
+    """What operations compute with here, and why not with something faster."""
+    import torch
+
+    from milbench.ops import backends as known
+
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    return [{"device": device, **row} for device in devices for row in known.table(device)]

@@ -1,0 +1,205 @@
+"""`milbench run`: train and test what has no result yet; also the grid beforehand, and a rehearsal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from milbench.cli import show
+from milbench.cli.options import DATA, PLUGIN, QUIET, RESULTS, numbers
+
+if TYPE_CHECKING:
+    from milbench.api.runs import Needs, Planned, Rehearsal, Rehearsed
+    from milbench.cli.progress import View
+    from milbench.trials.plan import Plan
+
+MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "skipped": "skipped", "absent": "not here"}
+
+
+@click.command()
+@click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file.")
+@click.option("--small", "size", flag_value="small", help="The suite's small form, where it has one: a first look.")
+@click.option("--full", "size", flag_value="full", help="The suite's full form, where it has one: everything at full size.")
+@click.option(
+    "--aggregators",
+    metavar="NAMES",
+    help="Only these rows of the suite, by name or label; others are added: mean,transmil[landmarks=32],...",
+)
+@click.option("--seeds", metavar="0,1,2", callback=numbers, help="Instead of the suite's.")
+@click.option("--folds", metavar="0,1", callback=numbers, help="Only these folds.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's maximum.")
+@click.option("--recipe", metavar="NAME", help="Instead of the suite's: paper, or official for each method's own.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    help="auto takes CUDA where there is one.",
+)
+@click.option(
+    "--backend", "backends", multiple=True, metavar="[OP=]NAME", help="Use this backend or fail (milbench ls backends)."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Trials at a time. [default: all cores on CPU, else 1]")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of one trial; part of its identity."
+)
+@click.option(
+    "--keep-models",
+    type=click.Choice(["none", "first-seed", "all"]),
+    default="first-seed",
+    show_default=True,
+    help="Which weights are stored.",
+)
+@click.option("--retry-failed", is_flag=True, help="Run failed and out-of-memory trials again.")
+@click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of stored features, instead of the suite's.")
+@click.option("--no-pack", is_flag=True, help="Read feature files directly instead of packing them into one.")
+@click.option("--dry-run", is_flag=True, help="Show the grid, what is done and what is not; run nothing.")
+@click.option("--rehearse", is_flag=True, help="A few steps of every model on stand-in bags; says what the real run would need.")
+@click.option(
+    "--rehearse-scale", type=click.FloatRange(min=1), default=8, show_default=True, help="Stand-in bags are this much smaller."
+)
+@QUIET
+@RESULTS
+@DATA
+@PLUGIN
+def run(
+    suite: str, no_pack: bool, dry_run: bool, rehearse: bool, rehearse_scale: float, quiet: bool, results: Path,
+    data_folder: Path | None, plugin_files: tuple[str, ...], **options: Any,
+) -> None:  # fmt: skip
+    """Run every trial of a suite that has no result yet.
+
+    Interrupt it whenever you like: the next run continues. Finished trials are never run again, whichever suite asked for them.
+    """
+    from milbench.api import runs
+    from milbench.cli import progress
+    from milbench.config import Settings
+
+    chosen = runs.RunOptions(**options, plugin=plugin_files)
+    settings = Settings.from_environment(data=data_folder, results=results, pack=False if no_pack else None)
+    view = progress.View(quiet)
+    if rehearse:
+        rehearsal = runs.Rehearsal.of(suite, chosen, settings, rehearse_scale)
+        _show_plan(rehearsal.planned, view)
+        raise SystemExit(_rehearse(rehearsal, view, dry_run=dry_run))
+    planned = runs.plan(suite, chosen, settings)
+    _show_plan(planned, view)
+    if not planned.grids:
+        return
+    if dry_run:
+        _show_grids(planned.grids, planned.state())
+        return
+    work = planned.prepare(view.say)
+    view.run(work)
+    raise SystemExit(progress.summary(planned.results(ran=len(work.jobs)), suite, view))
+
+
+def _show_plan(planned: Planned, view: View) -> None:
+    """What cannot be run here, and why."""
+    if view.quiet:
+        return
+    for other in planned.made_by:
+        click.echo(f"{other.name}: {other.title}; made by: {other.made_by}")
+    show.not_here(planned.missing)
+
+
+def _show_grids(grids: Sequence[Plan], state: Mapping[str, str]) -> None:
+    """Each suite as a table like its report's: how many trials of a row and column are done, and how many are not."""
+    for plan in grids:
+        _show_grid(plan, state)
+    counts = {mark: list(state.values()).count(name) for name, mark in MARKS.items()}
+    counts[MARKS["absent"]] = len({cell.place for plan in grids for cell in plan.cells if cell.missing})
+    every = sum(counts.values())
+    click.echo(
+        f"{every:,} trials: " + ", ".join(f"{count:,} {mark}" for mark, count in counts.items() if count) + ". Nothing was run."
+    )
+
+
+def _show_grid(plan: Plan, state: Mapping[str, str]) -> None:
+    columns = list(dict.fromkeys(cell.column for cell in plan.cells))
+    # What differs between columns heads them, what does not stands above.
+    differs = [len({column[i] for column in columns}) > 1 for i in range(len(columns[0]))]
+    shared = show.place_of(*(None if d else part for part, d in zip(columns[0], differs, strict=True)))
+    heads = [show.place_of(*(part if d else None for part, d in zip(column, differs, strict=True))) for column in columns]
+    seeds, folds = ({getattr(cell, what) for cell in plan.cells} for what in ("seed", "fold"))
+    repeats = " x ".join(f"{len(some)} {name}{'s' * (len(some) > 1)}" for some, name in ((folds, "fold"), (seeds, "seed")))
+    click.echo(f"\n{plan.suite}: {plan.definition['title']}\n{shared} · {repeats}")
+    marks: dict[tuple[str, Any], list[str]] = {}
+    for cell in plan.cells:
+        mark = MARKS["absent" if cell.missing else state[cell.trial_id]]
+        marks.setdefault((cell.label, cell.column), []).append(mark)
+    rows = [
+        [label, *(", ".join(f"{some.count(mark)} {mark}" for mark in dict.fromkeys(some)) for some in across)]
+        for label in dict.fromkeys(cell.label for cell in plan.cells)
+        if (across := [marks.get((label, column), []) for column in columns])
+    ]
+    show.table(["aggregator", *(heads if any(differs) else ["trials"])], rows)
+
+
+def _rehearse(rehearsal: Rehearsal, view: View, *, dry_run: bool) -> int:
+    """Rehearse, and print the needs of the real run; returns the exit code."""
+    models = rehearsal.models
+    if dry_run:
+        click.echo(f"{len(rehearsal.planned.jobs)} trials, {len(models)} distinct models to rehearse. Nothing was run.")
+        return 0
+    work = rehearsal.prepare()
+    if work.already:
+        folder = rehearsal.store.root
+        view.say(f"{work.already} of {len(models)} models were measured earlier; remove {folder} to measure them again.")
+    view.run(work)
+    done = rehearsal.finish()
+    if not view.quiet:
+        _show_needs(done)
+    for trial in done.not_ok:
+        click.echo(f"{trial.status}: {trial.cell.label} · {trial.cell.dataset} {trial.cell.encoder}: {trial.reason}")
+    view.say(f"Written: {done.path}, apart from results and marked REHEARSAL.")
+    return int(any(trial.status != "skipped" for trial in done.not_ok))
+
+
+def _show_needs(done: Rehearsed) -> None:
+    needs, workers = done.needs, done.options.workers or 1
+    click.secho("\nREHEARSAL: what the real run would need", bold=True)
+    show.table(
+        ["aggregator", "trials", "s / step", "exponent", "hours", "peak memory"],
+        [
+            [
+                row.aggregator,
+                row.trials,
+                _range(row.seconds_per_step),
+                None if row.exponent is None else f"{row.exponent:.2f}",
+                _range(row.hours),
+                f"{row.peak_bytes / 1e9:.1f} GB",
+            ]
+            for row in needs.rows
+        ],
+    )
+    counts = ((needs.skipped, "will be skipped"), (needs.not_measured, "are not in the numbers, since their rehearsal failed"))
+    less = [f"{count:,} trials {what}" for count, what in counts if count]
+    threads = done.options.threads
+    device = f"{done.options.device}, {threads} thread{'s' * (threads > 1)} a trial"
+    shared = (needs.hours[0] / workers, needs.hours[1] / workers)
+    click.echo("; ".join([f"{needs.trials:,} trials, measured on {needs.rehearsed} distinct models", *less]))
+    hours = f"{_range(needs.hours)} hours on one device ({device})"
+    click.echo(f"{hours}, {_range(shared)} with {workers} workers" if workers > 1 else hours)
+    click.echo(f"disk: {needs.feature_bytes / 1e9:.1f} GB of packed features, {needs.result_bytes / 1e9:.2f} GB of results\n")
+    click.echo(_how_measured(needs))
+
+
+def _how_measured(needs: Needs) -> str:
+    from milbench.api.runs import COARSE
+
+    return click.wrap_text(
+        f"Measured on bags {needs.scale:g} and {needs.scale * COARSE:g} times smaller than the real ones, whose sizes are made "
+        "up around the paper's where the data is not here. Least: what does not grow between both sizes is fixed, and training "
+        "stops as early as the recipe allows. Most: all of a step grows with the bag, and training never stops early. The step "
+        "is that of the slowest column, the exponent that between both sizes; memory follows a straight line to the largest bag. "
+        "Reading features is not counted. A smaller --rehearse-scale narrows the range.",
+        width=show.width(),
+    )
+
+
+def _range(pair: tuple[float, float]) -> str:
+    low, high = (f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in pair)
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,77 @@
+"""What every engine takes, a :class:`Run`, and the events that it reports while it works."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from milbench.config import Settings
+from milbench.trials.plan import Job
+from milbench.trials.store import Status
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an engine is asked to do. Plain data that can be sent to another process.
+
+    Args:
+        jobs: trials without a result.
+        settings: where datasets are, and the folder that results go to.
+        workers: processes at a time. Their number changes no result: each trial seeds itself and has the threads of its spec.
+        plugins: files that register aggregators, loaded in each worker.
+        backends: forced backends of operations, as `milbench run --backend` takes them.
+        kept_seeds: trials of these seeds store their weights.
+        trial: takes the place of :func:`milbench.trials.run.run_trial`; a worker must be able to import it.
+    """
+
+    jobs: Sequence[Job]
+    settings: Settings
+    workers: int = 1
+    plugins: Sequence[Path] = ()
+    backends: Sequence[str] = ()
+    kept_seeds: frozenset[int] = frozenset()
+    trial: Callable[..., Status] | None = None
+
+    def keeps(self, job: Job) -> bool:
+        """Whether the job's weights are stored."""
+        return job.spec.seed in self.kept_seeds
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker took a trial."""
+
+    trial_id: str
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A trial finished an epoch. `row` is its row of the learning curve."""
+
+    trial_id: str
+    epoch: int
+    row: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A trial has a result."""
+
+    trial_id: str
+    status: Status
+    reason: str | None = None
+
+
+Event = Started | Epoch | Done
+
+
+class Engine(Protocol):
+    """Where trials run. It returns when every job has a result."""
+
+    def __call__(self, run: Run, on_event: Callable[[Event], None]) -> None:
+        """Run the jobs.
+
+        Args:
+            run: what to do.
+            on_event: called in this process, for every job with `Started`, perhaps `Epoch`, then `Done`.
+        """

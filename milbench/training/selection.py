@@ -1,0 +1,98 @@
+"""Which epoch's weights are kept, and when training ends before its last epoch. Never looks at the test part."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from milbench.recipes import Recipe
+
+
+class Validation(NamedTuple):
+    """What an epoch reached on the validation part.
+
+    Args:
+        metric: higher is better; NaN where it is undefined.
+        loss: mean over the bags.
+    """
+
+    metric: float
+    loss: float
+
+
+NOT_VALIDATED = Validation(math.nan, math.nan)  # of a fold without a validation part
+
+
+class LastEpoch:
+    """Keeps the weights of the last epoch, and never ends training early."""
+
+    selected_on = "none"
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def update(self, epoch: int, model: nn.Module, validation: Validation) -> bool:
+        """Note an epoch; returns whether training ends with it."""
+        self.epoch = epoch
+        return False
+
+    def restore(self, model: nn.Module) -> None:
+        """Give `model` the weights of the chosen epoch, which it has."""
+
+
+class BestEpoch:
+    """Keeps the weights of the best epoch: highest metric, of equals the lowest loss, of those the earliest.
+
+    An undefined metric ranks last, so that the loss decides where no epoch has one.
+
+    Args:
+        recipe: gives `select`, `select_after` and what ends training.
+    """
+
+    selected_on = "val"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.epoch = 0
+        self._by_metric = recipe.select != "best val loss"
+        self._first = recipe.select_after + 1 if recipe.select_after < recipe.max_epochs else 1
+        self._stopping = Stopping(recipe)
+        self._best = (-math.inf, -math.inf)
+        self._weights: dict[str, Tensor] = {}
+
+    def update(self, epoch: int, model: nn.Module, validation: Validation) -> bool:
+        """Note an epoch and copy the weights if it is the best so far; returns whether training ends with it."""
+        if epoch < self._first:
+            return False
+        metric = validation.metric if self._by_metric and not math.isnan(validation.metric) else -math.inf
+        rank = (metric, -validation.loss)
+        better = rank > self._best  # of equal epochs the earlier one stays
+        if better:
+            self._best, self.epoch = rank, epoch
+            self._weights = copy.deepcopy(model.state_dict())
+        return self._stopping.update(epoch, better, validation.metric)
+
+    def restore(self, model: nn.Module) -> None:
+        """Give `model` the weights of the chosen epoch."""
+        model.load_state_dict(self._weights)
+
+
+class Stopping:
+    """Ends training after `patience` epochs in a row without a better one, or once the metric is `enough`.
+
+    Neither ends it before `min_epochs`.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._patience, self._min_epochs, self._enough = recipe.patience, recipe.min_epochs, recipe.enough
+        self._waited = 0
+
+    def update(self, epoch: int, better: bool, metric: float) -> bool:
+        """Note an epoch that can be selected; returns whether training ends with it."""
+        self._waited = 0 if better else self._waited + 1
+        if epoch < self._min_epochs:
+            return False
+        impatient = self._patience is not None and self._waited >= self._patience
+        return impatient or (self._enough is not None and metric >= self._enough)
