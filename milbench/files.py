@@ -221,3 +221,18 @@ def table_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ValueError(f"line {line} is not UTF-8: byte {raw[error.start]:#04x}; save it as CSV in UTF-8") from error
+
+
+def own_file(path: Path) -> Path:
+    """The path, when it is a file of its own folder and no link to somewhere else.
+
+    Raises:
+        MilbenchError: it is a link that leaves the folder.
+    """
+    try:
+        leaves = path.resolve(strict=True).parent != path.parent.resolve(strict=True)
+    except (OSError, RuntimeError):
+        leaves = path.is_symlink()
+    if leaves:
+        raise MilbenchError(f"{path}: is a link to somewhere else; put the file itself there, or remove the link")
+    return path

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from helpers import made_up_suite
 
-from milbench import MilbenchError, stats, suites
+from milbench import MilbenchError, reading, stats, suites
 from milbench.cli import main
-from milbench.report import capability, collect, latex
-from milbench.report.capability import Known, Square
+from milbench.compare.capability import Known, Square
+from milbench.report import capability
+from milbench.report.render import latex
 
 KNOWN = {"chance": 0.5, "bayes": 1.0, "oracle": 1.0, "examples": [["oA.", "ooo"], ["BA.", "oCo"]]}
 METHODS = {"sharp": 0.05, "blurred": 1.2, "blind": 100.0}
@@ -21,7 +22,7 @@ def suite(tmp_path, skip=(), expect=EXPECT, **known):
     store, plan = made_up_suite(
         tmp_path, METHODS, folds=1, seeds=2, n=150, skip=skip, grid=grid, expect=expect, known={"toy": {**KNOWN, **known}}
     )
-    return plan, collect.runs(store, plan)
+    return plan, reading.read(store, plan)
 
 
 def rows(table):
@@ -223,7 +224,7 @@ def test_sizes_of_a_suite(tmp_path, capsys):
 def test_an_undefined_auc_has_no_verdict():
     square = Square(Known(0.5, 1.0, 1.0), "pass", runs=1)
     square.judge()
-    assert (square.verdict, square.why, square.told) == ("", "the AUC is undefined", False)
+    assert (square.verdict, square.why, square.predicted) == ("", "the AUC is undefined", False)
 
 
 def test_an_interval_that_ends_midway_passes():

@@ -13,9 +13,13 @@ from scipy import stats as scipy
 from milbench import MilbenchError, plugins
 from milbench.analysis import rank_figures
 from milbench.bags import Bag
-from milbench.report import build, claims, evidence, measurements, published, tables
-from milbench.report.claims import Claim, decide, together
-from milbench.report.evidence import PRINTED, Column, Estimate, Measured, Place, Source
+from milbench.compare import claims, measurements
+from milbench.compare.claims import PRINTED, Claim
+from milbench.compare.evidence import Estimate, Measured, Place, Source
+from milbench.compare.judge import decide, judge, together
+from milbench.metrics import Column
+from milbench.reading.measurements import ON_MATRICES
+from milbench.report import build, verdicts
 from milbench.trials import plan as plans
 from milbench.trials.store import Store
 
@@ -25,19 +29,18 @@ TABLES = {f"table{i}" for i in range(1, 10)}
 
 @pytest.fixture
 def quick(monkeypatch):
-    for module in (tables, evidence):
-        monkeypatch.setattr(module, "REPLICATES", 400)
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 400)
 
 
 @pytest.fixture(scope="module")
 def printed():
-    return claims.judge(claims.load().claim, PRINTED)
+    return judge(claims.load().claim, PRINTED)
 
 
 def of(parts, claim, **wanted):
     """The parts of a claim with these values in their CSV lines."""
     return [
-        p for p in parts if p.claim.id == claim and all(claims._tidy(p)[key] == value for key, value in wanted.items())
+        p for p in parts if p.claim.id == claim and all(verdicts.tidy(p)[key] == value for key, value in wanted.items())
     ]  # fmt: skip
 
 
@@ -86,11 +89,12 @@ def test_longmil_is_compared_with_every_printed_method(printed):
     seen = {
         (*sorted((p.tidy["upper"], p.tidy["lower"])), p.tidy["table"], p.tidy["metric"]) for p in printed if p.tidy.get("upper")
     }
-    for n in published.numbers():
+    for n in PRINTED.paper.numbers:
         if n.aggregator == "longmil" or (n.table, n.aggregator) == ("table7", "longmil-vmamba"):
             continue
         ours, theirs = (
-            f"{name} @ {n.dataset} {n.encoder} {n.magnification} {n.patch_size}" for name in ("longmil", n.aggregator)
+            f"{name} @ {n.column.dataset} {n.column.encoder} {n.column.magnification} {n.column.patch_size}"
+            for name in ("longmil", n.aggregator)
         )
         assert (*sorted((ours, theirs)), n.table, n.metric) in seen, n
 
@@ -101,7 +105,7 @@ def test_no_number_of_the_paper_is_typed_twice():
         numbers = [claim.margin, claim.at_least, claim.at_most]
         assert all(number in (0.0, None, 0.01, 1.2, 1.8) for number in numbers), claim.id
         for id in (claim.stated, claim.n):
-            assert not id or published.stated(id) > 0
+            assert not id or PRINTED.paper.stated(id) > 0
 
 
 def test_gap_between_two_methods_in_two_columns(printed):
@@ -166,15 +170,15 @@ def test_results_have_the_p_values_of_the_tables(tmp_path, quick):
     store = paper_store(tmp_path, "bracs-foundation", seeds=[0, 1])
     report = build(store, "bracs-foundation")
     behind = {(r["encoder"], r["metric"], r["aggregator"].split("[")[0]): r for r in report.sections[0].paired.tidy}
-    verdicts = [r for r in report.verdicts[0].tidy if r["claim"] == "best-table3"]
-    assert len(verdicts) == 2 * 2 * 6
-    for row in verdicts:
+    rows = [r for r in report.verdicts[0].tidy if r["claim"] == "best-table3"]
+    assert len(rows) == 2 * 2 * 6
+    for row in rows:
         name, _, encoder, *_ = row["lower"].split(" @ ")[0:1] + row["lower"].split(" @ ")[1].split()
         table = behind[encoder, row["metric"], name]
         assert row["difference"] == pytest.approx(-table["difference"], abs=1e-12)
         assert (row["low"], row["high"]) == pytest.approx((-table["high"], -table["low"]), abs=1e-9)
         assert (row["p"], row["p_holm"]) == pytest.approx((table["p"], table["p_holm"]), abs=1e-12)
-    assert {row["verdict"] for row in verdicts} & {"supported", "inconclusive"}
+    assert {row["verdict"] for row in rows} & {"supported", "inconclusive"}
     assert report.verdicts[0].title == "What the results say"
     at = [row.label.startswith("LongMIL is above full attention") for row in report.verdicts[0].rows].index(True)
     heading, table3, others = report.verdicts[0].rows[at : at + 3]
@@ -185,8 +189,8 @@ def test_results_have_the_p_values_of_the_tables(tmp_path, quick):
 
 def test_a_row_across_columns_and_its_power(tmp_path, quick):
     store = paper_store(tmp_path, "bracs-patch-size", seeds=[0, 1], aggregators=["transmil", "longmil"])
-    parts = claims.judge([c for c in claims.load().claim if c.id in ("larger-patches-close-gap", "best-table8")], Measured(store))
-    cells = [run for place, runs in Measured(store)._at("bracs-patch-size").items() for run in runs]
+    parts = judge([c for c in claims.load().claim if c.id in ("larger-patches-close-gap", "best-table8")], Measured(store))
+    cells = [run for place, runs in Measured(store).at("bracs-patch-size").items() for run in runs]
 
     def mean(name, size):
         return np.mean([r.metric("macro_f1") for r in cells if r.cell.aggregator == name and r.cell.patch_size == size])
@@ -200,7 +204,7 @@ def test_a_row_across_columns_and_its_power(tmp_path, quick):
     others = of(parts, "best-table8", lower="abmil @ bracs uni 20 448")
     assert {p.verdict for p in others} == {"not run"}
     assert others[0].estimate == "abmil is not run"
-    assert claims._line("x", [part, *others]).entries[-1].text.endswith("/1/3")
+    assert verdicts.line("x", [part, *others]).entries[-1].text.endswith("/1/3")
 
 
 def test_a_skipped_row_leaves_its_place_to_the_one_with_weights(tmp_path):
@@ -223,12 +227,11 @@ def test_a_skipped_row_leaves_its_place_to_the_one_with_weights(tmp_path):
 )
 def test_what_is_finished_is_not_called_not_run(tmp_path, monkeypatch, suite, seeds):
     """Suites write radius=5 and 1e-2, plans radius=5.0 and 0.01: the same rows."""
-    for module in (tables, evidence):
-        monkeypatch.setattr(module, "REPLICATES", 50)
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 50)
     store = paper_store(tmp_path, suite, n=9, seeds=seeds, epochs=1)
     measured, here = Measured(store), set(plans.names(store))
     wanted = [c for c in claims.load().claim if c.tables and {t.suite for t in claims.load().about(c)} & here]
-    parts = [part for part in claims.judge(wanted, measured) if part.tidy["suite"] in here]
+    parts = [part for part in judge(wanted, measured) if part.tidy["suite"] in here]
     assert parts
     assert [(part.claim.id, part.tidy, part.estimate) for part in parts if part.verdict == "not run"] == []
     if suite == "bracs-ablations":
@@ -241,7 +244,7 @@ def test_an_undefined_metric_is_told_and_decides_nothing(tmp_path, quick, monkey
     store = paper_store(tmp_path, "bracs-ablation-radius", n=9, seeds=[0, 1])
     run = next(
         run
-        for place, runs in Measured(store)._at("bracs-ablation-radius").items()
+        for place, runs in Measured(store).at("bracs-ablation-radius").items()
         for run in runs
         if place.aggregator == "longmil"
     )
@@ -250,9 +253,9 @@ def test_an_undefined_metric_is_told_and_decides_nothing(tmp_path, quick, monkey
     path.write_text("\n".join([first, ",".join([*second.split(",")[:-3], "nan", "nan", "nan"]), *rest]) + "\n")
     sign(store, path.parent.name)
     wanted = [c for c in claims.load().claim if c.id == "defaults"]
-    parts = [part for part in claims.judge(wanted, Measured(store)) if not isinstance(part.estimate, str)]
+    parts = [part for part in judge(wanted, Measured(store)) if not isinstance(part.estimate, str)]
     assert {(part.verdict, part.estimate.n) for part in parts} == {("inconclusive", "9 x 2, undefined in 1 of 2 runs")}
-    line = claims._line("x", parts)
+    line = verdicts.line("x", parts)
     assert line.entries[2].text == "–"
 
 
@@ -274,26 +277,26 @@ def test_a_row_that_says_the_default_is_the_default(tmp_path):
 
 def test_anova_of_results(tmp_path, quick):
     store = paper_store(tmp_path, "bracs-extrapolation", n=12, seeds=[0, 1, 2])
-    parts = claims.judge([c for c in claims.load().claim if c.id == "extrapolation-anova"], Measured(store))
+    parts = judge([c for c in claims.load().claim if c.id == "extrapolation-anova"], Measured(store))
     assert len(parts) == 2
-    runs = Measured(store)._at("bracs-extrapolation")
+    runs = Measured(store).at("bracs-extrapolation")
     groups = [[r.metric("macro_f1") for r in own] for place, own in runs.items() if place.column.split == "extrapolation"]
     assert parts[0].estimate.p == pytest.approx(scipy.f_oneway(*groups).pvalue)
     assert parts[0].effect == f"F = {scipy.f_oneway(*groups).statistic:.2f}"
 
 
 def test_what_is_not_run_is_said(tmp_path):
-    results, printed = claims.verdicts(Store(tmp_path))
+    results, printed = verdicts.build(Store(tmp_path))
     assert [row.label for row in results.rows] == ["No claim has a result yet"]
     assert f"Not run, {len(claims.load().claim)} claims" in results.notes[-1]
     assert {row["verdict"] for row in results.tidy} == {"not run"}
     assert all(row["not_run"] for row in results.tidy)
     assert {row["claim"] for row in results.tidy} == {c.id for c in claims.load().claim}
     assert printed.title == "What the printed numbers say"
-    assert claims.verdicts(Store(tmp_path), {"quickstart"}) == []
-    narrow, _ = claims.verdicts(Store(tmp_path), {"bracs-linear"})
+    assert verdicts.build(Store(tmp_path), {"quickstart"}) == []
+    narrow, _ = verdicts.build(Store(tmp_path), {"bracs-linear"})
     assert {row["table"] for row in narrow.tidy} == {"table9"}
-    whole, _ = claims.verdicts(Store(tmp_path), {"bracs-linear", "efficiency"})
+    whole, _ = verdicts.build(Store(tmp_path), {"bracs-linear", "efficiency"})
     assert "time-linear" in {row["claim"] for row in whole.tidy}
 
 
@@ -315,7 +318,7 @@ def efficiency(path, **laws):
 
 
 def judged(folder, *ids):
-    parts = claims.judge([c for c in claims.load().claim if c.id in ids], Measured(Store(folder)))
+    parts = judge([c for c in claims.load().claim if c.id in ids], Measured(Store(folder)))
     return {(p.claim.id, p.against): p for p in parts}
 
 
@@ -362,7 +365,7 @@ def test_what_analyze_rank_writes_can_be_read():
     bag = Bag(torch.randn(20, 6), torch.cartesian_prod(torch.arange(4), torch.arange(5)) * 256, 256.0, slide_id="s", case_id="s")
     subject = rank_figures.Subject("full-attention", "Full attention", "t", {"fresh": model})
     (row, *_) = (m.row for m in rank_figures.measure(subject, bag, exact_to=100, directions=10, pictures=False))
-    assert set(measurements._ON_MATRICES) <= row.keys()
+    assert set(ON_MATRICES) <= row.keys()
     assert all(f"{name}_{end}" in row for name in ("rank", "effective_rank") for end in ("low", "high"))
 
 
@@ -373,7 +376,7 @@ def test_ranks(tmp_path):
     rows += [matrix("full-attention[heads=2]", "s0", 0.99, when="fresh")]
     write(tmp_path / "analysis" / "rank-x.csv", rows)
     write(tmp_path / "analysis" / "rank-again.csv", rows)  # the same matrices count once
-    found = claims.judge([c for c in claims.load().claim if c.id == "rank-local"], Measured(Store(tmp_path)))
+    found = judge([c for c in claims.load().claim if c.id == "rank-local"], Measured(Store(tmp_path)))
     expected = scipy.ttest_rel(ours, theirs)
     for part in found:
         assert part.estimate.p == pytest.approx(expected.pvalue)
@@ -413,15 +416,15 @@ def cell(table, row, column):
     """A cell of the paper as printed, found by the words of an erratum."""
     heads = {"COADREAD": "tcga-coadread", "STAD": "tcga-stad", "BRCA": "tcga-brca"}
     found = [
-        n for n in published.numbers()
-        if n.table == table and n.method == row and (heads.get(column) == n.dataset or (column.split()[-1] == "AUC" and n.metric == "macro_auc"))
-        and (table != "table6" or n.dataset == "tcga-brca") and (table != "table5" or n.encoder == "hipt")
+        n for n in PRINTED.paper.numbers
+        if n.table == table and n.method == row and (heads.get(column) == n.column.dataset or (column.split()[-1] == "AUC" and n.metric == "macro_auc"))
+        and (table != "table6" or n.column.dataset == "tcga-brca") and (table != "table5" or n.column.encoder == "hipt")
     ]  # fmt: skip
     return f"{found[0].mean:.3f} ± {found[0].sd:.3f}" if found else "–"
 
 
 def test_errata_quote_the_paper():
-    quoted = [e for e in published.errata() if e.row]
+    quoted = [e for e in PRINTED.paper.errata if e.row]
     assert len(quoted) == 14
     for e in quoted:
         assert e.printed == cell(e.table, e.row, e.column), e
@@ -430,7 +433,7 @@ def test_errata_quote_the_paper():
 def test_errata_of_survival_against_the_published_folds(shared):
     """DS-MIL and GCN-MIL stand the other way round, the other baselines are the published ones, HIPT's BRCA is left out."""
     found = hipt_folds(shared)
-    for e in (e for e in published.errata() if e.table == "table2" and e.row):
+    for e in (e for e in PRINTED.paper.errata if e.table == "table2" and e.row):
         theirs = found[e.column.lower(), HIPT[e.row]]
         if "swapped" in e.says:
             other = "GCN-MIL" if e.row == "DS-MIL" else "DS-MIL"
@@ -441,8 +444,8 @@ def test_errata_of_survival_against_the_published_folds(shared):
         else:
             assert e.printed == theirs
     assert found["brca", HIPT["HIPT"]] == "0.634 ± 0.050"
-    assert max(n.mean for n in published.numbers() if (n.table, n.dataset) == ("table2", "tcga-brca")) < 0.634
-    (brca,) = (e for e in published.errata() if (e.table, e.row, e.column) == ("table2", "", "BRCA"))
+    assert max(n.mean for n in PRINTED.paper.numbers if (n.table, n.column.dataset) == ("table2", "tcga-brca")) < 0.634
+    (brca,) = (e for e in PRINTED.paper.errata if (e.table, e.row, e.column) == ("table2", "", "BRCA"))
     for name in ("AB-MIL", "AMISL", "DS-MIL"):
         assert f"{name} {found['brca', HIPT[name]]}" in brca.says
         assert cell("table2", name, "BRCA") != found["brca", HIPT[name]]
@@ -454,12 +457,12 @@ def test_errata_of_subtyping_against_the_published_folds(shared):
             float(row["test_auc"]) for row in csv.DictReader(file)
             if (row["results_set"], row["model"].lower(), row["fraction"]) == ("results_cvpr2022_class", HIPT["HIPT"].lower(), "1.0")
         ]  # fmt: skip
-    (e,) = (e for e in published.errata() if e.table == "table5" and e.row == "HIPT")
+    (e,) = (e for e in PRINTED.paper.errata if e.table == "table5" and e.row == "HIPT")
     assert f"{np.mean(own):.3f} ± {np.std(own, ddof=1):.3f}" == e.printed
 
 
 def test_counts_of_the_split_files(shared):
-    says = {(e.table, e.column, e.printed): e.says for e in published.errata() if "WSIs" in e.printed}
+    says = {(e.table, e.column, e.printed): e.says for e in PRINTED.paper.errata if "WSIs" in e.printed}
 
     def ids(pattern, columns):
         found = set()
@@ -493,5 +496,5 @@ def test_the_spread_of_table_6_needs_a_fold_near_zero():
     means = (0.8855, 0.886, 0.8865)  # that round to what is printed
     assert all(widest(0.05, mean) < 0.3005 for mean in means)
     assert all(widest(0.0, mean) > 0.3015 for mean in means)
-    (e,) = (e for e in published.errata() if e.row == "Max-pooling")
+    (e,) = (e for e in PRINTED.paper.errata if e.row == "Max-pooling")
     assert (e.printed, "below 0.05" in e.says) == ("0.886 ± 0.301", True)

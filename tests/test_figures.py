@@ -11,14 +11,15 @@ from click.testing import CliRunner
 from helpers import cell_of, finished, made_up_suite, predictions_file, spec, toy_dataset
 from scipy import stats as scipy_stats
 
-from milbench import Bag, MilbenchError
+from milbench import Bag, MilbenchError, reading
 from milbench.analysis import masks, slides
 from milbench.cli import main
+from milbench.compare.trend import trend
 from milbench.datasets import Fold
+from milbench.plots.figure import saved
 from milbench.recipes import Recipe
-from milbench.report import build, collect
-from milbench.report.figure import saved
-from milbench.report.figures import Trend, _ticks_of_sizes, suite_figures
+from milbench.report import build
+from milbench.report.figures import suite_figures, ticks_of_sizes
 from milbench.stats import c_index
 from milbench.stats.metrics import concordance_by_case
 from milbench.trials.plan import Plan, merge
@@ -75,14 +76,14 @@ METHODS = {
 }
 
 
-def figures_of(store, plan, paired=None):
-    return {figure.name: figure for figure in suite_figures(plan, collect.runs(store, plan), paired)}
+def figures_of(store, plan):
+    return {figure.name: figure for figure in suite_figures(plan, reading.read(store, plan))}
 
 
 def test_slope_against_size_is_the_least_squares_slope(tmp_path):
     store, plan = sized_suite(tmp_path, METHODS)
     figure = figures_of(store, plan)["sized-size"]
-    runs = [run for run in collect.runs(store, plan) if run.cell.aggregator == "transmil"]
+    runs = [run for run in reading.read(store, plan) if run.cell.aggregator == "transmil"]
     right = np.mean([run.predictions["score"].argmax(1) == run.predictions["target"] for run in runs], axis=0)
     line = scipy_stats.linregress(np.log2(runs[0].predictions["instances"]), right)
     told = {row["aggregator"]: row for row in figure.rows if row["kind"] == "slope per doubling"}
@@ -199,7 +200,7 @@ def test_extrapolation_bars_carry_anova_and_the_paired_interval(tmp_path):
     assert {bars, "sized-macro-f1-larger-slides", "sized-extrapolation-size", "sized-extrapolation-mixed-learning"} < set(figures)
     rows = figures[bars].rows
     paired = {(row["split"], row["aggregator"]): row for row in section.paired.tidy if row["metric"] == "macro_auc"}
-    runs = collect.runs(store, plan)
+    runs = reading.read(store, plan)
     for split in splits:
         groups = {m: [r.metric("macro_auc") for r in runs if (r.cell.split, r.cell.aggregator) == (split, m)] for m in METHODS}
         p = scipy_stats.f_oneway(*groups.values()).pvalue
@@ -225,7 +226,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
 
 def test_too_few_cases_have_no_trend(tmp_path):
     store, plan = sized_suite(tmp_path, {"abmil": METHODS["abmil"]}, n=7)
-    assert Trend.fit(collect.runs(store, plan), "seed") is None
+    assert trend(reading.read(store, plan), "seed") is None
     assert set(figures_of(store, plan)) == {"sized-learning"}
 
 
@@ -233,7 +234,7 @@ def test_without_tests_no_prediction_is_read_and_no_interval_drawn(tmp_path):
     store, plan = sized_suite(tmp_path, {"abmil": METHODS["abmil"], "mean": METHODS["longmil"]}, splits=("extrapolation",))
     for path in store.trials.glob("*/predictions.csv"):
         path.unlink()
-    figures = {figure.name: figure for figure in suite_figures(plan, collect.runs(store, plan), predictions=False)}
+    figures = {figure.name: figure for figure in suite_figures(plan, reading.read(store, plan), predictions=False)}
     assert set(figures) == {"sized-learning", "sized-macro-f1-larger-slides", "sized-macro-auc-larger-slides"}
     assert {row["difference"] for row in figures["sized-macro-f1-larger-slides"].rows} == {None}
 
@@ -342,6 +343,6 @@ def test_sizes_have_two_to_four_ticks(low, high, labels):
     from matplotlib.figure import Figure as Drawing
 
     ax = Drawing().subplots()
-    _ticks_of_sizes(ax, low, high)
+    ticks_of_sizes(ax, low, high)
     found = [label.get_text() for label in ax.get_xticklabels()]
     assert found == labels

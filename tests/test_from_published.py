@@ -16,7 +16,7 @@ from milbench.report import from_published
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(from_published, "REPLICATES", 300)
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 300)
 
 
 def write(path, head, rows):
@@ -167,13 +167,13 @@ def test_only_censored_cases_give_a_dash_and_say_why(tmp_path, quick):
 @pytest.mark.parametrize(
     ("head", "rows", "message"),
     [
-        (["fold", "auc"], [(0, 1)], "no column for the model; needed is one of model, method, aggregator, found are fold, auc"),
+        (["fold", "auc"], [(0, 1)], "no column for the model; name it model or method or aggregator. The columns are fold, auc"),
         (
             ["model", "auc"],
             [("a", 1)],
-            "no column for the fold; needed is one of fold, folds, split, run, seed, found are model, auc",
+            "no column for the fold; name it fold or folds or split or run or seed. The columns are model, auc",
         ),
-        (["model", "fold", "loss"], [("a", 0, 1)], "no column with scores; .*found are model, fold, loss"),
+        (["model", "fold", "loss"], [("a", 0, 1)], "no column with scores; .*columns are model, fold, loss"),
         (["model", "Method", "fold", "auc"], [("a", "a", 0, 1)], "model and Method could both be the model"),
         (["model", "fold", "auc"], [("a", 0, 1), ("a", 0, 2)], "line 3: a has fold 0 twice"),
         (["model", "fold", "auc"], [("a", 0, "x")], "line 2: auc is 'x', not a number"),
@@ -195,17 +195,17 @@ SURVIVAL = ["model", "case", "risk", "time", "event"]
         (
             ["model", "case", "risk", "time"],
             [("a", "c", 1, 1)],
-            "no column for the outcome; needed is one of event, status, censorship",
+            "no column for the outcome; name it event or status or censorship",
         ),
         (
             ["model", "case", "risk", "event"],
             [("a", "c", 1, 1)],
-            "no column for the time; needed is one of time, survival months",
+            "no column for the time; name it time or survival months",
         ),
         (
             ["model", "case", "score"],
             [("a", "c", 1)],
-            "no predictions; needed are risk, time and event or censorship, or target and p0",
+            "no predictions; they are columns risk, time and event or censorship, or target and p0",
         ),
         (["model", "case", "target", "p0", "p2"], [("a", "c", 1, 1, 0)], "no predictions"),
         (["model", "case", "target", "p0", "p1"], [("a", "c", 2, 1, 0)], "line 2: target is 2, there are scores for 0 to 1"),

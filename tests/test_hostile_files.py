@@ -24,7 +24,7 @@ from milbench.cli import main
 from milbench.datasets.files import containers, tables
 from milbench.datasets.files.containers import attributes
 from milbench.datasets.files.formats import BadFile, inspect, layout, read
-from milbench.report.from_published import Sheet
+from milbench.papers.sheets import Sheet
 
 X, XY = vectors(0, 13), positions(13)
 

@@ -10,17 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from milbench import papers
+
 ROOT = Path(__file__).parents[1]
 
 
 def test_every_package_is_shipped():
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "milbench").rglob("__init__.py")}
-    assert set(setup["packages"]) == found | {"milbench_registry", "milbench_published"}
+    published = {f"milbench_published.{name}" for name in papers.names()}
+    assert set(setup["packages"]) == found | {"milbench_registry", "milbench_published"} | published
 
 
 def test_printed_numbers_travel_and_are_complete():
-    text = (files("milbench_published") / "longmil_neurips2024.csv").read_text()
+    text = (files("milbench_published") / "longmil_neurips2024" / "numbers.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
     assert len(rows) == 268
     row = next(
@@ -34,7 +37,7 @@ def test_printed_numbers_travel_and_are_complete():
 def test_printed_numbers_are_as_printed(shared):
     with (shared / "paper" / "tables.csv").open() as file:
         printed = [(r["table"], r["method"], r["encoder"], r["mean"], r["std"]) for r in csv.DictReader(file)]
-    with (ROOT / "results" / "published" / "longmil_neurips2024.csv").open() as file:
+    with (ROOT / "results" / "published" / "longmil_neurips2024" / "numbers.csv").open() as file:
         ours = [(r["table"], r["method"], r["encoder"], r["mean"], r["sd"]) for r in csv.DictReader(file)]
     assert ours == printed
 
@@ -69,7 +72,10 @@ def test_the_wheel_works_alone(tmp_path):
     )
     subprocess.run([milbench, "report"], cwd=empty, check=True, capture_output=True)
     assert (empty / "reports" / "quickstart" / "report.md").is_file()
-    code = "from importlib.resources import files; print((files('milbench_published') / 'longmil_neurips2024.csv').is_file())"
+    code = (
+        "from importlib.resources import files; "
+        "print(all((files('milbench_published') / 'longmil_neurips2024' / f).is_file() for f in ('numbers.csv', 'claims.toml')))"
+    )
     assert "True" in subprocess.run([python, "-c", code], cwd=empty, check=True, capture_output=True, text=True).stdout
 
 

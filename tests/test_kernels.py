@@ -26,14 +26,14 @@ print(*(info["architecture"] for info in threadpool_info() if info["internal_api
 
 def everything(folder):
     """The stored report, as files and as a page, and the numbers behind the figures of a suite whose bags have sizes."""
-    import milbench.report.tables
+    import milbench.compare.pairing
     import milbench.trials.predictions
     import milbench.trials.store
 
     milbench.trials.store.flush = lambda path: None
     milbench.trials.predictions.disagreement = lambda columns, result: ""  # metrics of the second suite are made up apart
     golden(folder, ["latex", "md", "csv", "html"])
-    milbench.report.tables.REPLICATES = 500
+    milbench.compare.pairing.REPLICATES = 500
     store, _ = sized_suite(folder / "sized", SIZED, splits=("extrapolation",))
     for figure in build(store, "sized").sections[0].figures:
         (folder / "report" / f"{figure.name}.csv").write_text(figure.numbers() + figure.caption)

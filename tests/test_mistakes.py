@@ -219,7 +219,7 @@ def test_an_analysis_cannot_name_foreign_files(store, tmp_path, name):
 
 
 def test_an_analysis_that_links_to_somewhere_else_is_refused(store, tmp_path):
-    from milbench.report.figure import Figure
+    from milbench.plots.figure import Figure
 
     def draw():
         from matplotlib import pyplot as plt

@@ -3,7 +3,7 @@
 import pytest
 
 from milbench import Aggregator, MilbenchError, plugins, register
-from milbench.report import figure
+from milbench.plots import figure
 
 PLUGIN = """
 from milbench import Aggregator, register

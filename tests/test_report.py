@@ -12,8 +12,8 @@ import pytest
 from helpers import finished, made_up_suite, predictions_file, sign
 
 from milbench import MilbenchError, stats
+from milbench.metrics import METRICS
 from milbench.report import build, write
-from milbench.report.tables import METRICS
 
 GOLDEN = Path(__file__).parent / "golden" / "report"
 METHODS = {"mean": 2.5, "abmil": 1.0, "dsmil": 0.9, "odd_name & 100% #1": 0.5}
@@ -23,7 +23,7 @@ METHODS = {"mean": 2.5, "abmil": 1.0, "dsmil": 0.9, "odd_name & 100% #1": 0.5}
 def quick(monkeypatch):
     """Nothing here has to survive a power cut, and only the stored files need every resample."""
     monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
-    monkeypatch.setattr("milbench.report.tables.REPLICATES", 500)
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 500)
 
 
 def main_table(store, name="made-up"):
@@ -44,7 +44,7 @@ def golden(folder, formats):
 
 def test_against_stored_files(tmp_path, monkeypatch):
     """Every form of a small report, byte for byte. MILBENCH_WRITE_GOLDEN=1 writes them anew; then read the difference."""
-    monkeypatch.setattr("milbench.report.tables.REPLICATES", 10_000)
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 10_000)
     paths = golden(tmp_path, ["latex", "md", "csv"])  # pages of HTML are read, not compared
     if os.environ.get("MILBENCH_WRITE_GOLDEN"):
         shutil.rmtree(GOLDEN, ignore_errors=True)
@@ -65,7 +65,8 @@ def test_numbers_are_the_mean_and_sample_deviation_of_the_runs(tmp_path):
         assert row["mean"] == pytest.approx(np.mean(values))
         assert row["sd"] == pytest.approx(np.std(values, ddof=1))
         assert (
-            column(table, METRICS[row["metric"]][0])[row["label"]].text == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+            column(table, METRICS[row["metric"]].label)[row["label"]].text
+            == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
         )
     assert any("over 3 folds x 2 seeds, 30 tested in each" in note for note in table.notes)
     assert "(n = 90 slides)" in table.title

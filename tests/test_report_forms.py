@@ -16,10 +16,10 @@ from report_helpers import paper_store
 
 from milbench import MilbenchError
 from milbench.cli import main
-from milbench.report import build, latex, render, write
-from milbench.report.build import Report, Section
-from milbench.report.figure import COLUMN, PAGE, Figure
-from milbench.report.tables import Entry, Row, Table
+from milbench.plots.figure import COLUMN, PAGE, Figure
+from milbench.report import build, write
+from milbench.report.model import Entry, Report, Row, Section, Table
+from milbench.report.render import latex, markdown
 from milbench.trials.plan import Plan, merge
 from milbench.trials.store import Store
 
@@ -34,7 +34,7 @@ METHODS = {"abmil": 1.0, **dict.fromkeys(ODD, 1.5)}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
-    monkeypatch.setattr("milbench.report.tables.REPLICATES", 100)
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 100)
 
 
 def drawn(name, width, title="A title with 100 % & _"):
@@ -209,7 +209,7 @@ def markdown_cells(text):
 def test_markdown_shows_every_name_as_it_is():
     rows = [Row(name, [Entry("0.1"), Entry(name)]) for name in ODD]
     notes = [f"{name}" for name in ODD]
-    shown = markdown_cells(render.markdown(Table("t", "T", [("", "x"), ("g|", "y")], rows, notes, [])))
+    shown = markdown_cells(markdown.table(Table("t", "T", [("", "x"), ("g|", "y")], rows, notes, [])))
     names = [" ".join(name.split()) for name in ODD]
     assert shown[:3] == ["Method", "x", "g|: y"]
     assert shown[3 : 3 + 3 * len(ODD)] == [text for name in names for text in (name, "0.1", name)]
@@ -223,7 +223,7 @@ def test_markdown_shows_the_figures_and_all_tables(tmp_path):
     for name in ("narrow", "wide", "analysis-1"):
         assert f"](figures/{name}.png)" in text
         assert (tmp_path / "report" / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert [text.count(render.markdown(table)) for table in report.tables] == [1] * len(report.tables)
+    assert [text.count(markdown.table(table)) for table in report.tables] == [1] * len(report.tables)
     order = [
         text.index(part)
         for part in ("## Verdicts", "Paired comparison with ABMIL**", "(figures/narrow", "## Figures of analyses", "## Appendix")
@@ -387,7 +387,7 @@ def test_two_tables_of_one_name_are_an_error(tmp_path):
     store, _ = made_up_suite(tmp_path / "results", {"abmil": 1.0, "mean": 2.0}, n=9)
     report = build(store, "made-up")
     report.sections[0].appendix = [plain_table("made-up", 1, 1)]
-    with pytest.raises(MilbenchError, match="table made-up is there twice in this report"):
+    with pytest.raises(MilbenchError, match="two tables of this report are named made-up; rename"):
         write(report, tmp_path / "report")
     assert not (tmp_path / "report").exists()
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from report_helpers import paper_store
 
-from milbench import MilbenchError
-from milbench.report import build, collect, tables
-from milbench.report.printed import PrintedTable
-from milbench.report.published import errata, numbers
+from milbench import MilbenchError, reading
+from milbench.papers import PrintedTable
+from milbench.papers import paper as published_by
+from milbench.report import build, tables
 from milbench.suites import load
 from milbench.suites.model import names, with_includes
 
@@ -103,7 +103,7 @@ def test_every_printed_number_has_its_place():
                                 for metric in suite.table.metrics:
                                     found = printed.get(row, (dataset, encoder, magnification, patch), metric)
                                     used[suite.table.published] += found is not None
-    rows = Counter(f"{PAPER}/{number.table}" for number in numbers())
+    rows = Counter(f"{PAPER}/{number.table}" for number in published_by(PAPER).numbers)
     assert used == rows
     assert sum(rows.values()) == 268
 
@@ -178,8 +178,8 @@ def test_table_6_says_for_each_dataset_what_the_spread_is_over(tmp_path, monkeyp
     monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
     store = paper_store(tmp_path, "bracs-resnet50", n=6, aggregators=["mean", "max"], seeds=[0, 1, 2])
     paper_store(tmp_path, "tcga-brca-resnet50", n=6, aggregators=["mean", "max"], folds=[0, 1])
-    plan = collect.joined([*collect.leaves(store, "bracs-resnet50"), *collect.leaves(store, "tcga-brca-resnet50")])[0]
-    table, _ = tables.build(plan, collect.runs(store, plan), tests=False)
+    plan = reading.joined([*reading.leaves(store, "bracs-resnet50"), *reading.leaves(store, "tcga-brca-resnet50")])[0]
+    table, _ = tables.build(plan, reading.read(store, plan), tests=False)
     spread = next(note for note in table.notes if note.endswith("second underlined."))
     assert spread == (
         "BRACS: mean ± sample standard deviation (ddof = 1) over 3 seeds, 6 tested in each; "
@@ -189,7 +189,7 @@ def test_table_6_says_for_each_dataset_what_the_spread_is_over(tmp_path, monkeyp
 
 def test_the_reference_and_its_family(store, monkeypatch):
     """LongMIL, compared in one Holm family per table and metric."""
-    monkeypatch.setattr("milbench.report.tables.REPLICATES", 100)
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 100)
     section = build(store, "bracs-magnification").sections[0]
     assert section.paired.title == "Paired comparison with LongMIL (full global)"
     from milbench import stats
@@ -212,7 +212,7 @@ def test_every_suite_names_a_reference_that_it_has():
 
 def test_ab_mil_stands_in_for_a_reference_without_a_result(tmp_path, monkeypatch):
     monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
-    monkeypatch.setattr("milbench.report.tables.REPLICATES", 100)
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 100)
     store = paper_store(tmp_path, "survival-foundation", n=6, skip=lambda cell: cell.aggregator == "longmil")
     section = build(store, "survival-foundation").sections[0]
     assert section.paired.title == "Paired comparison with AB-MIL"
@@ -246,7 +246,7 @@ def test_errata_stand_under_the_tables_they_concern(paper, name):
 
 def test_every_erratum_is_printed_somewhere(paper):
     notes = " ".join(note for suite in SUITES.values() for note in paper[suite].table.notes)
-    assert [erratum for erratum in errata() if erratum.says not in notes] == []
+    assert [erratum for erratum in published_by(PAPER).errata if erratum.says not in notes] == []
 
 
 def test_half_a_table_has_half_the_errata(store):
@@ -291,7 +291,7 @@ def test_errata_against_the_files_they_name(shared):
         with path.open(newline="") as file:
             return list(csv.DictReader(file))
 
-    says = {(e.table, e.row, e.column): e.says for e in errata()}
+    says = {(e.table, e.row, e.column): e.says for e in published_by(PAPER).errata}
     slides = len(rows(data / "bracs" / "longmil_bracs.csv"))
     assert f"lists {slides} of the {len(rows(data / 'bracs' / 'bracs_official_merged.csv'))}" in says["table1", "", ""]
     for folder, parts, place in (
@@ -302,7 +302,7 @@ def test_errata_against_the_files_they_name(shared):
         ids = {row[part] for path in (data / folder).rglob("splits_[0-9].csv") for row in rows(path) for part in parts} - {""}
         assert f"hold {len(ids)} " in says[place]
     text = (shared / "paper" / "longmil.txt").read_text().replace("\n", " ")
-    for erratum in errata():
+    for erratum in published_by(PAPER).errata:
         assert not erratum.printed.endswith("WSIs") or erratum.printed in text
 
     folds: dict[tuple[str, str], list[float]] = {}
@@ -310,7 +310,7 @@ def test_errata_against_the_files_they_name(shared):
         folds.setdefault((row["cohort"].upper(), row["model"].split("_")[0]), []).append(float(row["val_cindex"]))
     models = {"AB-MIL": "AMIL", "AMISL": "MIFCN", "DS-MIL": "DSMIL", "GCN-MIL": "DGCN", "HIPT": "HIPT"}
     checked = 0
-    for erratum in errata():
+    for erratum in published_by(PAPER).errata:
         if erratum.source != "HIPT per-fold c-indices" or not erratum.row:
             continue
         mean, sd = (f(folds[erratum.column, models[erratum.row]]) for f in (np.mean, lambda x: np.std(x, ddof=1)))
@@ -323,7 +323,7 @@ def test_errata_against_the_files_they_name(shared):
 
 def test_the_classic_sets_have_their_own_printed_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
-    monkeypatch.setattr("milbench.report.tables.REPLICATES", 100)
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 100)
     store = paper_store(tmp_path, "classic", n=6, folds=[0, 1])
     table = build(store, "classic", tests=False).sections[0].table
     assert table.headers[:4] == [("MUSK1", head) for head in ("accuracy", "paper", "Δ", "macro-AUC")], "no AUC is printed"

@@ -3,7 +3,7 @@
 import pytest
 
 from milbench import plugins
-from milbench.report.printed import PrintedTable
+from milbench.papers import PrintedTable
 from milbench.spelling import canonical, parsed
 from milbench.suites import load
 from milbench.suites.expand import row

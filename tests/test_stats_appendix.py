@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from milbench import MilbenchError, stats
-from milbench.report import appendix, render, tables
-from milbench.report.collect import Run
+from milbench.compare import pairing, with_reference
+from milbench.metrics import METRICS
+from milbench.reading import Run
+from milbench.report import appendix, ranks, tables
+from milbench.report.render import markdown
 from milbench.stats import PairedFold
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.store import Store
@@ -16,8 +19,7 @@ from milbench.trials.store import Store
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    for module in (tables, appendix):
-        monkeypatch.setattr(module, "REPLICATES", 400)
+    monkeypatch.setattr(pairing, "REPLICATES", 400)
 
 
 STRENGTH = {"abmil": 1.0, "longmil": 2.0, "odd_name & 100% #1": 0.2}
@@ -72,8 +74,8 @@ def plan_of(runs, metrics=("macro_auc", "macro_f1"), columns=("metric",)):
 
 def build(runs, **keys):
     plan = plan_of(runs, **keys)
-    paired = tables.build(plan, runs)[1]
-    return {table.name: table for table in appendix.build(plan, runs, paired)}, paired
+    compared = with_reference(plan, runs)
+    return {table.name: table for table in appendix.build(plan, runs, compared)}, tables.build(plan, runs, compared)[1]
 
 
 def column(table, group, label, method):
@@ -111,9 +113,9 @@ def test_every_number_is_the_tests_own(tmp_path):
     assert len(tidy) == 2 * 4 + 2 * 4
     for method in ("longmil", "odd_name & 100% #1"):
         folds = direct(runs, method)
-        seed = f"{runs[0].cell.column}|macro_auc"
+        seed = f"{tuple(runs[0].column)}|macro_auc"
         assert tidy[method, "macro_auc", "DeLong"]["p"] == pytest.approx(stats.delong(folds).p)
-        expected = stats.permutation(folds, "macro_auc", replicates=appendix.REPLICATES, seed=seed)
+        expected = stats.permutation(folds, "macro_auc", replicates=pairing.REPLICATES, seed=seed)
         assert tidy[method, "macro_auc", "permutation"]["p"] == expected.p
         assert tidy[method, "macro_auc", "permutation"]["effect"] == pytest.approx(expected.effect)
         assert tidy[method, "macro_f1", "McNemar"]["p"] == pytest.approx(stats.mcnemar(folds).p)
@@ -138,7 +140,7 @@ def test_every_number_is_the_tests_own(tmp_path):
             for method, corrected in zip(("longmil", "odd_name & 100% #1"), stats.holm(p), strict=True):
                 assert column(table, head, "p", method).dagger == (corrected < 0.05)
     assert any(entry.dagger for row in auc.rows for entry in row.entries)
-    assert f"| {column(auc, 'Wilcoxon', 'p', 'longmil').text} |" in render.markdown(auc)
+    assert f"| {column(auc, 'Wilcoxon', 'p', 'longmil').text} |" in markdown.table(auc)
 
 
 def test_each_test_says_what_it_assumes(tmp_path):
@@ -244,10 +246,9 @@ def test_runs_without_a_partner_are_left_out(tmp_path):
 
 def test_runs_that_test_other_slides_are_never_paired(tmp_path):
     runs = made_up(tmp_path)
-    plan, paired = plan_of(runs), tables.build(plan_of(runs), runs)[1]
     runs[1].__dict__["predictions"] = {**runs[1].predictions, "slide": np.array([f"9-{i:02d}" for i in range(24)])}
     with pytest.raises(MilbenchError, match="test other slides, they cannot be paired"):
-        appendix.build(plan, runs, paired)
+        with_reference(plan_of(runs), runs)
 
 
 def test_anova_is_over_all_runs(tmp_path):
@@ -297,35 +298,38 @@ def test_ranks_are_those_of_the_means(tmp_path):
 
 def test_fewer_than_five_blocks_are_not_ranked(tmp_path):
     runs = blocks(tmp_path, n=4)
-    assert appendix.ranks("x", runs, "macro_auc", "abmil") is None
-    assert appendix.critical_difference("x", runs, "macro_auc") is None
+    assert ranks.ranks("x", runs, METRICS["macro_auc"], "abmil") is None
+    assert ranks.critical_difference("x", runs, METRICS["macro_auc"]) is None
 
 
 def test_incomplete_methods_are_left_out_and_named(tmp_path):
     runs = [r for r in blocks(tmp_path) if (r.cell.aggregator, r.cell.encoder, r.cell.seed) != ("dsmil", "encoder_3", 1)]
-    table = appendix.ranks("x", runs, "macro_auc", "abmil")
+    table = ranks.ranks("x", runs, METRICS["macro_auc"], "abmil")
     assert {row.label for row in table.rows} == {"ABMIL", "LONGMIL", "MEAN"}
     assert "Left out, since not complete in every block: DSMIL." in table.notes
     two = [r for r in runs if r.cell.aggregator not in ("mean", "dsmil")]
-    assert appendix.ranks("x", two, "macro_auc", "abmil") is None
+    assert ranks.ranks("x", two, METRICS["macro_auc"], "abmil") is None
 
 
 def test_patch_sizes_of_one_block_count_once(tmp_path):
     runs = blocks(tmp_path, n=5)
     other = made_up(tmp_path, seeds=2, methods={"abmil": 3.0, "longmil": 0.0, "mean": 0.1}, encoder="encoder_0", patch_size=448)
-    assert appendix.ranks("x", other + runs, "macro_auc", "abmil").tidy == appendix.ranks("x", runs, "macro_auc", "abmil").tidy
+    assert (
+        ranks.ranks("x", other + runs, METRICS["macro_auc"], "abmil").tidy
+        == ranks.ranks("x", runs, METRICS["macro_auc"], "abmil").tidy
+    )
 
 
 def test_ranks_without_the_reference(tmp_path):
-    table = appendix.ranks("x", blocks(tmp_path), "macro_auc", "transmil")
+    table = ranks.ranks("x", blocks(tmp_path), METRICS["macro_auc"], "transmil")
     assert {entry.text for row in table.rows for entry in row.entries[1:]} == {"–"}
     assert table.headers[1][0] == "transmil is not in every block"
 
 
 def test_critical_difference_diagram(tmp_path):
     runs = blocks(tmp_path, methods={**METHODS, "odd_$x$ & 100% #1": 0.9})
-    figure = appendix.critical_difference("x", runs, "macro_auc")
-    table = appendix.ranks("x", runs, "macro_auc", "abmil")
+    figure = ranks.critical_difference("x", runs, METRICS["macro_auc"])
+    table = ranks.ranks("x", runs, METRICS["macro_auc"], "abmil")
     assert [(row["label"], f"{row['mean_rank']:.2f}") for row in figure.rows] == [
         (r.label, r.entries[0].text) for r in table.rows
     ]

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from milbench import stats
-from milbench.report import numbers
+from milbench import numbers, stats
 from milbench.stats import STEP, rounded
 
 

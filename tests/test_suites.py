@@ -8,10 +8,10 @@ import pytest
 import torch
 from helpers import toy_dataset
 
-from milbench import MilbenchError, datasets, plugins, rehearsal, suites
+from milbench import MilbenchError, datasets, plugins, reading, rehearsal, suites
 from milbench.datasets import packed
 from milbench.errors import NotHere
-from milbench.report import collect
+from milbench.reading import draws
 from milbench.suites import whole, with_includes
 from milbench.suites.model import Search
 from milbench.trials import plan as plans
@@ -34,7 +34,7 @@ TABLES = {
 
 
 def printed(table, dataset):
-    with (resources.files("milbench_published") / "longmil_neurips2024.csv").open() as file:
+    with (resources.files("milbench_published") / "longmil_neurips2024" / "numbers.csv").open() as file:
         return [line for line in csv.DictReader(file) if line["table"] == table and dataset in (None, line["dataset"])]
 
 
@@ -167,8 +167,8 @@ def test_a_composed_suite_finds_its_leaves_at_every_depth(tmp_path):
     for plan in suites.composed(asked):
         plans.merge(store, plan)
     for name in ("paper-all", "bracs-all", "bracs-ablations", "tcga-brca"):
-        assert [plan.suite for plan in collect.leaves(store, name)] == [s.name for s in with_includes(suites.load(name))]
-    assert collect.leaves(store, "efficiency") == []
+        assert [plan.suite for plan in reading.leaves(store, name)] == [s.name for s in with_includes(suites.load(name))]
+    assert reading.leaves(store, "efficiency") == []
 
 
 def test_the_grouped_twin_differs_in_the_split_only():
@@ -313,10 +313,10 @@ def test_draws_are_the_same_for_every_method_and_within_the_ranges_of_the_ablati
         s, c = job.spec, job.cell
         values = (s.recipe.lr, s.recipe.weight_decay, s.params.get("dropout"))
         drawn.setdefault(c.aggregator, {}).setdefault(c.draw, set()).add(values)
-    for method, draws in drawn.items():
-        assert sorted(draws) == list(range(8)), method
+    for method, by_draw in drawn.items():
+        assert sorted(by_draw) == list(range(8)), method
         has_dropout = "dropout" in plugins.resolve(method).params
-        for draw, (values,) in draws.items():  # one set of values, whatever the seed
+        for draw, (values,) in by_draw.items():  # one set of values, whatever the seed
             expected = search.values(draw)
             assert values == (expected["lr"], expected["weight_decay"], expected["dropout"] if has_dropout else None)
     every = [search.values(draw) for draw in range(8)]
@@ -377,7 +377,7 @@ def ran(val, statuses=None, seeds=(0, 1)):
 
 
 def chosen(runs):
-    return {(r.cell.aggregator, r.cell.seed): (r.cell.draw, r.status) for r in plans.select_draws(runs, "macro_auc")}
+    return {(r.cell.aggregator, r.cell.seed): (r.cell.draw, r.status) for r in draws.chosen(runs, "macro_auc")}
 
 
 VAL = {"mean": [(0.5, 0.9), (0.8, 0.7), (0.6, 0.6)], "max": [(0.9, 0.9), (0.9, 0.9), (0.1, 0.1)]}
@@ -411,7 +411,7 @@ def test_a_draw_without_a_validation_metric_comes_last():
 def test_runs_without_draws_stay_as_they_are():
     plan, _ = suites.expand(suites.load("bracs-linear"), load=STAND_IN, seeds=[0, 1])
     runs = [Ran(cell, 0.5) for cell in plan.cells]
-    assert plans.select_draws(runs, "macro_auc") == runs
+    assert draws.chosen(runs, "macro_auc") == runs
 
 
 def test_splits_are_written_next_to_the_results(tmp_path):

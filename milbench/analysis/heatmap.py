@@ -16,7 +16,7 @@ from milbench.aggregator import Aggregator
 from milbench.bags import Bag
 from milbench.errors import MilbenchError
 from milbench.files import write_atomically
-from milbench.report.figure import PAGE, Figure
+from milbench.plots.figure import PAGE, Figure
 from milbench.tasks import Subtyping, Task
 
 if TYPE_CHECKING:

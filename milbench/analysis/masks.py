@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from milbench import ops
-from milbench.report.figure import PAGE, Figure
+from milbench.plots.figure import PAGE, Figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

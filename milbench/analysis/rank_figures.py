@@ -16,7 +16,7 @@ from milbench.aggregator import Aggregator
 from milbench.analysis import mixing, rank
 from milbench.analysis.mixing import Head, Mixing, Window
 from milbench.bags import Bag
-from milbench.report.figure import COLUMN, OTHERS, PAGE, Figure, style
+from milbench.plots.figure import COLUMN, OTHERS, PAGE, Figure, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from milbench.datasets import Dataset
 from milbench.errors import MilbenchError
-from milbench.report.figure import COLUMN, PAGE, Figure
+from milbench.plots.figure import COLUMN, PAGE, Figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

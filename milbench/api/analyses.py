@@ -16,7 +16,7 @@ from milbench.api.results import find_trial, store_of
 from milbench.bags import Bag
 from milbench.config import Settings
 from milbench.errors import MilbenchError
-from milbench.report.figure import Figure, Saved
+from milbench.plots.figure import Figure, Saved
 
 __all__ = ["Features", "Figure", "Saved", "Slides", "Where", "heatmap", "positions", "rank", "sizes", "windows"]
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from milbench.api.results import store_of, suite_name
-from milbench.report import render
-from milbench.report.build import FORMATS, Format, Report, build, write
-from milbench.report.tables import Table
+from milbench.report.build import build
+from milbench.report.model import Report, Table
+from milbench.report.render import terminal
+from milbench.report.site import FORMATS, Format, write
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,7 +39,7 @@ class Written:
 
     def drawn(self, table: Table) -> RenderableType:
         """The table as rich prints it."""
-        return render.terminal(table)
+        return terminal.table(table)
 
 
 def report(

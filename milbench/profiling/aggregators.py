@@ -35,9 +35,9 @@ from milbench.datasets.cohorts import COHORTS
 from milbench.errors import SkipTrial
 from milbench.files import csv_cell
 from milbench.ops import Window, backends
+from milbench.plots.figure import OTHERS, PAGE, Figure, style
 from milbench.profiling import measure
 from milbench.profiling.ops import tissue, window_sizes
-from milbench.report.figure import OTHERS, PAGE, Figure, style
 from milbench.tasks import Subtyping
 
 if TYPE_CHECKING:

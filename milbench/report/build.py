@@ -1,86 +1,18 @@
-"""A suite's report: what it shows, and the files it is written to."""
+"""From the results of a suite to its report."""
 
-import shutil
-from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
+from milbench import reading
+from milbench.compare import Comparisons, with_reference
 from milbench.errors import MilbenchError
-from milbench.files import replacing, write_atomically
-from milbench.names import checked, slug
-from milbench.report import appendix, capability, claims, classic, collect, document, figure, latex, ranks, render, tables
-from milbench.report.figure import Figure, Saved, own_file
+from milbench.plots import figure
+from milbench.reading import Run
+from milbench.report import appendix, capability, printed, ranks, tables, verdicts
 from milbench.report.figures import suite_figures
-from milbench.report.tables import Beside, Table
+from milbench.report.model import Beside, Report, Section
 from milbench.trials.plan import Plan
 from milbench.trials.store import Store
-
-Format = Literal["latex", "md", "html", "csv"]
-FORMATS: tuple[Format, ...] = ("latex", "md", "html", "csv")
-
-
-@dataclass
-class Section:
-    """One suite with a table of its own, or several that fill one table.
-
-    Args:
-        plan: what was asked for.
-        table: its numbers.
-        paired: the comparison with the reference, None where there is none.
-        made_with: versions and machine behind the numbers -> trials made with them -> seconds that each took.
-        more: what else this suite has to say, such as what its methods can and cannot see.
-        appendix: tests and details that stand after everything else.
-        figures: drawn from these results.
-    """
-
-    plan: Plan
-    table: Table
-    paired: Table | None
-    made_with: dict[str, dict[str, float]]
-    more: list[Table] = field(default_factory=list)
-    appendix: list[Table] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-
-    @property
-    def tables(self) -> list[Table]:
-        """What else the suite has to say, its table, then the comparison."""
-        return [*self.more, self.table, *([self.paired] if self.paired else [])]
-
-
-@dataclass
-class Report:
-    """Everything a report says.
-
-    Args:
-        suite: its name.
-        title: one line.
-        sections: suite by suite.
-        not_run: suites that belong to it and were never run here.
-        verdicts: what the results say about the paper's claims; stand first.
-        figures: made by `milbench analyze` and `milbench profile`; stand last.
-        others: what others published, where the report is about that.
-    """
-
-    suite: str
-    title: str
-    sections: list[Section]
-    not_run: list[str] = field(default_factory=list)
-    verdicts: list[Table] = field(default_factory=list)
-    figures: list[Saved] = field(default_factory=list)
-    others: list[Table] = field(default_factory=list)
-
-    @property
-    def tables(self) -> list[Table]:
-        """Every table, in the order of the document."""
-        return [
-            *self.verdicts,
-            *self.others,
-            *(t for s in self.sections for t in s.tables),
-            *(t for s in self.sections for t in s.appendix),
-        ]
 
 
 def build(
@@ -98,47 +30,49 @@ def build(
         suite: its name.
         published: printed numbers stand beside ours, below them, or stay out.
         tests: False leaves out everything that resamples, and with it the reading of most predictions.
-        progress: told (name of the table, comparisons done, all of them).
+        progress: called with (name of the table, comparisons done, all of them).
 
     Raises:
         MilbenchError: the suite was never run into this store or lists no trial, or a result cannot be read.
     """
-    sections = []
-    leaves = collect.leaves(store, suite)
-    for plan in collect.joined(leaves):
-        runs = collect.runs(store, plan)
-        name = plan.definition["table"]["name"]
-
-        def told(done: int, total: int, name: str = name) -> None:
-            progress(name, done, total)
-
-        table, paired = tables.build(plan, runs, published=published, tests=tests, progress=told)
-        section = Section(plan, table, paired, _made_with(runs), figures=suite_figures(plan, runs, paired, predictions=tests))
-        if tests:
-            _extend(section, runs)
-        sections.append(section)
+    leaves = reading.leaves(store, suite)
+    sections = [
+        _section(plan, reading.read(store, plan), published, tests=tests, progress=progress) for plan in reading.joined(leaves)
+    ]
     if not sections:
         raise MilbenchError(f"suite {suite} lists no trials in {store.root}; run it first: milbench run --suite {suite}")
-    not_run = collect.not_run(store, suite)
+    not_run = reading.not_run(store, suite)
     concerned = {leaf.suite for leaf in leaves} | set(not_run)
-    verdicts = claims.verdicts(store, concerned, partial(progress, "verdicts")) if tests else []
-    return Report(suite, collect.title(store, suite), sections, not_run, verdicts, figure.saved(store.root / "analysis"))
+    on_claims = verdicts.build(store, concerned, partial(progress, "verdicts")) if tests else []
+    return Report(suite, reading.title(store, suite), sections, not_run, on_claims, figure.saved(store.root / "analysis"))
 
 
-def _extend(section: Section, runs: list[collect.Run]) -> None:
+def _section(
+    plan: Plan, runs: list[Run], published: Beside, *, tests: bool, progress: Callable[[str, int, int], None]
+) -> Section:
+    compared = with_reference(plan, runs, partial(progress, plan.definition["table"]["name"])) if tests else None
+    table, paired = tables.build(plan, runs, compared, published=published, tests=tests)
+    section = Section(plan, table, paired, _made_with(runs), figures=suite_figures(plan, runs, compared, predictions=tests))
+    if tests:
+        _extend(section, runs, compared)
+    return section
+
+
+def _extend(section: Section, runs: list[Run], compared: Comparisons | None) -> None:
     """What is more than a table of means: capabilities, printed results of classic sets, the other tests."""
-    plan, layout = section.plan, section.plan.definition["table"]
+    plan = section.plan
     if plan.definition.get("known"):
-        section.more, pictures = capability.build(plan, runs)
-        section.figures += pictures
-    section.more += [table for table in [classic.build(plan, runs)] if table]
-    if section.paired:
-        section.appendix = appendix.build(plan, runs, section.paired)
-        diagrams = [ranks.critical_difference(layout["name"], runs, metric) for metric in layout["metrics"]]
+        section.more, figures = capability.build(plan, runs)
+        section.figures += figures
+    section.more += [table for table in [printed.build(plan, runs)] if table]
+    if compared:
+        section.appendix = appendix.build(plan, runs, compared)
+        name = plan.definition["table"]["name"]
+        diagrams = [ranks.critical_difference(name, runs, metric) for metric in reading.metrics(plan)]
         section.figures += [diagram for diagram in diagrams if diagram]
 
 
-def _made_with(runs: list[collect.Run]) -> dict[str, dict[str, float]]:
+def _made_with(runs: list[Run]) -> dict[str, dict[str, float]]:
     """Versions and machines behind the numbers, with the trials made there and how long they took."""
     seen: dict[str, dict[str, float]] = {}
     for run in runs:
@@ -149,51 +83,3 @@ def _made_with(runs: list[collect.Run]) -> dict[str, dict[str, float]]:
             line = f"{versions}, {spec['device']} ({machine}), {spec['threads']} thread{'s' * (spec['threads'] > 1)} a trial"
             seen.setdefault(line, {})[run.cell.trial_id] = run.result["cost"].get("seconds", 0.0)
     return seen
-
-
-def write(report: Report, folder: Path, formats: Collection[Format] = FORMATS) -> list[Path]:
-    """Write the document and each table in every format, and the figures; returns the paths, documents first.
-
-    Raises:
-        MilbenchError: two tables or two figures have the same name, or a saved figure lacks a file.
-    """
-    _distinct("table", [table.name for table in report.tables])
-    figures = _figures(report, folder / "figures")
-    written = [path for saved in figures.values() for path in (saved.pdf, saved.png, saved.csv)]
-    forms = {"latex": (".tex", latex.table), "md": (".md", render.markdown), "csv": (".csv", render.tidy_csv)}
-    for table in report.tables:
-        for suffix, form in (forms[name] for name in FORMATS if name in forms and name in formats):
-            path = folder / "tables" / f"{checked(table.name, 'table')}{suffix}"
-            write_atomically(path, form(table))
-            written.append(path)
-    documents = []
-    for name, file, make in (
-        ("html", "report.html", document.html),
-        ("latex", "report.tex", document.tex),
-        ("md", "report.md", document.markdown),
-    ):
-        if name in formats:
-            write_atomically(folder / file, make(report, figures))
-            documents.append(folder / file)
-    return documents + written
-
-
-def _figures(report: Report, folder: Path) -> dict[str, Saved]:
-    """Draw the sections' figures, and copy those of an analysis; by name."""
-    drawn = [one for section in report.sections for one in section.figures]
-    _distinct("figure", [one.name for one in drawn] + [slug(one.name) for one in report.figures])
-    found = {one.name: one.save(folder) for one in drawn}
-    for one in report.figures:
-        copy = Saved(slug(one.name), one.title, one.caption, folder)
-        for source, target in ((one.pdf, copy.pdf), (one.png, copy.png), (one.csv, copy.csv)):
-            if not source.is_file():
-                raise MilbenchError(f"figure {one.name}: {source} is missing; make the figure again, or remove {one.name}.json")
-            with replacing(target) as path:
-                shutil.copyfile(own_file(source), path)
-        found[one.name] = copy
-    return found
-
-
-def _distinct(kind: str, names: list[str]) -> None:
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise MilbenchError(f"{kind} {twice[0]} is there twice in this report; give one of them another name")

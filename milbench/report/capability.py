@@ -1,104 +1,27 @@
-"""What each method can and cannot see: pass, partial or fail on every task of a suite that says beforehand what it expects.
+"""What each method can and cannot see, as tables and figures: the capability matrix, its predictions, examples of the tasks."""
 
-Every task has a known chance level and a rule that solves it, so a number needs no rival to be judged.
-"""
-
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milbench import stats
-from milbench.report.collect import Run
-from milbench.report.figure import PAGE, Figure
-from milbench.report.numbers import NONE, number
-from milbench.report.tables import ALPHA, Entry, Row, Table, with_data
-from milbench.stats.paired import Metric
+from milbench.compare.capability import FALLEN, Matrix, Square, matrix
+from milbench.metrics import Column
+from milbench.numbers import NONE, number
+from milbench.plots.figure import PAGE, Figure
+from milbench.reading import Run
+from milbench.report.model import Entry, Row, Table
 from milbench.trials.plan import Plan
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-ALLOWED = {"pass": ("pass",), "partial": ("partial",), "fail": ("fail",), "sees": ("partial", "pass")}  # by each prediction
-SURPRISE, UNLEARNT = "s", "u"
-FALLEN = 0.9  # of the first epoch's training loss: what has not fallen below was not learnt
-REPLICATES = 2_000  # enough for an interval; its smallest p-value survives the correction over 50 methods
+SURPRISE, UNLEARNT = "s", "u"  # letters of the footnotes
 _COLOURS = {"pass": "#0072B2", "partial": "#E69F00", "fail": "#E5E5E5", "": "#FFFFFF"}
 _HATCH = "////"  # fails that were not even learnt
 _TISSUE = {"o": "#D0D0D0", "A": "#D55E00", "B": "#0072B2", "C": "#009E73"}
-
-Column = tuple[object, ...]
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of a task before any model is trained: AUC of guessing, the best possible, and that of its rule."""
-
-    chance: float
-    bayes: float
-    oracle: float
-
-    @property
-    def midway(self) -> float:
-        """Between chance and the rule."""
-        return stats.rounded((self.chance + self.oracle) / 2)
-
-
-@dataclass
-class Square:
-    """One method on one task.
-
-    Args:
-        auc: mean over the runs. low, high: its 95 % interval. p: against chance, corrected over the methods of the task.
-        loss: training loss of the last epoch over that of the first, mean over the runs; NaN for methods without epochs.
-        verdict: "pass", "partial" or "fail"; empty without a finished run, and where the AUC is undefined.
-        expected: the prediction; empty where the suite makes none.
-        why: why there is no verdict: status of the runs, or that the AUC is undefined.
-    """
-
-    known: Known
-    expected: str
-    runs: int = 0
-    auc: float = float("nan")
-    low: float = float("nan")
-    high: float = float("nan")
-    p: float = float("nan")
-    loss: float = float("nan")
-    verdict: str = ""
-    why: str = ""
-
-    @property
-    def told(self) -> bool:
-        """Whether there is a prediction that the verdict can be held against."""
-        return bool(self.verdict) and self.expected not in ("", "open")
-
-    @property
-    def surprise(self) -> bool:
-        """Whether the verdict disagrees with the prediction."""
-        return self.told and self.verdict not in ALLOWED[self.expected]
-
-    @property
-    def unlearnt(self) -> bool:
-        """Whether it fails on its own training slides as well: longer training, or another, might teach it."""
-        return self.verdict == "fail" and self.loss > FALLEN
-
-    @property
-    def mark(self) -> str:
-        """Letters of the footnotes."""
-        return SURPRISE * self.surprise + UNLEARNT * self.unlearnt
-
-    def judge(self) -> None:
-        """Give the verdict from interval and p-value; none where the AUC is undefined."""
-        if np.isnan([self.auc, self.low]).any():
-            self.why = "the AUC is undefined"
-        elif self.low >= self.known.midway:
-            self.verdict = "pass"
-        elif self.auc > self.known.chance and self.p < ALPHA:
-            self.verdict = "partial"
-        else:
-            self.verdict = "fail"
 
 
 def build(plan: Plan, runs: Sequence[Run]) -> tuple[list[Table], list[Figure]]:
@@ -108,83 +31,31 @@ def build(plan: Plan, runs: Sequence[Run]) -> tuple[list[Table], list[Figure]]:
         plan: of a suite with `expect`; `known` in its definition holds chance, Bayes, oracle and examples of every dataset.
         runs: its trials.
     """
-    definition = plan.definition
-    columns: list[Column] = list(dict.fromkeys(run.cell.column for run in runs))
-    rows = {run.cell.aggregator: run.cell.label for run in runs}
-    known = {name: Known(*(values[key] for key in ("chance", "bayes", "oracle"))) for name, values in definition["known"].items()}
-    squares = {
-        (name, column): _square(runs, name, column, known[str(column[0])], _expected(definition, name, str(column[0])))
-        for name in rows
-        for column in columns
-    }
-    for column in columns:
-        judged = [s for (_, at), s in squares.items() if at == column and s.runs]
-        for square, p in zip(judged, stats.holm([s.p for s in judged]), strict=True):
-            square.p = float(p)
-            square.judge()
-    matrix = _Matrix(plan, rows, columns, _heads(runs, columns), known, squares)
-    figures = [matrix.figure()] if any(s.verdict for s in squares.values()) else []
-    return [matrix.table(), matrix.predictions()], [*figures, _examples(plan, runs)]
+    judged = matrix(plan, runs)
+    layout = _Layout(plan, judged, _heads(runs, judged.columns))
+    figures = [layout.figure()] if any(square.verdict for square in judged.squares.values()) else []
+    return [layout.table(), layout.predictions()], [*figures, _examples(plan, runs)]
 
 
-def _expected(definition: dict[str, Any], aggregator: str, dataset: str) -> str:
-    said = definition["expect"].get(aggregator)
-    return said[definition["grid"]["dataset"].index(dataset)] if said else ""
+def mark(square: Square) -> str:
+    """Letters of a square's footnotes."""
+    return SURPRISE * square.surprise + UNLEARNT * square.unlearnt
 
 
 def _heads(runs: Sequence[Run], columns: Sequence[Column]) -> dict[Column, str]:
     """How a task is printed, with its encoder where there are several."""
-    labels = {run.cell.column: run.cell.dataset_label for run in runs}
-    several = len({column[1] for column in columns}) > 1
-    return {column: labels[column] + (f", {column[1]}" if several else "") for column in columns}
-
-
-def _square(runs: Sequence[Run], aggregator: str, column: Column, known: Known, expected: str) -> Square:
-    own = [run for run in runs if run.cell.aggregator == aggregator and run.cell.column == column]
-    done = [run for run in own if run.status == "ok"]
-    square = Square(known, expected, len(done))
-    if not done:
-        square.why = ", ".join(dict.fromkeys(run.status for run in own)) or "not asked for"
-        return square
-    by_fold: dict[int, list[Run]] = defaultdict(list)
-    for run in done:
-        by_fold[run.cell.fold].append(run)
-    against = stats.paired_bootstrap(
-        [
-            (some[0].predictions["target"], [(with_data(run, "macro_auc"), _constant(known.chance)) for run in some])
-            for some in by_fold.values()
-        ],
-        replicates=REPLICATES,
-        seed=f"capability|{aggregator}|{column}",
-    )
-    square.auc, square.low, square.high = (
-        stats.rounded(known.chance + x, step=stats.STEP) for x in (against.difference, against.low, against.high)
-    )
-    square.p = against.p
-    square.loss = stats.rounded(float(np.mean([_fall(run) for run in done])))
-    return square
-
-
-def _fall(run: Run) -> float:
-    """Training loss of the last epoch over that of the first: a ratio, as some methods' losses have more than one term."""
-    losses = [row["train_loss"] for row in run.result["curve"]]
-    return losses[-1] / losses[0] if losses and losses[0] else float("nan")
-
-
-def _constant(value: float) -> Metric:
-    return lambda counts: np.full(len(counts), value)
+    labels = {run.column: run.cell.dataset_label for run in runs}
+    several = len({column.encoder for column in columns}) > 1
+    return {column: labels[column] + (f", {column.encoder}" if several else "") for column in columns}
 
 
 @dataclass
-class _Matrix:
-    """All squares, and how rows and columns are printed."""
+class _Layout:
+    """How the squares are printed."""
 
     plan: Plan
-    rows: dict[str, str]
-    columns: list[Column]
+    matrix: Matrix
     heads: dict[Column, str]
-    known: dict[str, Known]
-    squares: dict[tuple[str, Column], Square]
 
     @property
     def name(self) -> str:
@@ -192,27 +63,22 @@ class _Matrix:
 
     def table(self) -> Table:
         """Verdict and AUC of each method on each task, under what is known of the task."""
+        columns, known = self.matrix.columns, self.matrix.known
         references = [
-            Row(
-                label, [Entry(number(getattr(self.known[str(column[0])], key), ".2f")) for column in self.columns] + [Entry(NONE)]
-            )
+            Row(label, [*(Entry(number(getattr(known[column.dataset], key), ".2f")) for column in columns), Entry(NONE)])
             for key, label in (("chance", "Chance"), ("bayes", "Bayes (types known)"), ("oracle", "Oracle (the rule)"))
         ]
-        lines, tidy = [], []
-        for name, label in self.rows.items():
-            own = [self.squares[name, column] for column in self.columns]
-            entries = [
-                Entry(f"{s.verdict} {number(s.auc, '.2f')}", mark=s.mark) if s.verdict else Entry(f"{NONE} ({s.why})")
-                for s in own
-            ]
-            told = [s for s in own if s.told]
-            lines.append(Row(label, [*entries, Entry(f"{sum(not s.surprise for s in told)} of {len(told)}" if told else NONE)]))
-            tidy += [self._tidy(name, label, column) for column in self.columns]
+        lines = []
+        for name, label in self.matrix.rows.items():
+            squares = self.matrix.row(name)
+            predicted = [square for square in squares if square.predicted]
+            agree = f"{sum(not square.surprise for square in predicted)} of {len(predicted)}" if predicted else NONE
+            lines.append(Row(label, [*map(_entry, squares), Entry(agree)]))
         lines[0].rule = True
         return Table(
             name=self.name,
             title="What each method sees: verdict and AUC on the test slides",
-            headers=[("", self.heads[column]) for column in self.columns] + [("", "as predicted")],
+            headers=[("", self.heads[column]) for column in columns] + [("", "as predicted")],
             rows=[*references, *lines],
             notes=[
                 "pass: the 95 % interval of the AUC (bootstrap over test slides, stratified by class) lies above the middle"
@@ -225,78 +91,103 @@ class _Matrix:
                 " places of the same test slides.",
                 "The interval says what other test slides would have shown, not what another training would.",
             ],
-            tidy=tidy,
+            tidy=self.tidy(),
         )  # fmt: skip
 
-    def _tidy(self, name: str, label: str, column: Column) -> dict[str, Any]:
-        s = self.squares[name, column]
-        agreed = ("surprise" if s.surprise else "as expected") if s.told else ""
-        return {
-            "dataset": column[0], "encoder": column[1], "aggregator": name, "label": label, "runs": s.runs, "auc": s.auc,
-            "low": s.low, "high": s.high, "p_holm": s.p, "loss_ratio": s.loss, "verdict": s.verdict, "expected": s.expected,
-            "agreed": agreed, "why": s.why, "chance": s.known.chance, "bayes": s.known.bayes, "oracle": s.known.oracle,
-        }  # fmt: skip
+    def tidy(self) -> list[dict[str, Any]]:
+        """Every square, for the CSV of the table and of the figure."""
+        return [
+            _tidy(self.matrix.squares[name, column], name, label, column)
+            for name, label in self.matrix.rows.items()
+            for column in self.matrix.columns
+        ]
 
     def predictions(self) -> Table:
         """What the suite's file says beforehand."""
+        rows, columns = self.matrix.rows, self.matrix.columns
         lines = []
-        for name, label in self.rows.items():
-            own = [self.squares[name, column] for column in self.columns]
-            lines.append(Row(label, [Entry(s.expected or NONE, mark=SURPRISE if s.surprise else "") for s in own]))
+        for name, label in rows.items():
+            squares = self.matrix.row(name)
+            lines.append(Row(label, [Entry(s.expected or NONE, mark=SURPRISE if s.surprise else "") for s in squares]))
         return Table(
             name=f"{self.plan.suite}-predictions",
             title="What was predicted",
-            headers=[("", self.heads[column]) for column in self.columns],
+            headers=[("", self.heads[column]) for column in columns],
             rows=lines,
             notes=[
                 "Written into the suite's file from the definitions of the methods. sees: partial or pass. open: no prediction.",
                 f"{SURPRISE}: measured otherwise.",
             ],
             tidy=[
-                {"dataset": column[0], "aggregator": name, "label": label, "expected": self.squares[name, column].expected}
-                for name, label in self.rows.items()
-                for column in self.columns
+                {
+                    "dataset": column.dataset, "aggregator": name, "label": label,
+                    "expected": self.matrix.squares[name, column].expected,
+                }
+                for name, label in rows.items()
+                for column in columns
             ],
-        )
+        )  # fmt: skip
 
     def figure(self) -> Figure:
         """The matrix in colours."""
-
-        def draw() -> "Drawing":
-            from matplotlib import pyplot as plt
-            from matplotlib.lines import Line2D
-            from matplotlib.patches import Patch, Rectangle
-
-            figure, axes = plt.subplots(figsize=(PAGE, 1.1 + 0.27 * len(self.rows)))
-            for y, name in enumerate(self.rows):
-                for x, column in enumerate(self.columns):
-                    s = self.squares[name, column]
-                    hatch = _HATCH if s.unlearnt else None
-                    axes.add_patch(Rectangle((x, y), 1, 1, facecolor=_COLOURS[s.verdict], edgecolor="white", hatch=hatch))
-                    ink = "white" if s.verdict == "pass" else "black"
-                    text = number(s.auc, ".2f") + (" !" if s.surprise else "")  # as in the table
-                    weight = "bold" if s.surprise else "normal"
-                    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink, fontsize=7, fontweight=weight)
-            axes.set(xlim=(0, len(self.columns)), ylim=(len(self.rows), 0))
-            axes.set_xticks(np.arange(len(self.columns)) + 0.5, [self.heads[c] for c in self.columns], rotation=30, ha="left")
-            axes.set_yticks(np.arange(len(self.rows)) + 0.5, list(self.rows.values()))
-            axes.xaxis.tick_top()
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
-            keys: list[Patch | Line2D] = [Patch(facecolor=_COLOURS[v], label=v) for v in ("pass", "partial", "fail")]
-            keys.append(Patch(facecolor=_COLOURS["fail"], edgecolor="white", hatch=_HATCH, label="fail, not even learnt"))
-            keys.append(Line2D([], [], color="black", marker="$!$", linestyle="", label="other than predicted"))
-            axes.legend(handles=keys, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncol=5)
-            return figure
-
         return Figure(
             name=self.name,
             title="What each method sees",
             caption="AUC on the test slides of each task; 0.5 is chance, 1 is the rule. Colours are the verdicts of the table; "
             "hatched: the training slides were not learnt either; ! marks what the suite's file predicted otherwise.",
-            rows=[self._tidy(name, label, column) for name, label in self.rows.items() for column in self.columns],
-            draw=draw,
+            rows=self.tidy(),
+            draw=self._draw,
         )
+
+    def _draw(self) -> "Drawing":
+        from matplotlib import pyplot as plt
+        from matplotlib.lines import Line2D
+        from matplotlib.patches import Patch
+
+        columns, rows = self.matrix.columns, self.matrix.rows
+        figure, axes = plt.subplots(figsize=(PAGE, 1.1 + 0.27 * len(rows)))
+        for y, name in enumerate(rows):
+            for x, square in enumerate(self.matrix.row(name)):
+                _draw_square(axes, x, y, square)
+        axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
+        axes.set_xticks(np.arange(len(columns)) + 0.5, [self.heads[c] for c in columns], rotation=30, ha="left")
+        axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows.values()))
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        keys: list[Patch | Line2D] = [Patch(facecolor=_COLOURS[v], label=v) for v in ("pass", "partial", "fail")]
+        keys.append(Patch(facecolor=_COLOURS["fail"], edgecolor="white", hatch=_HATCH, label="fail, not even learnt"))
+        keys.append(Line2D([], [], color="black", marker="$!$", linestyle="", label="other than predicted"))
+        axes.legend(handles=keys, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncol=5)
+        return figure
+
+
+def _entry(square: Square) -> Entry:
+    if not square.verdict:
+        return Entry(f"{NONE} ({square.why})")
+    return Entry(f"{square.verdict} {number(square.auc, '.2f')}", mark=mark(square))
+
+
+def _tidy(square: Square, name: str, label: str, column: Column) -> dict[str, Any]:
+    agreed = ("surprise" if square.surprise else "as expected") if square.predicted else ""
+    known = square.known
+    return {
+        "dataset": column.dataset, "encoder": column.encoder, "aggregator": name, "label": label, "runs": square.runs,
+        "auc": square.auc, "low": square.low, "high": square.high, "p_holm": square.p, "loss_ratio": square.loss,
+        "verdict": square.verdict, "expected": square.expected, "agreed": agreed, "why": square.why, "chance": known.chance,
+        "bayes": known.bayes, "oracle": known.oracle,
+    }  # fmt: skip
+
+
+def _draw_square(axes: "Axes", x: int, y: int, square: Square) -> None:
+    from matplotlib.patches import Rectangle
+
+    hatch = _HATCH if square.unlearnt else None
+    axes.add_patch(Rectangle((x, y), 1, 1, facecolor=_COLOURS[square.verdict], edgecolor="white", hatch=hatch))
+    ink = "white" if square.verdict == "pass" else "black"
+    text = number(square.auc, ".2f") + (" !" if square.surprise else "")  # as in the table
+    weight = "bold" if square.surprise else "normal"
+    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink, fontsize=7, fontweight=weight)
 
 
 def _examples(plan: Plan, runs: Sequence[Run]) -> Figure:

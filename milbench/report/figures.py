@@ -1,6 +1,5 @@
 """Figures of a suite, from its results alone: how methods learn, where they break, what an ablation changes."""
 
-import hashlib
 import math
 import re
 from collections import defaultdict
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from milbench import stats
-from milbench.report.collect import Run
-from milbench.report.figure import COLUMN, OTHERS, PAGE, Figure, styles
-from milbench.report.numbers import number, signed, written
-from milbench.report.tables import ALPHA, METRICS, Table
-from milbench.stats.metrics import concordance_by_case
-from milbench.trials import plan as plans
+from milbench import reading, stats
+from milbench.compare import ALPHA, Comparisons
+from milbench.compare.trend import BINS, Trend, trend
+from milbench.metrics import SELECTS, Column, Metric
+from milbench.numbers import p_value, signed, written
+from milbench.plots.figure import COLUMN, OTHERS, PAGE, Figure, styles
+from milbench.reading import Run, draws
 from milbench.trials.plan import Plan
 
 if TYPE_CHECKING:
@@ -25,14 +24,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 Array = NDArray[np.float64]
-SELECTS = {"subtyping": "macro_auc", "survival": "c_index"}  # the metric that chooses among the draws of a search
-RESAMPLES = 1000
-FEWEST = 8  # cases below which no trend is fitted
-BINS = 5  # groups of equally many cases along the size of the bag
+Numbers = list[dict[str, Any]]  # what a figure plots, and its file holds
+Looks = dict[str, dict[str, Any]]  # method -> matplotlib's keywords
 LOG_ABOVE = 20  # ratio of the largest to the smallest value of an ablation from which its axis is logarithmic
 
 
-def suite_figures(plan: Plan, runs: Sequence[Run], paired: Table | None = None, *, predictions: bool = True) -> list[Figure]:
+def suite_figures(
+    plan: Plan, runs: Sequence[Run], compared: Comparisons | None = None, *, predictions: bool = True
+) -> list[Figure]:
     """What the results of a suite can show.
 
     An ablation (one method, one parameter swept) gives its curves, a split by size its bars; every column of every suite gives
@@ -41,21 +40,21 @@ def suite_figures(plan: Plan, runs: Sequence[Run], paired: Table | None = None, 
     Args:
         plan: of the suite.
         runs: its trials; of a search, every draw or the chosen ones.
-        paired: the comparison with its reference, whose intervals stand under the bars; None where there is none.
+        compared: the methods with the reference, whose intervals stand under the bars; None where there is no comparison.
         predictions: False leaves out what must read the predictions of every trial.
     """
-    runs = plans.select_draws(runs, SELECTS[plan.definition["task"]])
+    runs = draws.chosen(runs, SELECTS[plan.definition["task"]])
     done = [run for run in runs if run.status == "ok"]
-    columns = list(dict.fromkeys(run.cell.column for run in done))
-    figures = []
+    columns = list(dict.fromkeys(run.column for run in done))
+    figures: list[Figure | None] = []
     for column in columns:
-        here = [run for run in done if run.cell.column == column]
+        here = [run for run in done if run.column == column]
         place = _Place.of(plan, column, columns)
-        figures += [ablation(plan, here, [r for r in runs if r.cell.column == column and r.status != "ok"], place)]
+        figures += [ablation(plan, here, [r for r in runs if r.column == column and r.status != "ok"], place)]
         figures += [against_size(here, place) if predictions else None, learning(here, place)]
     by_size = [run for run in done if run.cell.split.startswith("extrapolation")]
     if by_size:
-        figures += [extrapolation(plan, by_size, paired, metric) for metric in plan.definition["table"]["metrics"]]
+        figures += [extrapolation(plan, by_size, compared, metric) for metric in reading.metrics(plan)]
     return [figure for figure in figures if figure is not None]
 
 
@@ -67,7 +66,7 @@ class _Place:
     words: str
 
     @classmethod
-    def of(cls, plan: Plan, column: tuple[object, ...], columns: Sequence[tuple[object, ...]]) -> "_Place":
+    def of(cls, plan: Plan, column: Column, columns: Sequence[Column]) -> "_Place":
         name, heads, units = plan.definition["table"]["name"], plan.heads, {2: "x", 3: " px"}
         different = {at: str(value) for at, value in enumerate(column) if len({other[at] for other in columns}) > 1}
         words = [heads.get(value, f"{value}{units.get(at, '')}") for at, value in different.items()]
@@ -86,10 +85,15 @@ def _mean(values: Array) -> float:
 
 def _methods(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     """(aggregator, label) -> its runs, in the order of the table."""
-    found: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    methods: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        found[run.cell.aggregator, run.cell.label].append(run)
-    return found
+        methods[run.cell.aggregator, run.cell.label].append(run)
+    return methods
+
+
+def _of_method(rows: Numbers, method: tuple[str, str]) -> Numbers:
+    """The rows of a method as the file holds them."""
+    return [row for row in written(rows) if (row["aggregator"], row["label"]) == method]
 
 
 def _panels(labels: Sequence[str], x: str, y: str) -> tuple["Drawing", list["Axes"]]:
@@ -111,7 +115,7 @@ def _panels(labels: Sequence[str], x: str, y: str) -> tuple["Drawing", list["Axe
     return drawing, every[: len(labels)]
 
 
-def _ticks_of_sizes(ax: "Axes", low: float, high: float) -> None:
+def ticks_of_sizes(ax: "Axes", low: float, high: float) -> None:
     """Two to four numbers on a logarithmic axis: round ones, or where there is no place for two of them its ends and middle."""
     from matplotlib.ticker import NullFormatter
 
@@ -131,148 +135,71 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
 
     Args:
         runs: finished trials of one column.
+        place: the column.
     """
     if any("instances" not in run.predictions for run in runs):
         return None
     survival = "risk" in runs[0].predictions
     what = "share of pairs in the right order" if survival else "share correct"
     looks = styles(run.cell for run in runs)
-    fitted = {method: fit for method, own in _methods(runs).items() if (fit := Trend.fit(own, place.name)) is not None}
+    fitted = {method: fit for method, of in _methods(runs).items() if (fit := trend(of, place.name)) is not None}
     if not fitted:
         return None
     value = what.replace(" ", "_")
-    rows: list[dict[str, Any]] = []
+    rows: Numbers = []
     for (name, label), fit in fitted.items():
         method = {"aggregator": name, "label": label, "cases": fit.cases}
         for kind, points in (("bin", fit.bins), ("line", fit.line)):
             rows += [{**method, "kind": kind, "instances": p.n, value: p.mean, "low": p.low, "high": p.high} for p in points]
         rows.append({**method, "kind": "slope per doubling", value: fit.slope, "low": fit.low, "high": fit.high})
-    falls = [label for (_, label), fit in fitted.items() if fit.high < 0]
-    rises = [label for (_, label), fit in fitted.items() if fit.low > 0]
-    seen = [f"It falls for {', '.join(falls)}." if falls else "", f"It rises for {', '.join(rises)}." if rises else ""]
     unit = "pairs of test cases that hold the case" if survival else "the case's test predictions"
     caption = (
         f"Each test case counts with the {what} of {unit}, averaged over seeds, against its number of instances. Points: means "
         f"of {BINS} groups of like size, with their standard error. Line: least squares in the logarithm of the size, with a "
         "95 % band over resampled cases. Number: change per doubling of the bag; an asterisk where its 95 % interval excludes 0, "
-        f"not corrected for the number of methods. {' '.join(filter(None, seen)) or 'No slope is told apart from 0.'} Large and "
-        "small slides may differ in more than size, such as class."
+        f"not corrected for the number of methods. {_slopes(fitted)} Large and small slides may differ in more than size, such "
+        "as class."
     )
-
-    def draw() -> "Drawing":
-        stars = ["*" if fit.low > 0 or fit.high < 0 else "" for fit in fitted.values()]
-        titles = [f"{label}\n{signed(fit.slope)}{star}" for ((_, label), fit), star in zip(fitted.items(), stars, strict=True)]
-        drawing, axes = _panels(titles, "instances", what)
-        for ax, (name, label) in zip(axes, fitted, strict=True):
-            own = [row for row in written(rows) if (row["aggregator"], row["label"]) == (name, label)]
-            bins, line = (
-                np.array([[row[key] for key in ("instances", value, "low", "high")] for row in own if row["kind"] == kind])
-                for kind in ("bin", "line")
-            )  # (points, 4)
-            look = looks[name]
-            ax.fill_between(line[:, 0], line[:, 2], line[:, 3], color=look["color"], alpha=0.2, linewidth=0)
-            ax.plot(line[:, 0], line[:, 1], color=look["color"])
-            ax.errorbar(
-                bins[:, 0], bins[:, 1], (bins[:, 1] - bins[:, 2], bins[:, 3] - bins[:, 1]), fmt=look["marker"],
-                color=look["color"], markersize=3, elinewidth=0.8,
-            )  # fmt: skip
-            ax.set_ylim(0, 1.02)
-            _ticks_of_sizes(ax, min(f.line[0].n for f in fitted.values()), max(f.line[-1].n for f in fitted.values()))
-        return drawing
-
-    return Figure(f"{place.name}-size", f"Performance against the size of the bag{place.words}", caption, rows, draw)
+    return Figure(
+        f"{place.name}-size", f"Performance against the size of the bag{place.words}", caption, rows,
+        lambda: _draw_sizes(fitted, looks, rows, what),
+    )  # fmt: skip
 
 
-class Point(NamedTuple):
-    """Of a trend: at n instances, the mean and the ends of its error bar or band."""
-
-    n: float
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Trend(stats.Rounded):
-    """Outcome against log2 of the instances.
-
-    Args:
-        slope, low, high: change per doubling, with its 95 % interval.
-        bins: groups of cases of like size, with the standard error of their mean.
-        line: the fit, with its 95 % band.
-        cases: how many.
-    """
-
-    slope: float
-    low: float
-    high: float
-    bins: list[Point]
-    line: list[Point]
-    cases: int
-
-    @classmethod
-    def fit(cls, runs: Sequence[Run], seed: str) -> "Trend | None":
-        """Of one method's runs; None for too few cases, or cases of one size."""
-        outcomes, sizes = defaultdict(list), {}
-        for run in runs:
-            p = run.predictions
-            right = concordance_by_case(p["time"], p["event"], p["risk"]) if "risk" in p else _right(p["score"], p["target"])
-            for slide, n, value in zip(p["slide"], p["instances"], right, strict=True):
-                if not np.isnan(value):
-                    outcomes[slide].append(float(value))
-                    sizes[slide] = float(n)
-        x = np.log2([sizes[slide] for slide in outcomes])  # (cases,)
-        y = np.array([np.mean(values) for values in outcomes.values()])
-        if len(x) < FEWEST or np.ptp(x) == 0:
-            return None
-        at = np.linspace(x.min(), x.max(), 21)
-        slope, line = _lines(x, y, np.ones((1, len(x))), at)
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
-        slopes, lines = _lines(x, y, rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=RESAMPLES).astype(float), at)
-        low, high = np.nanquantile(slopes, [0.025, 0.975])
-        bands = np.nanquantile(lines, [0.025, 0.975], axis=0)  # (2, points)
-        bins = []
-        for part in np.array_split(x.argsort(kind="stable"), min(BINS, len(x) // 4)):
-            mean, error = y[part].mean(), y[part].std(ddof=1) / math.sqrt(len(part))
-            bins.append(_point(2 ** x[part].mean(), mean, mean - error, mean + error))
-        points = [_point(2**a, *values) for a, *values in zip(at, line[0], *bands, strict=True)]
-        return cls(float(slope[0]), float(low), float(high), bins, points, len(x))
+def _slopes(fitted: dict[tuple[str, str], Trend]) -> str:
+    """For whom performance falls and for whom it rises."""
+    falls = [label for (_, label), fit in fitted.items() if fit.high < 0]
+    rises = [label for (_, label), fit in fitted.items() if fit.low > 0]
+    seen = [f"It falls for {', '.join(falls)}." if falls else "", f"It rises for {', '.join(rises)}." if rises else ""]
+    return " ".join(filter(None, seen)) or "No slope is told apart from 0."
 
 
-def _point(n: float, *values: float) -> Point:
-    return Point(stats.rounded(n), *(stats.rounded(value, step=stats.STEP) for value in values))
-
-
-def _right(score: Array, target: NDArray[np.int64]) -> Array:
-    """Whether each case is predicted right (n,); NaN where its scores are missing."""
-    return np.where(np.isnan(score).any(1), np.nan, score.argmax(1) == target)
-
-
-def _lines(x: Array, y: Array, counts: Array, at: Array) -> tuple[Array, Array]:
-    """Least-squares slopes (B,), and the lines' values (B, points), with each case counted counts (B, n) times."""
-    total = counts.sum(1)
-    mean_x, mean_y = counts @ x / total, counts @ y / total
-    away = x - mean_x[:, None]  # (B, n)
-    with np.errstate(invalid="ignore"):
-        slope = (counts * away * (y - mean_y[:, None])).sum(1) / (counts * away**2).sum(1)
-    return slope, mean_y[:, None] + slope[:, None] * (at - mean_x[:, None])
+def _draw_sizes(fitted: dict[tuple[str, str], Trend], looks: Looks, rows: Numbers, what: str) -> "Drawing":
+    stars = ["*" if fit.low > 0 or fit.high < 0 else "" for fit in fitted.values()]
+    titles = [f"{label}\n{signed(fit.slope)}{star}" for ((_, label), fit), star in zip(fitted.items(), stars, strict=True)]
+    drawing, axes = _panels(titles, "instances", what)
+    keys = ("instances", what.replace(" ", "_"), "low", "high")
+    for ax, method in zip(axes, fitted, strict=True):
+        of_method = _of_method(rows, method)
+        bins, line = (
+            np.array([[row[key] for key in keys] for row in of_method if row["kind"] == kind]) for kind in ("bin", "line")
+        )  # (points, 4)
+        look = looks[method[0]]
+        ax.fill_between(line[:, 0], line[:, 2], line[:, 3], color=look["color"], alpha=0.2, linewidth=0)
+        ax.plot(line[:, 0], line[:, 1], color=look["color"])
+        ax.errorbar(
+            bins[:, 0], bins[:, 1], (bins[:, 1] - bins[:, 2], bins[:, 3] - bins[:, 1]), fmt=look["marker"],
+            color=look["color"], markersize=3, elinewidth=0.8,
+        )  # fmt: skip
+        ax.set_ylim(0, 1.02)
+        ticks_of_sizes(ax, min(f.line[0].n for f in fitted.values()), max(f.line[-1].n for f in fitted.values()))
+    return drawing
 
 
 def learning(runs: Sequence[Run], place: _Place) -> Figure | None:
     """Training and validation loss by epoch, a panel for each method."""
-    looks = styles(run.cell for run in runs)
-    methods = {method: own for method, own in _methods(runs).items() if any(run.result["curve"] for run in own)}
-    rows: list[dict[str, Any]] = []
-    for (name, label), own in methods.items():
-        chosen = [run.result["selected"]["epoch"] for run in own]
-        for epoch in range(1, max(len(run.result["curve"]) for run in own) + 1):
-            still = [run.result["curve"][epoch - 1] for run in own if len(run.result["curve"]) >= epoch]
-            row: dict[str, Any] = {"aggregator": name, "label": label, "epoch": epoch, "runs": len(still)}
-            for part in ("train_loss", "val_loss"):
-                if values := [r[part] for r in still if r.get(part) is not None]:
-                    quartiles = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
-                    row |= dict(zip((f"{part}_low", part, f"{part}_high"), quartiles, strict=True))
-            rows.append({**row, "chosen": chosen.count(epoch)})
+    methods = {method: of for method, of in _methods(runs).items() if any(run.result["curve"] for run in of)}
+    rows = [row for (name, label), of in methods.items() for row in _epochs({"aggregator": name, "label": label}, of)]
     if not rows:
         return None
     caption = (
@@ -280,87 +207,125 @@ def learning(runs: Sequence[Run], place: _Place) -> Figure | None:
         "over the runs that still train. Ticks below: epochs whose model was tested, the higher the more runs. Validation loss "
         "that rises while training loss falls is overfitting; ticks at the right end mean that training was cut short."
     )
+    title, looks = f"Learning curves{place.words}", styles(run.cell for run in runs)
+    return Figure(f"{place.name}-learning", title, caption, rows, lambda: _draw_learning(list(methods), looks, rows))
 
-    def draw() -> "Drawing":
-        drawing, axes = _panels([label for _, label in methods], "epoch", "loss")
-        drawn = written(rows)
-        top = np.nanquantile([row[key] for row in drawn for key in ("train_loss", "val_loss") if key in row], 0.99) * 1.15
-        for ax, (name, label) in zip(axes, methods, strict=True):
-            own = [row for row in drawn if (row["aggregator"], row["label"]) == (name, label)]
-            colour = looks[name]["color"]
-            for part, line in (("train_loss", "-"), ("val_loss", "--")):
-                shown = [row for row in own if part in row]
-                epochs = [row["epoch"] for row in shown]
-                ax.plot(epochs, [row[part] for row in shown], line, color=colour, linewidth=1)
-                low, high = ([row[f"{part}_{side}"] for row in shown] for side in ("low", "high"))
-                ax.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
-            most = max(row["chosen"] for row in own) or 1
-            at = [row for row in own if row["chosen"]]
-            ax.vlines([r["epoch"] for r in at], 0, [0.12 * top * r["chosen"] / most for r in at], color="black", linewidth=1)
-            ax.set_ylim(0, top)
-        return drawing
 
-    return Figure(f"{place.name}-learning", f"Learning curves{place.words}", caption, rows, draw)
+def _epochs(method: dict[str, str], runs: Sequence[Run]) -> Numbers:
+    """Of each epoch the quartiles of the losses over the runs that reach it, and how many runs chose it."""
+    rows = []
+    chosen = [run.result["selected"]["epoch"] for run in runs]
+    for epoch in range(1, max(len(run.result["curve"]) for run in runs) + 1):
+        still = [run.result["curve"][epoch - 1] for run in runs if len(run.result["curve"]) >= epoch]
+        row: dict[str, Any] = {**method, "epoch": epoch, "runs": len(still)}
+        for part in ("train_loss", "val_loss"):
+            if values := [r[part] for r in still if r.get(part) is not None]:
+                quartiles = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+                row |= dict(zip((f"{part}_low", part, f"{part}_high"), quartiles, strict=True))
+        rows.append({**row, "chosen": chosen.count(epoch)})
+    return rows
+
+
+def _draw_learning(methods: Sequence[tuple[str, str]], looks: Looks, rows: Numbers) -> "Drawing":
+    drawing, axes = _panels([label for _, label in methods], "epoch", "loss")
+    losses = [row[key] for row in written(rows) for key in ("train_loss", "val_loss") if key in row]
+    top = np.nanquantile(losses, 0.99) * 1.15
+    for ax, method in zip(axes, methods, strict=True):
+        of_method, colour = _of_method(rows, method), looks[method[0]]["color"]
+        for part, line in (("train_loss", "-"), ("val_loss", "--")):
+            shown = [row for row in of_method if part in row]
+            epochs = [row["epoch"] for row in shown]
+            ax.plot(epochs, [row[part] for row in shown], line, color=colour, linewidth=1)
+            low, high = ([row[f"{part}_{side}"] for row in shown] for side in ("low", "high"))
+            ax.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+        most = max(row["chosen"] for row in of_method) or 1
+        at = [row for row in of_method if row["chosen"]]
+        ax.vlines([r["epoch"] for r in at], 0, [0.12 * top * r["chosen"] / most for r in at], color="black", linewidth=1)
+        ax.set_ylim(0, top)
+    return drawing
+
+
+class _Sweep(NamedTuple):
+    """The one parameter that the rows of a suite sweep, such as `recipe.lr` or `radius`."""
+
+    key: str
+
+    @classmethod
+    def of(cls, listed: Sequence[str]) -> "_Sweep | None":
+        """None where rows are several methods, or change several parameters."""
+        swept = {key for name in listed for key in _changes(name)}
+        if len(listed) < 2 or len(swept) != 1 or len({name.split("[")[0] for name in listed}) > 1:
+            return None
+        return cls(*swept)
+
+    @property
+    def words(self) -> str:
+        return self.key.rpartition(".")[2].replace("_", " ")
+
+    def value(self, run: Run) -> Any:
+        """Its value in a finished trial."""
+        scope, _, name = self.key.rpartition(".")
+        return run.result["spec"]["recipe" if scope else "params"][name]
 
 
 def ablation(plan: Plan, runs: Sequence[Run], others: Sequence[Run], place: _Place) -> Figure | None:
     """Metrics against the one parameter that the rows of the suite sweep; None for a suite that sweeps none.
 
     Args:
+        plan: of the suite.
         runs: finished trials of one column.
         others: those without a result.
+        place: the column.
     """
     listed = plan.definition["grid"]["aggregator"]
-    swept = {key for name in listed for key in _changes(name)}
-    if len(listed) < 2 or len(swept) != 1 or len({name.split("[")[0] for name in listed}) > 1:
+    sweep = _Sweep.of(listed)
+    if sweep is None:
         return None
-    (key,) = swept
-    scope, _, name = key.rpartition(".")
-    metrics, reference = plan.definition["table"]["metrics"], plan.definition["table"]["reference"]
-    rows = []
-    for (aggregator, _), own in _methods([run for run in runs if run.cell.aggregator in listed]).items():
-        value = own[0].result["spec"]["recipe" if scope else "params"][name]
+    key, metrics, reference = sweep.key, reading.metrics(plan), plan.definition["table"]["reference"]
+    rows: Numbers = []
+    for (aggregator, _), of in _methods([run for run in runs if run.cell.aggregator in listed]).items():
         for metric in metrics:
-            found = np.array([run.metric(metric) for run in own])
-            row = {key: value, "metric": metric, "mean": _mean(found), "sd": _sd(found), "runs": len(found)}
+            values = np.array([run.metric(metric.name) for run in of])
+            row = {key: sweep.value(of[0]), "metric": metric.name, "mean": _mean(values), "sd": _sd(values), "runs": len(values)}
             rows.append({**row, "reference": aggregator == reference})
     if len({row[key] for row in rows}) < 2:
         return None
-    numbers = all(isinstance(row[key], int | float) and not isinstance(row[key], bool) for row in rows)
-    values = sorted({row[key] for row in rows}) if numbers else list(dict.fromkeys(row[key] for row in rows))
     missing = {_changes(run.cell.aggregator).get(key, "default"): run.status for run in others if run.cell.aggregator in listed}
     absent = f" Not shown: {', '.join(f'{value} ({why})' for value, why in missing.items())}." if missing else ""
-    words = name.replace("_", " ")
     caption = (
-        f"Mean and sample standard deviation over {max(row['runs'] for row in rows)} runs at each value of {words}. Dotted line "
-        f"and open marker: the default. Does the curve leave the error bars of the default?{absent}"
+        f"Mean and sample standard deviation over {max(row['runs'] for row in rows)} runs at each value of {sweep.words}. Dotted "
+        f"line and open marker: the default. Does the curve leave the error bars of the default?{absent}"
     )
+    title = f"{plan.definition['title']}{place.words}"
+    return Figure(f"{place.name}-curve", title, caption, rows, lambda: _draw_sweep(sweep, metrics, rows))
 
-    def draw() -> "Drawing":
-        from matplotlib import pyplot as plt
 
-        drawing, ax = plt.subplots(figsize=(COLUMN, 2.4))
-        at = {value: float(value) if numbers else float(i) for i, value in enumerate(values)}
-        if numbers and values[0] > 0 and values[-1] / values[0] >= LOG_ABOVE:
-            ax.set_xscale("log")
-        for metric, colour, marker, line in zip(metrics, ("black", OTHERS, "#0072B2"), "osD", ("-", "--", ":"), strict=False):
-            own = sorted((row for row in written(rows) if row["metric"] == metric), key=lambda row: at[row[key]])
-            where, mean, sd = ([at[row[key]] for row in own], [row["mean"] for row in own], [row["sd"] or 0.0 for row in own])
-            shown = {"color": colour, "marker": marker, "linestyle": line, "label": METRICS[metric][0]}
-            ax.errorbar(where, mean, sd, capsize=2, elinewidth=0.8, **shown)  # type: ignore[arg-type]
-            for row in own:
-                if row["reference"]:
-                    ax.axvline(at[row[key]], color=OTHERS, linewidth=0.8, linestyle=":", zorder=0)
-                    ax.plot(at[row[key]], row["mean"], marker, color=colour, markerfacecolor="white", markersize=6, zorder=5)
-        ax.set_xticks(list(at.values()), [f"{v:g}" if numbers else str(v) for v in values])
-        ax.minorticks_off()
-        if len(values) > 6:
-            ax.tick_params(axis="x", rotation=45)
-        ax.set_xlabel(words)
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(metrics))
-        return drawing
+def _draw_sweep(sweep: _Sweep, metrics: Sequence[Metric], rows: Numbers) -> "Drawing":
+    from matplotlib import pyplot as plt
 
-    return Figure(f"{place.name}-curve", f"{plan.definition['title']}{place.words}", caption, rows, draw)
+    key = sweep.key
+    numbers = all(isinstance(row[key], int | float) and not isinstance(row[key], bool) for row in rows)
+    values = sorted({row[key] for row in rows}) if numbers else list(dict.fromkeys(row[key] for row in rows))
+    at = {value: float(value) if numbers else float(i) for i, value in enumerate(values)}
+    drawing, ax = plt.subplots(figsize=(COLUMN, 2.4))
+    if numbers and values[0] > 0 and values[-1] / values[0] >= LOG_ABOVE:
+        ax.set_xscale("log")
+    for metric, colour, marker, line in zip(metrics, ("black", OTHERS, "#0072B2"), "osD", ("-", "--", ":"), strict=False):
+        of_metric = sorted((row for row in written(rows) if row["metric"] == metric.name), key=lambda row: at[row[key]])
+        where, mean = [at[row[key]] for row in of_metric], [row["mean"] for row in of_metric]
+        sd = [row["sd"] or 0.0 for row in of_metric]
+        shown = {"color": colour, "marker": marker, "linestyle": line, "label": metric.label}
+        ax.errorbar(where, mean, sd, capsize=2, elinewidth=0.8, **shown)  # type: ignore[arg-type]
+        for row in (row for row in of_metric if row["reference"]):
+            ax.axvline(at[row[key]], color=OTHERS, linewidth=0.8, linestyle=":", zorder=0)
+            ax.plot(at[row[key]], row["mean"], marker, color=colour, markerfacecolor="white", markersize=6, zorder=5)
+    ax.set_xticks(list(at.values()), [f"{v:g}" if numbers else str(v) for v in values])
+    ax.minorticks_off()
+    if len(values) > 6:
+        ax.tick_params(axis="x", rotation=45)
+    ax.set_xlabel(sweep.words)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(metrics))
+    return drawing
 
 
 def _changes(name: str) -> dict[str, str]:
@@ -369,70 +334,74 @@ def _changes(name: str) -> dict[str, str]:
     return dict(item.partition("=")[::2] for item in inside[1].split(",")) if inside else {}
 
 
-def extrapolation(plan: Plan, done: Sequence[Run], paired: Table | None, metric: str) -> Figure:
+def extrapolation(plan: Plan, done: Sequence[Run], compared: Comparisons | None, metric: Metric) -> Figure:
     """Bars of a metric on splits by size, the one-way ANOVA over methods, and each method's paired difference to the reference.
 
     Args:
+        plan: of the suite.
         done: finished trials on splits by size.
-        paired: the comparison with the reference.
+        compared: the methods with the reference.
+        metric: which one.
     """
-    columns, looks = list(dict.fromkeys(run.cell.column for run in done)), styles(run.cell for run in done)
-    axes = ("dataset", "encoder", "magnification", "patch_size", "split")
-    paired_rows = [row for row in paired.tidy if row["metric"] == metric] if paired else []
-    compared = {(*(row[axis] for axis in axes), row["aggregator"]): row for row in paired_rows}
-    anova: dict[tuple[object, ...], float] = {}
-    rows: list[dict[str, Any]] = []
-    for column in columns:
-        methods = _methods([run for run in done if run.cell.column == column])
-        groups = [np.array([run.metric(metric) for run in own]) for own in methods.values()]
+    intervals = {(c.column, c.aggregator): c for c in compared.about(metric)} if compared else {}
+    rows: Numbers = []
+    for column in dict.fromkeys(run.column for run in done):
+        methods = _methods([run for run in done if run.column == column])
+        groups = [np.array([run.metric(metric.name) for run in of]) for of in methods.values()]
         tested = len(groups) > 1 and min(map(len, groups)) > 1 and not np.isnan(np.concatenate(groups)).any()
-        anova[column] = stats.anova(groups).p if tested else math.nan
+        anova = stats.anova(groups).p if tested else math.nan
         for (name, label), group in zip(methods, groups, strict=True):
-            found = compared.get((*column, name), {})
+            c = intervals.get((column, name))
             rows.append({
-                **dict(zip(axes, column, strict=True)), "aggregator": name, "label": label, "metric": metric,
-                "mean": _mean(group), "sd": _sd(group), "runs": len(group),
-                "difference": found.get("difference"), "low": found.get("low"), "high": found.get("high"),
-                "p_holm": found.get("p_holm"), "anova_p": anova[column],
+                **column._asdict(), "aggregator": name, "label": label, "metric": metric.name, "mean": _mean(group),
+                "sd": _sd(group), "runs": len(group), "difference": c.found.difference if c else None,
+                "low": c.found.low if c else None, "high": c.found.high if c else None, "p_holm": c.p_holm if c else None,
+                "anova_p": anova,
             })  # fmt: skip
     reference = next((row["label"] for row in rows if row["aggregator"] == plan.definition["table"]["reference"]), None)
     against = (
         f"Below: difference to {reference} on the same slides and seeds, with the 95 % interval of the paired bootstrap over "
         f"test slides; a filled marker where p < {ALPHA:g} after Holm's correction."
-        if reference and compared
+        if reference and intervals
         else "There is no paired comparison."
     )
     caption = (
-        f"{METRICS[metric][0]} on slides larger than any that was trained on. Bars: mean over runs with the sample standard "
+        f"{metric.label} on slides larger than any that was trained on. Bars: mean over runs with the sample standard "
         "deviation. The ANOVA is the unpaired one over methods, runs being repetitions, as printed in the paper; it does not "
         f"know that methods share slides and seeds. {against}"
     )
+    name = f"{plan.definition['table']['name']}-{metric.name.replace('_', '-')}-larger-slides"
+    title = f"Trained on small slides, tested on large ones: {metric.label}"
+    looks = styles(run.cell for run in done)
+    return Figure(name, title, caption, rows, lambda: _draw_bars(rows, looks, metric, reference or "the reference"))
 
-    def draw() -> "Drawing":
-        from matplotlib import pyplot as plt
 
-        drawing, grid = plt.subplots(
-            2, len(columns), figsize=(PAGE if len(columns) > 1 else COLUMN, 3.6), sharey="row", sharex="col", squeeze=False,
-            height_ratios=(1.3, 1),
-        )  # fmt: skip
-        for (top, low), column in zip(grid.T, columns, strict=True):
-            own = [row for row in written(rows) if tuple(row[axis] for axis in axes) == column]
-            for x, row in enumerate(own):
-                look = looks[row["aggregator"]]
-                top.bar(x, row["mean"], 0.7, yerr=row["sd"], color=look["color"], capsize=2, error_kw={"elinewidth": 0.8})
-                if row["difference"] is not None:
-                    fill = look["color"] if row["p_holm"] < ALPHA else "white"
-                    low.vlines(
-                        x, row["low"], row["high"], color=look["color"]
-                    )  # a percentile interval need not hold the estimate
-                    low.plot(x, row["difference"], color=look["color"], marker=look["marker"], markerfacecolor=fill)
-            low.axhline(0, color="black", linewidth=0.6)
-            low.set_xticks(range(len(own)), [row["label"] for row in own], rotation=35, ha="right")
-            p = "two runs of each needed" if math.isnan(anova[column]) else f"p = {number(anova[column], '.2g')}"
-            top.set_title(f"{column[-1]}\nANOVA (unpaired): {p}")
-        grid[0, 0].set_ylabel(METRICS[metric][0])
-        grid[1, 0].set_ylabel(f"difference to\n{reference or 'the reference'}")
-        return drawing
+def _draw_bars(rows: Numbers, looks: Looks, metric: Metric, reference: str) -> "Drawing":
+    from matplotlib import pyplot as plt
 
-    name = f"{plan.definition['table']['name']}-{metric.replace('_', '-')}-larger-slides"
-    return Figure(name, f"Trained on small slides, tested on large ones: {METRICS[metric][0]}", caption, rows, draw)
+    columns = list(dict.fromkeys(_column(row) for row in rows))
+    drawing, grid = plt.subplots(
+        2, len(columns), figsize=(PAGE if len(columns) > 1 else COLUMN, 3.6), sharey="row", sharex="col", squeeze=False,
+        height_ratios=(1.3, 1),
+    )  # fmt: skip
+    for (top, low), column in zip(grid.T, columns, strict=True):
+        here = [row for row in written(rows) if _column(row) == column]
+        for x, row in enumerate(here):
+            look = looks[row["aggregator"]]
+            top.bar(x, row["mean"], 0.7, yerr=row["sd"], color=look["color"], capsize=2, error_kw={"elinewidth": 0.8})
+            if row["difference"] is not None:
+                fill = look["color"] if row["p_holm"] < ALPHA else "white"
+                low.vlines(x, row["low"], row["high"], color=look["color"])  # a percentile interval need not hold the estimate
+                low.plot(x, row["difference"], color=look["color"], marker=look["marker"], markerfacecolor=fill)
+        low.axhline(0, color="black", linewidth=0.6)
+        low.set_xticks(range(len(here)), [row["label"] for row in here], rotation=35, ha="right")
+        anova = next(row["anova_p"] for row in rows if _column(row) == column)
+        p = "two runs of each needed" if math.isnan(anova) else f"p = {p_value(anova, digits=2)}"
+        top.set_title(f"{column.split}\nANOVA (unpaired): {p}")
+    grid[0, 0].set_ylabel(metric.label)
+    grid[1, 0].set_ylabel(f"difference to\n{reference}")
+    return drawing
+
+
+def _column(row: dict[str, Any]) -> Column:
+    return Column(*(row[name] for name in Column._fields))

@@ -1,25 +1,23 @@
 """Methods ranked over blocks (a block is a dataset, an encoder and a magnification): the table and the diagram."""
 
-import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from milbench import stats
-from milbench.report.collect import Run
-from milbench.report.figure import PAGE, Figure, styles
-from milbench.report.numbers import NONE, interval, number, p_value, signed, tally, written
-from milbench.report.tables import ALPHA, METRICS, Entry, Row, Table
-from milbench.stats import Ranking
-from milbench.stats.over_blocks import FEWEST
+from milbench.compare import ALPHA, blocks
+from milbench.compare.blocks import Ranks
+from milbench.metrics import Metric
+from milbench.numbers import NONE, interval, number, p_equals, p_value, signed, tally, written
+from milbench.plots.figure import PAGE, Figure, styles
+from milbench.reading import Run
+from milbench.report.model import Entry, Row, Table
+from milbench.stats import Pair, Ranking
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 
-def ranks(name: str, runs: Sequence[Run], metric: str, reference: str) -> Table | None:
+def ranks(name: str, runs: Sequence[Run], metric: Metric, reference: str) -> Table | None:
     """Friedman, Nemenyi and pairwise Wilcoxon tests over blocks; None where there are fewer than 5 blocks or 3 methods.
 
     Args:
@@ -28,83 +26,115 @@ def ranks(name: str, runs: Sequence[Run], metric: str, reference: str) -> Table 
         metric: which one.
         reference: the method that the lines compare with; all other pairs are in the CSV.
     """
-    made = _ranking(runs, metric)
-    if made is None:
+    ranked = blocks.ranks(runs, metric)
+    if ranked is None:
         return None
-    found, labels, told = made
-    cd, with_reference = found.critical_difference, {}
-    for pair in found.pairs:
-        if reference in (pair.first, pair.second):
-            other = pair.second if pair.first == reference else pair.first
-            won = (pair.losses, pair.ties, pair.wins) if pair.first == reference else (pair.wins, pair.ties, pair.losses)
-            with_reference[other] = (won, pair)
+    found, labels = ranked.found, ranked.labels
+    f, cd = found.friedman, found.critical_difference
+    notes = [
+        f"Friedman: Kendall's W = {number(f.effect, '.2f')}, p {p_equals(f.p)} over {f.n} blocks and {len(labels)} methods; "
+        f"{f.note}.",
+        f"Nemenyi: mean ranks closer than {cd:.2f} do not differ at {ALPHA:g}; p and interval account for all pairs.",
+        f"Wilcoxon: exact, with Holm's correction over all {len(found.pairs)} pairs. No p-value can be below the smallest one "
+        "that so many blocks allow.",
+        *_about_blocks(ranked),
+    ]
+    head = labels.get(reference, reference)
+    against = f"against {head}" if reference in labels else f"{head} is not in every block"
+    heads = ("difference", "95 % interval", "W/T/L", "p (Nemenyi)", "smallest p", "p (Wilcoxon)", "p (Holm)")
+    headers = [("", "mean rank"), *((against, label) for label in heads)]
+    title = f"Ranks over {f.n} blocks: {metric.label}"
+    return Table(f"{name}-ranks-{metric.name.replace('_', '-')}", title, headers, _lines(ranked, reference), notes, _tidy(ranked))
+
+
+def _lines(ranked: Ranks, reference: str) -> list[Row]:
+    """Every method, best first, with its difference to the reference."""
+    found = ranked.found
+    with_reference = {
+        pair.second if pair.first == reference else pair.first: pair
+        for pair in found.pairs
+        if reference in (pair.first, pair.second)
+    }
     lines = []
     for method, rank in found.mean_rank.items():
         entries = [Entry(number(rank, ".2f"))]
-        if method not in with_reference:
-            lines.append(Row(labels[method], [*entries, *[Entry(NONE)] * 7]))
-            continue
-        won, pair = with_reference[method]
-        difference = rank - found.mean_rank[reference]
-        lines.append(Row(labels[method], [
-            *entries, Entry(signed(difference, ".2f")), Entry(interval(difference - cd, difference + cd, "+.2f")),
-            Entry(tally(*won)),
-            Entry(p_value(pair.nemenyi), dagger=pair.nemenyi < ALPHA), Entry(number(pair.wilcoxon.smallest, ".3g")),
-            Entry(number(pair.wilcoxon.p, ".3g")), Entry(p_value(pair.p_holm), dagger=pair.p_holm < ALPHA),
-        ]))  # fmt: skip
-    tidy = [
+        if pair := with_reference.get(method):
+            entries += _against(pair, rank - found.mean_rank[reference], found.critical_difference, first=method == pair.first)
+        else:
+            entries += [Entry(NONE)] * 7
+        lines.append(Row(ranked.labels[method], entries))
+    return lines
+
+
+def _against(pair: Pair, difference: float, cd: float, *, first: bool) -> list[Entry]:
+    """A method against the reference; `first` says that it is the better one of the pair."""
+    wins, losses = (pair.wins, pair.losses) if first else (pair.losses, pair.wins)
+    return [
+        Entry(signed(difference, ".2f")),
+        Entry(interval(difference - cd, difference + cd, "+.2f")),
+        Entry(tally(wins, pair.ties, losses)),
+        Entry(p_value(pair.nemenyi), dagger=pair.nemenyi < ALPHA),
+        Entry(p_value(pair.wilcoxon.smallest, digits=3)),
+        Entry(p_value(pair.wilcoxon.p, digits=3)),
+        Entry(p_value(pair.p_holm), dagger=pair.p_holm < ALPHA),
+    ]
+
+
+def _tidy(ranked: Ranks) -> list[dict[str, Any]]:
+    """Every pair of methods."""
+    found = ranked.found
+    return [
         {
-            "metric": metric, "first": pair.first, "second": pair.second, "mean_rank_first": found.mean_rank[pair.first],
-            "mean_rank_second": found.mean_rank[pair.second], "rank_difference": pair.rank_difference, "critical_difference": cd,
+            "metric": ranked.metric.name, "first": pair.first, "second": pair.second,
+            "mean_rank_first": found.mean_rank[pair.first], "mean_rank_second": found.mean_rank[pair.second],
+            "rank_difference": pair.rank_difference, "critical_difference": found.critical_difference,
             "median_difference": pair.wilcoxon.effect, "wins": pair.wins, "ties": pair.ties, "losses": pair.losses,
             "blocks": found.friedman.n, "p_nemenyi": pair.nemenyi, "smallest_p_wilcoxon": pair.wilcoxon.smallest,
             "p_wilcoxon": pair.wilcoxon.p, "p_wilcoxon_holm": pair.p_holm,
         }
         for pair in found.pairs
     ]  # fmt: skip
-    f = found.friedman
-    notes = [
-        f"Friedman: Kendall's W = {number(f.effect, '.2f')}, p {_equals(f.p)} over {f.n} blocks and {len(labels)} methods; "
-        f"{f.note}.",
-        f"Nemenyi: mean ranks closer than {cd:.2f} do not differ at {ALPHA:g}; p and interval account for all pairs.",
-        f"Wilcoxon: exact, with Holm's correction over all {len(found.pairs)} pairs. No p-value can be below the smallest one "
-        "that so many blocks allow.",
-        *told,
-    ]
-    head = labels.get(reference, reference)
-    against = f"against {head}" if reference in labels else f"{head} is not in every block"
-    heads = ("difference", "95 % interval", "W/T/L", "p (Nemenyi)", "smallest p", "p (Wilcoxon)", "p (Holm)")
-    headers = [("", "mean rank"), *((against, label) for label in heads)]
-    title = f"Ranks over {f.n} blocks: {METRICS[metric][0]}"
-    return Table(f"{name}-ranks-{metric.replace('_', '-')}", title, headers, lines, notes, tidy)
 
 
-def critical_difference(name: str, runs: Sequence[Run], metric: str) -> Figure | None:
+def _about_blocks(ranked: Ranks) -> list[str]:
+    """Which blocks there are, what they share, and which methods are left out."""
+    notes = [f"Blocks: {'; '.join(ranked.blocks)}."]
+    if ranked.datasets < len(ranked.blocks):
+        notes.append(
+            f"They rest on the slides of {ranked.datasets} dataset{'s' * (ranked.datasets > 1)} only, so they are NOT "
+            "independent: as statements on other datasets these p-values are too small."
+        )
+    if ranked.left_out:
+        notes.append(f"Left out, since not complete in every block: {', '.join(ranked.left_out)}.")
+    return notes
+
+
+def critical_difference(name: str, runs: Sequence[Run], metric: Metric) -> Figure | None:
     """The critical-difference diagram; None where there are fewer than 5 blocks or 3 methods.
 
     Source: Demsar, Statistical comparisons of classifiers over multiple data sets, JMLR 2006, figure 1.
     """
-    made = _ranking(runs, metric)
-    if made is None:
+    ranked = blocks.ranks(runs, metric)
+    if ranked is None:
         return None
-    found, labels, told = made
+    found, labels, looks = ranked.found, ranked.labels, styles(run.cell for run in runs)
 
     def draw() -> "Drawing":
         drawn = written(rows)
         mean_rank = {row["aggregator"]: row["mean_rank"] for row in drawn}
-        return _diagram(found, labels, styles(run.cell for run in runs), mean_rank, drawn[0]["critical_difference"])
+        return _diagram(found, labels, looks, mean_rank, drawn[0]["critical_difference"])
 
     rows = [
         {"aggregator": method, "label": labels[method], "mean_rank": rank, "critical_difference": found.critical_difference}
         for method, rank in found.mean_rank.items()
     ]
     caption = (
-        f"Mean rank of each method by {METRICS[metric][0]} over {found.friedman.n} blocks (1 is best). Methods joined by a bar "
+        f"Mean rank of each method by {metric.label} over {found.friedman.n} blocks (1 is best). Methods joined by a bar "
         f"do not differ by Nemenyi's test at {ALPHA:g}; CD is the difference it needs. Friedman: Kendall's W = "
-        f"{number(found.friedman.effect, '.2f')}, p {_equals(found.friedman.p)}. {' '.join(told)}"
+        f"{number(found.friedman.effect, '.2f')}, p {p_equals(found.friedman.p)}. {' '.join(_about_blocks(ranked))}"
     )
-    title = f"Critical differences: {METRICS[metric][0]}"
-    return Figure(f"{name}-critical-difference-{metric.replace('_', '-')}", title, caption, rows, draw)
+    title = f"Critical differences: {metric.label}"
+    return Figure(f"{name}-critical-difference-{metric.name.replace('_', '-')}", title, caption, rows, draw)
 
 
 def _diagram(
@@ -139,49 +169,3 @@ def _diagram(
     axes.plot([1, end], [1.1, 1.1], color="black", linewidth=2.2, clip_on=False)
     axes.text((1 + end) / 2, 1.3, f"CD = {number(found.critical_difference, '.2f')}", ha="center", va="bottom", fontsize=7)
     return drawing
-
-
-def _ranking(runs: Sequence[Run], metric: str) -> tuple[Ranking, dict[str, str], list[str]] | None:
-    """The ranking, the label of each ranked method, and what must be told: which blocks, what they share, who is left out."""
-    blocks: dict[tuple, dict[tuple, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        blocks[run.cell.column[:3]][run.cell.column].append(run)
-    means = {}
-    for block, columns in blocks.items():
-        # A block with several patch sizes or splits counts once, with the one that most methods finished, of equals the first.
-        best = max((_complete(of_column, metric) for of_column in columns.values()), key=len)
-        if len(best) > 2:
-            means[block] = best
-    everywhere = [m for m in dict.fromkeys(run.cell.aggregator for run in runs) if means and all(m in x for x in means.values())]
-    if len(means) < FEWEST or len(everywhere) < 3:
-        return None
-    values = [[x[method] for method in everywhere] for x in means.values()]
-    found = stats.ranking(everywhere, values, larger_is_better=METRICS[metric][2] > 0, alpha=ALPHA)
-    cells = {run.cell.aggregator: run.cell for run in reversed(runs)}
-    datasets = {run.cell.dataset: run.cell.dataset_label for run in runs}
-    named = [", ".join([datasets[str(d)], str(e), *([f"{m}x"] if m else [])]) for d, e, m in means]
-    slides = len({block[0] for block in means})
-    told = [f"Blocks: {'; '.join(named)}."]
-    if slides < len(means):
-        told.append(
-            f"They rest on the slides of {slides} dataset{'s' * (slides > 1)} only, so they are NOT independent: as statements "
-            "on other datasets these p-values are too small."
-        )
-    if out := [cells[m].label for m in cells if m not in everywhere]:
-        told.append(f"Left out, since not complete in every block: {', '.join(sorted(set(out)))}.")
-    return found, {method: cells[method].label for method in everywhere}, told
-
-
-def _complete(runs: Sequence[Run], metric: str) -> dict[str, float]:
-    """Mean of each method that has all folds and seeds of this column."""
-    expected = {(run.cell.fold, run.cell.seed) for run in runs}
-    values: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
-    for run in runs:
-        if run.status == "ok":
-            values[run.cell.aggregator][run.cell.fold, run.cell.seed] = run.metric(metric)
-    means = {method: float(np.mean(list(of.values()))) for method, of in values.items() if of.keys() == expected}
-    return {method: stats.rounded(mean, step=stats.STEP) for method, mean in means.items() if not math.isnan(mean)}
-
-
-def _equals(p: float) -> str:
-    return p_value(p) if p < 0.001 else f"= {p_value(p)}"

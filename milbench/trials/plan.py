@@ -4,19 +4,18 @@ A trial belongs to no suite; a suite is a list of trial ids, so that suites whic
 """
 
 import json
-import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.files import parse_json, read_bytes, unusable, write_atomically
+from milbench.metrics import Column
 from milbench.names import TRIAL_ID, Encoder, Name, checked
 from milbench.trials.spec import SCHEMA, TrialSpec
 from milbench.trials.store import REHEARSAL, Store
@@ -32,7 +31,7 @@ class Cell(BaseModel):
         dataset, dataset_label, encoder, magnification, patch_size, split: the column.
         fold, seed: the repetition.
         family, member: colour, and marker with line, of the method in figures; a plan of an earlier version has neither.
-        draw: number of the draw in a suite that searches; :func:`select_draws` keeps one of them.
+        draw: number of the draw in a suite that searches; :func:`milbench.reading.draws.chosen` keeps one of them.
         missing: the reason why there is no trial, such as features of this encoder that are not here.
     """
 
@@ -62,9 +61,9 @@ class Cell(BaseModel):
         return self
 
     @property
-    def column(self) -> tuple[object, ...]:
+    def column(self) -> Column:
         """What the cell's numbers are measured on."""
-        return (self.dataset, self.encoder, self.magnification, self.patch_size, self.split)
+        return Column(self.dataset, self.encoder, self.magnification, self.patch_size, self.split)
 
     @property
     def place(self) -> tuple[object, ...]:
@@ -224,59 +223,3 @@ def _in_order(cells: Sequence[Cell], new: Plan) -> list[Cell]:
         return (columns.index(cell.column), row, cell.aggregator, cell.seed, cell.fold, cell.draw or 0)
 
     return sorted(cells, key=key)
-
-
-class HasResult(Protocol):
-    """A cell with its result: what a report has of each trial."""
-
-    @property
-    def cell(self) -> Cell:
-        """Its place."""
-
-    @property
-    def status(self) -> str:
-        """`ok`, `pending` or why there is no number."""
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """trial.json, empty without one."""
-
-
-R = TypeVar("R", bound=HasResult)
-
-
-def select_draws(runs: Sequence[R], metric: str) -> list[R]:
-    """Of every method's draws the one that is best on validation; runs without draws stay.
-
-    One draw is chosen for each column, method and fold: that of the highest validation metric, averaged over the seeds, of
-    equals the first. A draw with a failed seed cannot be chosen. Nothing is chosen before all draws are finished: then the
-    runs that wait stand for the rest, and where no draw succeeded those that say why.
-
-    Args:
-        runs: trials of one plan, in its order.
-        metric: of the validation part, higher is better.
-    """
-    groups: dict[tuple[object, ...], list[R]] = defaultdict(list)
-    for run in runs:
-        c = run.cell
-        groups[(*c.column, c.aggregator, c.fold, None if c.draw is not None else c.seed)].append(run)
-    return [run for group in groups.values() for run in (group if group[0].cell.draw is None else _best(group, metric))]
-
-
-def _best(group: Sequence[R], metric: str) -> list[R]:
-    by_draw: dict[int, list[R]] = defaultdict(list)
-    for run in group:
-        by_draw[run.cell.draw or 0].append(run)
-    waiting = [run for run in group if run.status == "pending"]
-    whole = {draw: some for draw, some in sorted(by_draw.items()) if all(run.status == "ok" for run in some)}
-    if waiting or not whole:
-        shown = waiting or [run for run in group if run.status != "ok"]
-        return list({run.cell.seed: run for run in reversed(shown)}.values())[::-1]
-
-    def score(draw: int) -> float:
-        values = [run.result["metrics"].get("val", {}).get(metric) for run in whole[draw]]
-        from milbench.stats import STEP, rounded  # takes a second, which `milbench status` does not have
-
-        return -math.inf if None in values else rounded(sum(values) / len(values), step=STEP)
-
-    return whole[max(whole, key=score)]

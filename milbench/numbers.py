@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from milbench import stats
 from milbench.files import csv_cell
 
 NONE = "–"
@@ -39,9 +38,16 @@ def spread(mean: float, sd: float) -> str:
     return number(mean) + ("" if math.isnan(sd) else f" ± {number(sd)}")
 
 
-def p_value(p: float) -> str:
-    """A p-value."""
+def p_value(p: float, digits: int = 0) -> str:
+    """A p-value; to so many significant digits where a test allows few p-values, of which the small ones matter."""
+    if digits:
+        return number(p, f".{digits}g")
     return "< 0.001" if p < 0.001 else number(p)
+
+
+def p_equals(p: float) -> str:
+    """A p-value in a sentence."""
+    return p_value(p) if p < 0.001 else f"= {p_value(p)}"
 
 
 def tally(wins: int, ties: int, losses: int, undefined: int = 0) -> str:
@@ -66,9 +72,13 @@ def styles(means: Sequence[float], sign: int = 1) -> list[Style | None]:
 def written(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with every number as a file holds it and a figure draws it: to 6 significant digits."""
     return [
-        {key: stats.rounded(float(v), DIGITS) if isinstance(v, float | np.floating) else v for key, v in row.items()}
+        {key: _short(float(value)) if isinstance(value, float | np.floating) else value for key, value in row.items()}
         for row in rows
     ]
+
+
+def _short(value: float) -> float:
+    return math.nan if math.isnan(value) else float(f"{value:z.{DIGITS - 1}e}")
 
 
 def cells(row: dict[str, Any]) -> dict[str, Any]:

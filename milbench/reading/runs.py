@@ -1,5 +1,7 @@
-"""From the store to plain rows: which trial stands where, and what it gave."""
+"""The trials of a plan with their results: which stands where, and what it predicted."""
 
+import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,14 +9,13 @@ from typing import Any
 
 from milbench import stats
 from milbench.errors import MilbenchError
+from milbench.metrics import SELECTS, Column
+from milbench.reading import draws
 from milbench.spelling import parsed, spelled
 from milbench.trials import plan as plans
 from milbench.trials import predictions
-from milbench.trials.definition import leaves, not_run
 from milbench.trials.plan import Cell, Plan
 from milbench.trials.store import Store
-
-__all__ = ["Run", "joined", "leaves", "not_run", "runs", "title"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,16 @@ class Run:
     result: dict[str, Any] = field(repr=False)
     store: Store = field(repr=False)
 
+    @property
+    def identity(self) -> str:
+        """The trial's id: equal where the predictions are."""
+        return self.cell.trial_id
+
+    @property
+    def column(self) -> Column:
+        """What it was trained and tested on."""
+        return self.cell.column
+
     def metric(self, name: str) -> float:
         """A test metric to 12 digits, so that equal values are equal wherever they were computed; NaN where it is undefined.
 
@@ -46,9 +57,10 @@ class Run:
 
     @cached_property
     def predictions(self) -> predictions.Columns:
-        """Columns of predictions.csv in the order of the slides: slide, and target with score (n, C), or time, event and risk.
+        """Columns of predictions.csv in the order of the slides.
 
-        And instances, the size of each bag, where the trial recorded it.
+        Slide, case (the patient, or the slide itself) and fold, target with score (n, C), or time, event and risk; instances,
+        the size of each bag, where the trial recorded it.
 
         Raises:
             MilbenchError: the file is missing, cannot be read, or disagrees with trial.json.
@@ -56,69 +68,21 @@ class Run:
         return predictions.read(self.store, self.result)
 
 
-def usual(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """Of each method the parameters, and the recipe as `recipe.name`, that its name stands for: a trial holds all of them.
-
-    What a row changes is told by another of its rows, or not at all.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        if run.result:
-            spec, (name, changes) = run.result["spec"], parsed(run.cell.aggregator)
-            values = spec["params"] | {f"recipe.{key}": value for key, value in spec["recipe"].items()}
-            found.setdefault(name, {}).update({key: value for key, value in values.items() if key not in changes})
-    return found
-
-
-def joined(leaves: Sequence[Plan]) -> list[Plan]:
-    """Plans whose suites fill one printed table together become one plan, in the place of the first."""
-    groups: dict[str, list[Plan]] = {}
-    for plan in leaves:
-        layout = plan.definition["table"]
-        groups.setdefault(layout.get("published", "") if layout.get("joined") else plan.suite, []).append(plan)
-    return [_one(plans) if len(plans) > 1 else plans[0] for plans in groups.values()]
-
-
-def _one(parts: Sequence[Plan]) -> Plan:
-    first = parts[0].definition
-    layouts, grids = ([part.definition[key] for part in parts] for key in ("table", "grid"))
-    layout = {**first["table"], "name": first["table"]["published"].rpartition("/")[2]}
-    for key in ("heads", "labels"):
-        layout[key] = {name: text for each in layouts for name, text in each[key].items()}
-    grid = {key: list(dict.fromkeys(v for each in grids for v in each[key])) for key in ("dataset", "seed", "aggregator")}
-    definition = {
-        **first,
-        "title": first["table"]["joined"],
-        "reproduces": "; ".join(part.definition["reproduces"] for part in parts),
-        "table": layout,
-        "grid": grid,
-    }
-    return Plan(
-        suite="+".join(part.suite for part in parts),
-        definition=definition,
-        notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
-        cells=[cell for part in parts for cell in part.cells],
-    )
-
-
-SELECTED_ON = {"subtyping": "macro_auc", "survival": "c_index"}
-
-
-def runs(store: Store, plan: Plan) -> list[Run]:
+def read(store: Store, plan: Plan) -> list[Run]:
     """Every trial of the plan, in its order; of a suite that searches, those of the draw that validation chose.
 
     Raises:
         MilbenchError: a result cannot be read, or is not of the place that the plan gives it.
     """
-    out = []
+    runs = []
     for cell in plan.cells:
         result = None if cell.missing else store.raw(cell.trial_id)
         if result and (wrong := _elsewhere(cell, result)):
             raise MilbenchError(
                 f"{plans.path_of(store, plan.suite)}: trial {cell.trial_id} {wrong}; remove it and run the suite again"
             )
-        out.append(Run(cell, "absent" if cell.missing else result["status"] if result else "pending", result or {}, store))
-    return plans.select_draws(out, SELECTED_ON[plan.definition["task"]])
+        runs.append(Run(cell, "absent" if cell.missing else result["status"] if result else "pending", result or {}, store))
+    return draws.chosen(runs, SELECTS[plan.definition["task"]])
 
 
 _PLACE = ("dataset", "encoder", "magnification", "patch_size", "split", "fold", "seed")
@@ -133,7 +97,7 @@ def _elsewhere(cell: Cell, result: dict[str, Any]) -> str:
     inside = cell.aggregator.removeprefix(spec["aggregator"])
     if inside == cell.aggregator or not (inside == "" or inside.startswith("[")):
         return f"is of aggregator {spec['aggregator']}, not {cell.aggregator}"
-    held = spec["params"] | {f"recipe.{key}": value for key, value in spec["recipe"].items()}
+    held = _parameters(spec)
     for key, value in parsed(f"x{inside}")[1].items():
         if key in held and parsed(spelled("x", {key: held[key]}))[1][key] != value:
             return f"has {key}={held[key]}, not {value}"
@@ -142,6 +106,32 @@ def _elsewhere(cell: Cell, result: dict[str, Any]) -> str:
     return ""
 
 
-def title(store: Store, suite: str) -> str:
-    """One line about the suite."""
-    return str(plans.read(store, suite).definition["title"])
+def _parameters(spec: dict[str, Any]) -> dict[str, Any]:
+    """What a name may change: the method's parameters, and the recipe's values as `recipe.name`."""
+    return spec["params"] | {f"recipe.{key}": value for key, value in spec["recipe"].items()}
+
+
+def usual(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Of each method the parameters, and the recipe as `recipe.name`, that its name stands for: a trial holds all of them.
+
+    What a row changes is known from another of its rows, or not at all.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run.result:
+            name, changes = parsed(run.cell.aggregator)
+            kept = {key: value for key, value in _parameters(run.result["spec"]).items() if key not in changes}
+            values.setdefault(name, {}).update(kept)
+    return values
+
+
+def split_sizes(run: Run) -> dict[int, tuple[int, int]]:
+    """Training and test cases of each fold, from the split that the run was made with; empty when its file is not here."""
+    spec = run.result["spec"]
+    name = f"{spec['dataset']}-{spec['split']}-{spec['split_fingerprint'].removeprefix('sha256:')}.csv"
+    path = run.store.root / "splits" / name
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        parts = Counter((int(row["fold"]), row["part"]) for row in csv.DictReader(file))
+    return {fold: (parts[fold, "train"], parts[fold, "test"]) for fold, _ in parts}

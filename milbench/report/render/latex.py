@@ -1,4 +1,4 @@
-"""A table in LaTeX, with booktabs and xcolor and nothing else: it fits the page, whatever it holds."""
+"""A report in LaTeX. A table needs booktabs and xcolor and nothing else, and fits the page, whatever it holds."""
 
 import re
 import unicodedata
@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 
-from milbench.report.tables import Entry, Row, Table
+from milbench.report.model import Entry, Report, Row, Table
+from milbench.report.render.templates import Figures, environment
 
 NARROW, WIDE = 397.0, 500.0  # points: 5.5 and 7 inches of text; a table takes the first that it fits
 LINES = 52  # lines of a page that a table and its notes may take
@@ -35,6 +36,16 @@ _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u", "\u0307": ".", "\u0308": '"',
     "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c", "\u0323": "d", "\u0331": "b",
 }  # fmt: skip
+
+
+def document(report: Report, figures: Figures) -> str:
+    """A document for pdflatex, which reads tables/*.tex and figures/*.pdf beside it."""
+    made = environment(
+        block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
+        comment_start_string="<#", comment_end_string="#>",
+    )  # fmt: skip
+    made.filters |= {"escape": escape, "breakable": breakable}
+    return made.get_template("report.tex.j2").render(report=report, figures=figures)
 
 
 def escape(text: str) -> str:

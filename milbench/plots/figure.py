@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from milbench.errors import MilbenchError
-from milbench.files import parse_json, read_bytes, replacing, write_atomically
+from milbench.files import own_file, parse_json, read_bytes, replacing, write_atomically
 from milbench.names import Family, checked
-from milbench.report.numbers import cells, written
+from milbench.numbers import cells, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -100,7 +100,7 @@ class Figure:
         title: one line.
         caption: what is plotted, over what, and what to see.
         rows: every plotted number; the file holds them to 6 significant digits.
-        draw: makes the picture, under :func:`look`, of the numbers that the file holds (:func:`milbench.report.numbers.written`).
+        draw: makes the picture, under :func:`look`, of the numbers that the file holds (:func:`milbench.numbers.written`).
     """
 
     name: str
@@ -167,26 +167,13 @@ def saved(folder: Path) -> list[Saved]:
     Raises:
         MilbenchError: a figure's text cannot be read, or it names files that are not the folder's own.
     """
-    found = []
+    figures = []
     for path in sorted(folder.glob("*.json")):
         text = parse_json(read_bytes(own_file(path)) or b"", path, "make the figure again, or move it away")
         if isinstance(text, dict) and text.keys() == {"name", "title", "caption"}:
             if not all(isinstance(value, str) for value in text.values()) or text["name"] != path.stem:
-                raise MilbenchError(f"{path}: is no figure of that name; make the figure again, or move it away")
-            found.append(Saved(checked(text["name"], "figure"), text["title"], text["caption"], folder))
-    return found
-
-
-def own_file(path: Path) -> Path:
-    """The path, when it is a file of its own folder and no link to somewhere else.
-
-    Raises:
-        MilbenchError: it is a link that leaves the folder.
-    """
-    try:
-        leaves = path.resolve(strict=True).parent != path.parent.resolve(strict=True)
-    except (OSError, RuntimeError):
-        leaves = path.is_symlink()
-    if leaves:
-        raise MilbenchError(f"{path}: is a link to somewhere else; put the file itself there, or remove the link")
-    return path
+                raise MilbenchError(
+                    f"{path}: does not describe the figure {path.stem}; make the figure again, or move the file away"
+                )
+            figures.append(Saved(checked(text["name"], "figure"), text["title"], text["caption"], folder))
+    return figures

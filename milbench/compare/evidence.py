@@ -6,29 +6,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from scipy import stats as scipy
 
-from milbench import stats
-from milbench.report import collect, published
-from milbench.report.collect import Run
-from milbench.report.tables import REPLICATES, with_data
+from milbench import reading, stats
+from milbench.compare.pairing import OtherCasesError, Pairing, Shared, finished, resamples
+from milbench.metrics import METRICS, Column
+from milbench.papers import Paper, Printed
+from milbench.reading import Run
 from milbench.spelling import canonical
-from milbench.stats.paired import Metric, Once
 from milbench.trials import plan as plans
 from milbench.trials.plan import Plan
 from milbench.trials.store import Store
-
-
-class Column(NamedTuple):
-    """What numbers are measured on. The split is empty where the table has one only."""
-
-    dataset: str
-    encoder: str
-    magnification: int | None
-    patch_size: int | None
-    split: str = ""
 
 
 class Place(NamedTuple):
@@ -88,17 +76,17 @@ class Estimate(stats.Rounded):
         return stats.rounded(2 * (scipy.norm.sf(z) if self.df is None else scipy.t.sf(z, self.df)))
 
 
-class Printed:
-    """The paper's tables: Welch's unpaired test of means and deviations, since nothing more is printed."""
+class OnPaper:
+    """A paper's tables: Welch's unpaired test of means and deviations, since nothing more is printed."""
 
     ABSENT = "not printed"
 
+    def __init__(self, paper: Paper) -> None:
+        self.paper = paper
+
     @cached_property
-    def _index(self) -> dict[tuple[str, Place, str], published.Number]:
-        return {
-            (n.table, Place(n.aggregator, Column(n.dataset, n.encoder, n.magnification, n.patch_size)), n.metric): n
-            for n in published.numbers()
-        }
+    def _index(self) -> dict[tuple[str, Place, str], Printed]:
+        return {(n.table, Place(n.aggregator, n.column), n.metric): n for n in self.paper.numbers}
 
     def columns(self, table: str) -> list[Column]:
         """Columns of a printed table from left to right."""
@@ -110,13 +98,13 @@ class Printed:
 
     def rows(self, source: Source, column: Column) -> list[str]:
         """Methods that have a number in the column, from top to bottom."""
-        found = (place for name, place, _ in self._index if name == source.table)
-        return list(dict.fromkeys(place.aggregator for place in found if place.column == column))
+        places = (place for name, place, _ in self._index if name == source.table)
+        return list(dict.fromkeys(place.aggregator for place in places if place.column == column))
 
     def mean(self, source: Source, metric: str, places: Side) -> float:
-        """Sum of the printed means; NaN where one is not printed."""
-        found = [self._index.get((source.table, place, metric)) for place in places]
-        return math.fsum(n.mean if n else math.nan for n in found)
+        """Sum of the printed means; NaN where one of them is not printed."""
+        numbers = [self._index.get((source.table, place, metric)) for place in places]
+        return math.fsum(n.mean if n else math.nan for n in numbers)
 
     def difference(self, source: Source, metric: str, upper: Side, lower: Side) -> Estimate | str:
         """Sum of the means of `upper` less that of `lower`, or why there is none."""
@@ -140,7 +128,7 @@ class Measured:
         self.store = store
         self._plans: dict[str, Plan | None] = {}
         self._runs: dict[str, dict[Place, list[Run]]] = {}
-        self._metrics: dict[tuple[str, str], Once] = {}
+        self._shared = Shared()
 
     def plan(self, suite: str) -> Plan | None:
         """The suite as it was run, None where it was not."""
@@ -148,14 +136,13 @@ class Measured:
             self._plans[suite] = plans.read(self.store, suite) if plans.path_of(self.store, suite).exists() else None
         return self._plans[suite]
 
-    def _at(self, suite: str) -> dict[Place, list[Run]]:
-        """The runs of a suite by their place; the column has its split, and a cohort one name whatever its task."""
+    def at(self, suite: str) -> dict[Place, list[Run]]:
+        """The runs of a suite by their place; the column has its split, and a cohort the same name for each of its tasks."""
         if suite not in self._runs:
-            plan, found = self.plan(suite), self._runs.setdefault(suite, {})
-            for run in collect.runs(self.store, plan) if plan else []:
-                c = run.cell
-                column = Column(c.dataset.removesuffix("-survival"), c.encoder, c.magnification, c.patch_size, c.split)
-                found.setdefault(Place(canonical(c.aggregator), column), []).append(run)
+            plan, places = self.plan(suite), self._runs.setdefault(suite, {})
+            for run in reading.read(self.store, plan) if plan else []:
+                column = run.column._replace(dataset=run.column.dataset.removesuffix("-survival"))
+                places.setdefault(Place(canonical(run.cell.aggregator), column), []).append(run)
         return self._runs[suite]
 
     def _grid(self, suite: str) -> list[str]:
@@ -164,63 +151,49 @@ class Measured:
         return [canonical(row) for row in plan.definition["grid"]["aggregator"]] if plan else []
 
     def rows(self, source: Source, column: Column) -> list[str]:
-        """Methods that were asked for in the column; one that the suite has once goes without its parameters."""
+        """Methods that were asked for in the column; a method that the suite lists once goes without its parameters."""
         grid = self._grid(source.suite)
-        own = [row.split("[")[0] for row in grid]
-        asked = dict.fromkeys(place.aggregator for place in self._at(source.suite) if _within(place.column, column))
-        return [row.split("[")[0] if row in grid and own.count(row.split("[")[0]) == 1 else row for row in asked]
+        listed = [row.split("[")[0] for row in grid]
+        asked = dict.fromkeys(place.aggregator for place in self.at(source.suite) if _within(place.column, column))
+        return [row.split("[")[0] if row in grid and listed.count(row.split("[")[0]) == 1 else row for row in asked]
 
     def runs(self, source: Source, place: Place) -> list[Run]:
-        """The runs of a method, with the parameters that the suite gives it; one with what it has anyway is the name alone.
+        """The runs of a method, with the parameters that the suite gives it; those that it has anyway are not part of its name.
 
-        Where those are skipped and one other variant was asked for (such as one that has its weights), the runs of that one.
+        Where they are skipped and a single other variant was asked for (such as the one that has its weights), its runs.
         """
         name, base = place.aggregator, place.aggregator.split("[")[0]
         named: dict[str, list[Run]] = {}
-        for at, runs in self._at(source.suite).items():
+        for at, runs in self.at(source.suite).items():
             if _within(at.column, place.column) and at.aggregator.split("[")[0] == base:
                 named.setdefault(at.aggregator, []).extend(runs)
-        own = [row for row in self._grid(source.suite) if row in named]
-        usual = collect.usual([run for runs in named.values() for run in runs]).get(base)
-        chosen = own[0] if len(own) == 1 and "[" not in name else canonical(name, usual)
-        found = named.get(chosen, [])
-        others = [runs for row, runs in named.items() if row not in own]
-        skipped = all(run.status == "skipped" for run in found)
-        return others[0] if skipped and len(others) == 1 and "[" not in name else found
+        listed = [row for row in self._grid(source.suite) if row in named]
+        usual = reading.usual([run for runs in named.values() for run in runs]).get(base)
+        chosen = named.get(listed[0] if len(listed) == 1 and "[" not in name else canonical(name, usual), [])
+        others = [runs for row, runs in named.items() if row not in listed]
+        skipped = all(run.status == "skipped" for run in chosen)
+        return others[0] if skipped and len(others) == 1 and "[" not in name else chosen
 
     def difference(self, source: Source, metric: str, upper: Side, lower: Side) -> Estimate | str:
         """Sum of the metrics of `upper` less that of `lower`, or why there is none ("skipped" first where that is for good)."""
-        found = {place: self.runs(source, place) for place in (*upper, *lower)}
-        for place, runs in found.items():
-            if not any(run.status == "ok" for run in runs):
-                return _why_not(place, runs)
-        done = {
-            place: {(run.cell.fold, run.cell.seed): run for run in runs if run.status == "ok"} for place, runs in found.items()
-        }
-        keys = sorted(set.intersection(*(set(runs) for runs in done.values())))
-        if not keys:
+        runs = {place: self.runs(source, place) for place in (*upper, *lower)}
+        for place, asked in runs.items():
+            if not any(run.status == "ok" for run in asked):
+                return _why_not(place, asked)
+        pairing = Pairing.of(*([finished(runs[place]) for place in side] for side in (upper, lower)))
+        if not pairing.folds:
             return "no run of the same fold and seed on both sides"
-        folds, cases = [], 0
-        for fold in sorted({fold for fold, _ in keys}):
-            seeds = [key for key in keys if key[0] == fold]
-            first = done[upper[0]][seeds[0]].predictions
-            if any(not np.array_equal(done[p][key].predictions["slide"], first["slide"]) for p in done for key in seeds):
-                return "the two sides test different slides"
-            strata = np.asarray(first["event"] if "risk" in first else first["target"]).astype(int)
-            sums = [tuple(_Sum([self._metric(done[p][key], metric) for p in side]) for side in (upper, lower)) for key in seeds]
-            folds.append((strata, [(method, reference) for method, reference in sums]))
-            cases += len(strata)
-        run = done[upper[0]][keys[0]]
-        c = stats.paired_bootstrap(folds, replicates=REPLICATES, seed=f"{run.cell.column}|{metric}")
-        n = f"{cases}" + (f" x {len(keys) // len(folds)}" if len(keys) > len(folds) else "")
+        column = pairing.pairs[0].method[0].column
+        try:
+            c = pairing.bootstrap(
+                METRICS[metric], seed=resamples(column, METRICS[metric]), method=self._shared, reference=self._shared
+            )
+        except OtherCasesError:
+            return "the two sides test different slides"
+        seeds, folds = len(pairing.pairs), len(pairing.folds)
+        n = f"{c.n}" + (f" x {seeds // folds}" if seeds > folds else "")
         n += f", undefined in {c.undefined} of {c.runs} runs" if c.undefined else ""
         return Estimate(c.difference, c.low, c.high, c.p, c.se, None, n)
-
-    def _metric(self, run: Run, metric: str) -> Once:
-        key = (run.cell.trial_id, metric)
-        if key not in self._metrics:
-            self._metrics[key] = Once(with_data(run, metric))
-        return self._metrics[key]
 
 
 def _within(found: Column, wanted: Column) -> bool:
@@ -230,17 +203,3 @@ def _within(found: Column, wanted: Column) -> bool:
 def _why_not(place: Place, runs: Sequence[Run]) -> str:
     reasons = dict.fromkeys(f"{run.status}: {run.result['reason']}" for run in runs if run.status in ("skipped", "failed", "oom"))
     return "; ".join(reasons) or f"{place.aggregator} is not run"
-
-
-class _Sum:
-    """Sum of metrics of the same cases."""
-
-    def __init__(self, terms: Sequence[Metric]) -> None:
-        self._terms = terms
-
-    def __call__(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Counts (B, n) to values (B,)."""
-        return np.sum([term(counts) for term in self._terms], axis=0)
-
-
-PRINTED = Printed()

@@ -1,0 +1,316 @@
+"""What printed numbers and results say about each claim of a paper.
+
+A difference is decided by the paired bootstrap that stands behind the tables, on printed means by Welch's test; :func:`decide`
+holds the rules.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from milbench import stats
+from milbench.compare import measurements
+from milbench.compare.claims import PRINTED, Claim, PaperTable, load
+from milbench.compare.evidence import Estimate, Measured, OnPaper, Place, Side
+from milbench.compare.pairing import ALPHA
+from milbench.metrics import METRICS, Column
+from milbench.numbers import NONE, interval, number
+
+Verdict = Literal["supported", "not supported", "inconclusive", "not run"]
+OURS = "longmil"  # the reference of the tables' daggers
+ABOUT = 1.5  # a printed "about k times" is met from k / ABOUT on
+
+
+@dataclass
+class Part:
+    """One comparison of a claim; a claim holds where all of its parts do.
+
+    Args:
+        claim: whose part it is.
+        line: the line of the table that it belongs to.
+        where: table, column and metric, in words.
+        against: what sets it apart from the other parts of its line, in words.
+        estimate: the difference (upper less lower), or why there is none.
+        effect: what was found in words, where it is no difference.
+        tidy: what else the CSV says.
+        printed: the printed difference; NaN where none is printed.
+        family, pair: Holm's family, and which comparison of it this is.
+        p_holm: corrected p-value of no difference, or of a difference of -margin.
+        p_printed: corrected p-value of the printed difference.
+        power: chance that the uncorrected test finds the printed difference.
+        verdict: see :func:`decide`.
+    """
+
+    claim: Claim
+    line: str
+    where: str
+    against: str
+    estimate: Estimate | str
+    effect: str = ""
+    tidy: dict[str, Any] = field(default_factory=dict)
+    printed: float = math.nan
+    family: tuple[Any, ...] = ()
+    pair: frozenset[Side] = frozenset()
+    p_holm: float = math.nan
+    p_printed: float = math.nan
+    power: float = math.nan
+    verdict: Verdict = "not run"
+
+    @property
+    def possible(self) -> bool:
+        """Whether it can be run at all; a method that refuses its parameters or lacks its weights is skipped, and cannot."""
+        return not (isinstance(self.estimate, str) and self.estimate.startswith("skipped"))
+
+    @property
+    def strength(self) -> float:
+        """Standard errors between the difference and the least that the claim needs: the weakest part has the fewest."""
+        e = self.estimate
+        if isinstance(e, str):
+            return math.inf
+        return (e.difference + self.claim.margin) / e.se if e.se > 0 else -math.inf
+
+
+def decide(claim: Claim, e: Estimate, p_holm: float, printed: float = math.nan, p_printed: float = math.nan) -> Verdict:
+    """The rules of a verdict on a difference, at the level of 5 %; p-values are corrected after Holm in one table and metric.
+
+    Supported: the 95 % interval lies above 0 and the corrected p is below 0.05. For "no worse" both are against -margin
+    instead of 0.
+
+    Not supported: the interval lies below that value, with a corrected p below 0.05. Or the interval holds 0 but lies below the
+    printed difference, with a corrected p of the printed difference below 0.05: what there may be is less than what was claimed.
+
+    Inconclusive: neither.
+
+    Args:
+        claim: what is claimed.
+        e: the difference.
+        p_holm: corrected p-value of no difference, or of -margin.
+        printed: the printed difference.
+        p_printed: corrected p-value of the printed difference; NaN where that rule does not apply.
+    """
+    needed = -claim.margin
+    if p_holm < ALPHA and e.low > needed:
+        return "supported"
+    if (p_holm < ALPHA and e.high < needed) or (p_printed < ALPHA and e.low <= 0 and e.high < printed):
+        return "not supported"
+    return "inconclusive"
+
+
+def together(verdicts: Iterable[Verdict]) -> Verdict:
+    """Of several parts: supported where all are, not supported where one is not, not run where none is run, else inconclusive."""
+    kinds = set(verdicts)
+    if "not supported" in kinds:
+        return "not supported"
+    if len(kinds) == 1:
+        return kinds.pop()
+    return "inconclusive" if kinds else "not run"
+
+
+def judge(
+    claims: Sequence[Claim], evidence: Measured | OnPaper, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Part]:
+    """Every part of the claims with its verdict, in their order; on printed numbers only what was printed."""
+    parts: list[Part] = []
+    for done, claim in enumerate(claims, start=1):
+        if claim.tables:
+            about_tables = _differences(claim, evidence) if claim.is_difference else _anova(claim, evidence)
+            parts += [part for part in about_tables if isinstance(evidence, Measured) or part.estimate != OnPaper.ABSENT]
+        elif isinstance(evidence, Measured):
+            parts += _measured(claim, evidence.store.root / "analysis")
+        progress(done, len(claims))
+    families: dict[tuple[Any, ...], list[Part]] = {}
+    for part in parts:
+        if part.family and not isinstance(part.estimate, str):
+            families.setdefault(part.family, []).append(part)
+    for family in families.values():
+        _decide_together(family, evidence)
+    return parts
+
+
+def _decide_together(family: Sequence[Part], evidence: Measured | OnPaper) -> None:
+    """Correct the p-values of a family, and decide each part. Claims may share a comparison; it counts once."""
+    estimates = {part.pair: part.estimate for part in family if isinstance(part.estimate, Estimate)}
+    margin = family[0].claim.margin
+    p = {pair: e.p_against(-margin) for pair, e in estimates.items()}
+    for pair, e in _unclaimed(family[0], evidence):
+        p.setdefault(pair, e.p)
+    holm = dict(zip(p, stats.holm(list(p.values())), strict=True))
+    tested = {
+        part.pair: estimates[part.pair].p_against(part.printed)
+        for part in family
+        if part.claim.kind == "above" and part.printed > 0 and isinstance(evidence, Measured)
+    }
+    holm_printed = dict(zip(tested, stats.holm(list(tested.values())), strict=True))
+    for part in family:
+        e, needed = estimates[part.pair], part.printed + margin
+        part.p_holm, part.p_printed = float(holm[part.pair]), float(holm_printed.get(part.pair, math.nan))
+        part.power = stats.power(needed, e.se, df=e.df) if needed > 0 else math.nan
+        part.verdict = decide(part.claim, e, part.p_holm, part.printed, part.p_printed)
+
+
+def _unclaimed(part: Part, evidence: Measured | OnPaper) -> Iterator[tuple[frozenset[Side], Estimate]]:
+    """Comparisons with LongMIL that no claim names: they count in the family of the tables' daggers, which is the same."""
+    if not part.family or part.family[-1] != OURS or part.claim.kind != "above":
+        return
+    id, metric = part.family[:2]
+    for table in (table for table in load().table if table.id == id):
+        for column in table.columns:
+            for row in evidence.rows(table.source, column):
+                upper, lower = (Place(OURS, column),), (Place(row, column),)
+                if row != OURS and isinstance(e := evidence.difference(table.source, metric, upper, lower), Estimate):
+                    yield frozenset((upper, lower)), e
+
+
+def _differences(claim: Claim, evidence: Measured | OnPaper) -> Iterator[Part]:
+    """Every comparison of a claim about a difference, in the columns and rows that the paper prints."""
+    seen: set[tuple[str, Side, Side]] = set()
+    for table in load().about(claim):
+        columns = [column for column in table.columns if all(getattr(column, key) == value for key, value in claim.at.items())]
+        for column, metric in product(columns, claim.metrics or table.metrics):
+            for upper, lower in _sides(claim, table, column):
+                if (metric, upper, lower) not in seen:
+                    seen.add((metric, upper, lower))
+                    yield _difference(claim, table, column, metric, upper, lower, evidence)
+
+
+def _sides(claim: Claim, table: PaperTable, column: Column) -> Iterator[tuple[Side, Side]]:
+    """The methods that are compared in a column, each where the claim puts it; the difference in another column is subtracted."""
+    rows = table.rows(column)
+    lowers = [row for row in rows if row != claim.upper] if claim.lower == ["*"] else claim.lower
+    above, below = column._replace(**claim.upper_at), column._replace(**claim.lower_at)
+    for upper, lower in claim.pairs or [(claim.upper, name) for name in lowers]:
+        if upper in rows and lower in rows:
+            more: tuple[Side, Side] = ((), ())
+            if claim.less:
+                more = (Place(lower, below._replace(**claim.less)),), (Place(upper, above._replace(**claim.less)),)
+            yield (Place(upper, above), *more[0]), (Place(lower, below), *more[1])
+
+
+def _difference(
+    claim: Claim, table: PaperTable, column: Column, metric: str, upper: Side, lower: Side, evidence: Measured | OnPaper
+) -> Part:
+    """One comparison, before p-values are corrected."""
+    first, second = upper[0].aggregator, lower[0].aggregator
+    moved = bool(claim.upper_at or claim.lower_at or claim.less)
+    where = ", ".join(filter(None, ["" if moved else load().words(table, column), METRICS[metric].label]))
+    constant = len({other for _, other in claim.pairs}) == 1  # then the upper side tells the parts apart, else the lower
+    printed = PRINTED.mean(table.source, metric, upper) - PRINTED.mean(table.source, metric, lower)
+    return Part(
+        claim,
+        line=table.printed if len(set(claim.tables)) > 1 else where,
+        where=where,
+        against=_label(first if constant else second),
+        estimate=evidence.difference(table.source, metric, upper, lower),
+        tidy={"table": table.id, "suite": table.suite, "metric": metric, "upper": _spelled(upper), "lower": _spelled(lower)},
+        printed=stats.rounded(printed, step=stats.STEP),
+        family=(table.id, metric, claim.kind, claim.margin, moved, OURS if OURS in (first, second) and not moved else first),
+        pair=frozenset((upper, lower)),
+    )
+
+
+def _spelled(side: Side) -> str:
+    """A side for the CSV: methods in columns, summed."""
+    return " + ".join(f"{p.aggregator} @ {' '.join(str(v) for v in p.column if v not in (None, ''))}" for p in side)
+
+
+def _label(aggregator: str) -> str:
+    """How the paper calls a method."""
+    printed = (number.method for number in PRINTED.paper.numbers if number.aggregator == aggregator)
+    label = next(printed, aggregator).removesuffix(" (ours)")
+    return f"LongMIL {label}" if label.startswith("+") else label
+
+
+def _anova(claim: Claim, evidence: Measured | OnPaper) -> Iterator[Part]:
+    """One-way analysis of variance over the runs of all methods, as the paper does it: unpaired."""
+    for table in load().about(claim):
+        if isinstance(evidence, OnPaper):
+            p = evidence.paper.stated(claim.stated)
+            e, verdict = Estimate.without_interval(p, NONE), _differs(p)
+            yield Part(claim, "F1", "F1", "all methods", e, NONE, {"table": table.id}, p_holm=p, verdict=verdict)
+            continue
+        for column, metric in product(table.columns, claim.metrics or table.metrics):
+            yield _anova_of_runs(claim, table, column, metric, evidence)
+
+
+def _anova_of_runs(claim: Claim, table: PaperTable, column: Column, metric: str, evidence: Measured) -> Part:
+    where = ", ".join(filter(None, [load().words(table, column), METRICS[metric].label]))
+    tidy = {"table": table.id, "suite": table.suite, "metric": metric}
+    runs = [evidence.runs(table.source, Place(row, column)) for row in table.rows(column)]
+    values = [[run.metric(metric) for run in of_method if run.status == "ok"] for of_method in runs]
+    if min(map(len, values)) < 2:
+        return Part(claim, where, where, "all methods", "not all methods have two runs", tidy=tidy)
+    if np.isnan(np.concatenate(values)).any():
+        return Part(claim, where, where, "all methods", f"{METRICS[metric].label} is undefined in some runs", tidy=tidy)
+    test, n = stats.anova(values), sum(map(len, values))
+    ratio = test.effect / (1 - test.effect) if test.effect < 1 else math.nan  # of variance between to within methods
+    e = Estimate.without_interval(test.p, str(n))
+    effect = f"F = {number(ratio * (n - len(values)) / (len(values) - 1), '.2f')}"
+    return Part(claim, where, where, "all methods", e, effect, tidy, p_holm=e.p, verdict=_differs(e.p))
+
+
+def _differs(p: float) -> Verdict:
+    return "supported" if p < ALPHA else "inconclusive"
+
+
+def _measured(claim: Claim, folder: Path) -> Iterator[Part]:
+    """The parts of a claim about costs, ranks or sparsity."""
+    for quantity in claim.quantities:
+        name_of, tidy = quantity.replace("_", " "), {"metric": quantity}
+        match claim.kind:
+            case "ratio":
+                n = PRINTED.paper.stated(claim.n)
+                for lower in claim.lower:
+                    times = measurements.ratio(folder, quantity, claim.upper, lower, n)
+                    yield _ratio(claim, f"{name_of}, {n:,.0f} patches", f"{_label(claim.upper)} / {_label(lower)}", times, tidy)
+            case "exponent":
+                for name in claim.lower:
+                    yield _exponent(claim, name_of, _label(name), measurements.exponent(folder, quantity, name), tidy)
+            case "mixing":
+                for name in claim.lower:
+                    e = measurements.mixing(folder, quantity, (claim.upper, claim.layers[0]), (name, claim.layers[1]))
+                    share = name_of if quantity == "sparsity" else f"{name_of} / n"
+                    pair = frozenset([(Place(name, Column("", "", None, None)),)])
+                    yield Part(claim, share, share, _label(name), e, "", tidy, family=(claim.id, quantity), pair=pair)
+            case "width":
+                (name,) = claim.lower
+                yield _counted(claim, name_of, _label(name), measurements.rank_at_most_width(folder, name), tidy)
+            case "bands":
+                yield _counted(claim, name_of, "n - b", measurements.bands_reach_bound(folder), tidy)
+
+
+def _ratio(claim: Claim, where: str, against: str, times: float | str, tidy: dict[str, Any]) -> Part:
+    """A cost is claimed to be larger, or larger by about a stated factor."""
+    if isinstance(times, str):
+        return Part(claim, where, where, against, times, tidy=tidy)
+    least = PRINTED.paper.stated(claim.stated) / ABOUT if claim.stated else 1.0
+    verdict: Verdict = "supported" if times > least else "not supported"
+    e = Estimate.without_interval(math.nan, "1 machine", times)
+    return Part(claim, where, where, against, e, f"{number(times, '.2f')} times", tidy, verdict=verdict)
+
+
+def _exponent(claim: Claim, where: str, against: str, e: Estimate | str, tidy: dict[str, Any]) -> Part:
+    """A cost is claimed to grow at most, or at least, with this power of n."""
+    if isinstance(e, str):
+        return Part(claim, where, where, against, e, tidy=tidy)
+    if claim.at_most is not None:
+        holds, fails = e.high <= claim.at_most, e.low > claim.at_most
+    else:
+        holds, fails = e.low >= (claim.at_least or 0), e.high < (claim.at_least or 0)
+    verdict: Verdict = "supported" if holds else "not supported" if fails else "inconclusive"
+    effect = f"n^{number(e.difference, '.2f')} {interval(e.low, e.high, '.2f')}"
+    return Part(claim, where, where, against, e, effect, tidy, verdict=verdict)
+
+
+def _counted(claim: Claim, where: str, against: str, counts: tuple[int, int, int] | str, tidy: dict[str, Any]) -> Part:
+    """Every matrix is claimed to keep a bound."""
+    if isinstance(counts, str):
+        return Part(claim, where, where, against, counts, tidy=tidy)
+    holds, fails, of = counts
+    verdict: Verdict = "not supported" if fails else "supported" if holds == of else "inconclusive"
+    e = Estimate.without_interval(math.nan, f"{of} matrices")
+    return Part(claim, where, where, against, e, f"{holds} of {of} do", tidy, verdict=verdict)

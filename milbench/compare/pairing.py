@@ -1,0 +1,205 @@
+"""Where runs meet: both sides of a comparison trained on the same fold and seed and tested on the same cases.
+
+Every comparison of methods rests on a :class:`Pairing`, and every test takes its cases, strata and patients from there.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from milbench import stats
+from milbench.errors import MilbenchError
+from milbench.metrics import Column, Metric
+from milbench.reading.runs import Run
+from milbench.stats.paired import Metric as OfCounts
+from milbench.stats.paired import Once
+
+REPLICATES = 10_000
+ALPHA = 0.05  # level of every test
+
+
+class Tested(Protocol):
+    """What was predicted for the test cases of one fold."""
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for the same predictions; a trial's id."""
+
+    @property
+    def predictions(self) -> Mapping[str, NDArray[Any]]:
+        """Slide, and target with score, or time, event and risk; case where patients are known."""
+
+
+T = TypeVar("T", bound=Tested)
+Repeat = tuple[Any, Any]  # fold and seed
+Filled = Callable[[Any, Metric], OfCounts]  # a metric with a run's predictions filled in
+
+
+class OtherCasesError(MilbenchError):
+    """The two sides of a comparison test different cases."""
+
+
+@dataclass(frozen=True)
+class Pair(Generic[T]):
+    """Runs of one fold and seed: a method's and the reference's. Where a side has several, their metrics are added."""
+
+    method: tuple[T, ...]
+    reference: tuple[T, ...]
+
+
+@dataclass(frozen=True)
+class Fold(Generic[T]):
+    """The pairs of one fold, seed by seed, with the cases that all of them test.
+
+    Raises:
+        OtherCasesError: on first use of the cases, where a run tests others than the first.
+    """
+
+    pairs: tuple[Pair[T], ...]
+
+    @property
+    def runs(self) -> list[T]:
+        """Every run of the fold."""
+        return [run for pair in self.pairs for run in (*pair.method, *pair.reference)]
+
+    @cached_property
+    def _first(self) -> Mapping[str, NDArray[Any]]:
+        first, *others = self.runs
+        for run in others:
+            if not np.array_equal(run.predictions["slide"], first.predictions["slide"]):
+                raise OtherCasesError(f"trials {first.identity} and {run.identity} test other slides, they cannot be paired")
+        return first.predictions
+
+    @property
+    def cases(self) -> NDArray[np.str_]:
+        """Ids of the slides (or cases) that a metric counts (n,)."""
+        return self._first["slide"]
+
+    @property
+    def patients(self) -> NDArray[np.str_] | None:
+        """Whose slide each of them is (n,); None where the predictions do not say."""
+        return self._first.get("case")
+
+    @property
+    def strata(self) -> NDArray[np.int64]:
+        """Class, or event, of each of them (n,): what a bootstrap keeps in proportion."""
+        first = self._first
+        return np.asarray(first["event"] if "risk" in first else first["target"]).astype(int)
+
+    def scores(self) -> stats.PairedFold:
+        """The class scores of a method and a reference, seed by seed."""
+        method, reference = (
+            np.stack([side(pair)[0].predictions["score"] for pair in self.pairs])
+            for side in (lambda pair: pair.method, lambda pair: pair.reference)
+        )
+        return stats.PairedFold(self._first["target"], method, reference)  # (n,), (seeds, n, C), (seeds, n, C)
+
+
+@dataclass(frozen=True)
+class Pairing(Generic[T]):
+    """Two sides, fold by fold and seed by seed.
+
+    Args:
+        folds: where they meet, in the order of folds.
+        level: what the reference has beside its runs: the level of guessing, where a method is held against no other.
+    """
+
+    folds: tuple[Fold[T], ...]
+    level: float = 0.0
+
+    @classmethod
+    def of(
+        cls, method: Sequence[Mapping[Repeat, T]], reference: Sequence[Mapping[Repeat, T]] = (), *, level: float = 0.0
+    ) -> "Pairing[T]":
+        """Pair the runs of the folds and seeds that all members of both sides have, in the order of the first.
+
+        Args:
+            method: (fold, seed) -> run, of each member of the side.
+            reference: the same of the other side; none where the method is held against `level` alone.
+            level: added to the reference's metric.
+        """
+        folds: dict[Hashable, list[Pair[T]]] = {}
+        for repeat in method[0]:
+            if all(repeat in runs for runs in (*method, *reference)):
+                pair = Pair(tuple(runs[repeat] for runs in method), tuple(runs[repeat] for runs in reference))
+                folds.setdefault(repeat[0], []).append(pair)
+        return cls(tuple(Fold(tuple(pairs)) for pairs in folds.values()), level)
+
+    @property
+    def pairs(self) -> list[Pair[T]]:
+        """Those of all folds."""
+        return [pair for fold in self.folds for pair in fold.pairs]
+
+    def bootstrap(
+        self,
+        metric: Metric,
+        *,
+        seed: str,
+        replicates: int | None = None,
+        method: Filled | None = None,
+        reference: Filled | None = None,
+    ) -> stats.Comparison:
+        """The paired bootstrap over cases, drawn inside each fold and stratum, the same for both sides.
+
+        Args:
+            metric: compared.
+            seed: text that fixes the resamples.
+            replicates: how many; REPLICATES unless given.
+            method, reference: how metrics are computed on each side; a :class:`Shared` remembers them.
+
+        Raises:
+            OtherCasesError: the sides test different cases.
+        """
+        folds = [
+            (
+                fold.strata,
+                [
+                    (_side(pair.method, metric, method or filled), _side(pair.reference, metric, reference or filled, self.level))
+                    for pair in fold.pairs
+                ],
+            )
+            for fold in self.folds
+        ]
+        return stats.paired_bootstrap(folds, replicates=replicates or REPLICATES, seed=seed)
+
+
+def filled(run: Tested, metric: Metric) -> OfCounts:
+    """The metric of a run's predictions as a function of case counts (B, n) -> (B,)."""
+    return metric.of(run.predictions)
+
+
+class Shared:
+    """The same, computed once for the same run and resamples: for runs that many comparisons share."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Hashable, str], Once] = {}
+
+    def __call__(self, run: Tested, metric: Metric) -> OfCounts:
+        """The metric of a run as a function of case counts (B, n) -> (B,)."""
+        key = (run.identity, metric.name)
+        if key not in self._known:
+            self._known[key] = Once(filled(run, metric))
+        return self._known[key]
+
+
+def _side(runs: Sequence[Tested], metric: Metric, fill: Filled, level: float = 0.0) -> OfCounts:
+    """The sum of a side's metrics, and of a constant."""
+    terms = [fill(run, metric) for run in runs]
+    if len(terms) == 1 and not level:
+        return terms[0]
+    return lambda counts: np.full(len(counts), level) + sum((term(counts) for term in terms), start=np.zeros(len(counts)))
+
+
+def finished(runs: Sequence[Run]) -> dict[Repeat, Run]:
+    """(fold, seed) -> its run, of those with a result, in the order of folds and seeds."""
+    done = {(run.cell.fold, run.cell.seed): run for run in runs if run.status == "ok"}
+    return {repeat: done[repeat] for repeat in sorted(done)}
+
+
+def resamples(column: Column, metric: Metric) -> str:
+    """The text that fixes the resamples of a column and metric: all comparisons there meet the same cases."""
+    return f"{tuple(column)}|{metric.name}"

@@ -1,0 +1,1 @@
+"""The look of figures, and how they are saved with their numbers."""

@@ -1,0 +1,1 @@
+"""A report written as LaTeX, HTML, Markdown, CSV and for a terminal. Nothing is computed here."""
