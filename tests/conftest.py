@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from milbench import plugins
+from tests import ROOT
 
 # The same examples on every machine and at every run; --hypothesis-seed=random looks for others.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -15,7 +16,7 @@ hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)  # tests run side by side
 plugins.discover()  # at import, so that tests can be parametrised over the registry
 
-SHARED = Path(os.environ.get("MILBENCH_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("MILBENCH_SHARED", ROOT.parent / "shared"))
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import folders
 from click.testing import CliRunner
 
 from milbench import datasets
@@ -14,6 +13,7 @@ from milbench.cli import main
 from milbench.config import Settings
 from milbench.datasets.files.adding import joined
 from milbench.datasets.files.manifest import save
+from tests.builders import folders
 
 
 def test_what_is_given_wins_over_the_environment_and_that_over_the_defaults():

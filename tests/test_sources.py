@@ -7,6 +7,7 @@ import pytest
 from milbench import plugins, sources, suites
 from milbench.trials.run import run_trial
 from milbench.trials.store import Store
+from tests import ROOT
 
 HELPED = """
 import sys
@@ -90,10 +91,8 @@ def test_neither_milbench_nor_what_is_installed_below_is_a_helper(tmp_path):
     __import__("library")
     sys.path.pop(0)
     assert {path.name for path in sources.of_file(tmp_path / "mine.py").files} == {"mine.py", "lazily.py"}
-    import milbench
-
-    beside = sources.of_file(__import__("pathlib").Path(milbench.__file__).parents[1] / "tests" / "helpers.py")
-    assert {path.name for path in beside.files} == {"helpers.py"}
+    beside = sources.of_file(ROOT / "tests" / "builders" / "results.py")
+    assert {path.name for path in beside.files} == {"results.py"}
 
 
 def test_a_package_is_known_by_all_its_files(tmp_path, monkeypatch):

@@ -6,8 +6,8 @@ from milbench import plugins
 from milbench.papers import PrintedTable
 from milbench.spelling import canonical, parsed
 from milbench.suites import load
-from milbench.suites.expand import row
 from milbench.suites.model import names
+from milbench.suites.rows import SuiteRecipes
 
 
 @pytest.mark.parametrize(
@@ -41,15 +41,10 @@ def test_what_a_name_has_anyway_is_left_out():
 def test_every_row_of_every_suite_is_the_name_in_its_plan():
     """The files of the suites and of the papers hold the same names as plans once both are spelled alike."""
     for suite in (load(name) for name in names()):
+        recipes = SuiteRecipes(suite, recipe="paper")
         for text in suite.grid.aggregator if suite.grid else []:
-            planned = row(text, lambda variant, changes=None: _recipe(changes)).name
+            planned = recipes.row(text).name
             assert canonical(text, plugins.resolve(text.split("[")[0]).params) == canonical(planned), (suite.name, text)
-
-
-def _recipe(changes):
-    from milbench.recipes import get
-
-    return get("paper", "subtyping", **(changes or {}))
 
 
 def test_a_printed_number_is_found_under_any_spelling():

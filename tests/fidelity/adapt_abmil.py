@@ -1,10 +1,10 @@
 """AB-MIL as first published, and the two set models of the survival tables: attention with rho, and a plain sum."""
 
 import torch
-from harness import DOUBLE, FORWARD, adapter, by_official_name, close, gradients
 
 from milbench import Bag, plugins
 from milbench.tasks import Subtyping, Survival, SurvivalTarget
+from tests.fidelity.harness import DOUBLE, FORWARD, adapter, by_official_name, close, gradients
 
 
 @adapter("abmil_attention", "abmil_gatedattention")

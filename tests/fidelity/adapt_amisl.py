@@ -1,9 +1,8 @@
 """AMISL in both lineages; the vectors bring their own clusters."""
 
-from harness import FORWARD, GRADIENT, adapter, by_official_name, close, gradients
-
 from milbench import Bag, plugins
 from milbench.tasks import Subtyping
+from tests.fidelity.harness import FORWARD, GRADIENT, adapter, by_official_name, close, gradients
 
 
 @adapter("mifcn_hipt")

@@ -1,12 +1,12 @@
 """CLAM, its AB-MIL, its max-pooling baselines, and the smooth top-1 SVM."""
 
 import torch
-from harness import DOUBLE, FORWARD, GRADIENT, adapter, by_official_name, close, gradients
 from milbench_registry.clam import smooth_top1_svm
 from torch.nn import functional as F
 
 from milbench import Bag, plugins
 from milbench.tasks import Subtyping
+from tests.fidelity.harness import DOUBLE, FORWARD, GRADIENT, adapter, by_official_name, close, gradients
 
 LOSSES = {"ce": F.cross_entropy, "svm": smooth_top1_svm}
 

@@ -1,9 +1,8 @@
 """DS-MIL: the four official variants and the one behind the survival tables."""
 
-from harness import DOUBLE, FORWARD, adapter, by_official_name, close, gradients
-
 from milbench import Bag, plugins
 from milbench.tasks import Subtyping
+from tests.fidelity.harness import DOUBLE, FORWARD, adapter, by_official_name, close, gradients
 
 VARIANTS = {
     "dsmil_nonlin_id": "dsmil",

@@ -1,10 +1,9 @@
 """DTFD-MIL: both tiers, their gradients and one official step, on the recorded shuffles."""
 
-from harness import FORWARD, GRADIENT, adapter, by_official_name, close
-
 from milbench import Bag, plugins
 from milbench.recipes import get as get_recipe
 from milbench.tasks import Subtyping
+from tests.fidelity.harness import FORWARD, GRADIENT, adapter, by_official_name, close
 
 
 @adapter("dtfd")

@@ -1,10 +1,10 @@
 """GCN-MIL (DeepGraphConv). The official network gives hazards; the vector's loss is the survival NLL of an event in bin 2."""
 
 import torch
-from harness import DOUBLE, FORWARD, GRADIENT, adapter, by_official_name, close, gradients
 
 from milbench import Bag, plugins
 from milbench.tasks import Survival, SurvivalTarget
+from tests.fidelity.harness import DOUBLE, FORWARD, GRADIENT, adapter, by_official_name, close, gradients
 
 
 @adapter("deepgraphconv_surv")

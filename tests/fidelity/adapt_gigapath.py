@@ -1,10 +1,10 @@
 """GigaPath's slide encoder, a small one, with class token and with mean readout."""
 
 import torch
-from harness import FORWARD, adapter, by_official_name, close, gradients
 from milbench_registry.gigapath import segment_lengths
 
 from milbench import Bag, plugins
+from tests.fidelity.harness import FORWARD, adapter, by_official_name, close, gradients
 
 
 @adapter("gigapath_slide_encoder_small", "gigapath_slide_encoder_small_gap")

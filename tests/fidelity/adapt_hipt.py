@@ -1,10 +1,10 @@
 """HIPT: full regions of 16 x 16 patches side by side, which is what the official features are."""
 
 import torch
-from harness import FORWARD, GRADIENT, adapter, by_official_name, close
 
 from milbench import Bag, plugins
 from milbench.tasks import Subtyping
+from tests.fidelity.harness import FORWARD, GRADIENT, adapter, by_official_name, close
 
 STEP = 256
 

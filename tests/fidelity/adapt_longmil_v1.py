@@ -11,8 +11,9 @@ Nobody trains this model here. It documents, in numbers that match the official 
 """
 
 import torch
-from harness import FORWARD, GRADIENT, adapter, close
 from torch.nn import functional as F
+
+from tests.fidelity.harness import FORWARD, GRADIENT, adapter, close
 
 SIDE = 300  # cells along the official tables
 

@@ -1,9 +1,9 @@
 """Survival losses: the discrete-time likelihood, Cox's partial likelihood, and the cross-entropy variant nobody should train with."""
 
 import torch
-from harness import DOUBLE, FORWARD, GRADIENT, adapter, close
 
 from milbench.tasks import Survival, survival_nll
+from tests.fidelity.harness import DOUBLE, FORWARD, GRADIENT, adapter, close
 
 
 def survival_ce(logits, bin, event, alpha):

@@ -1,11 +1,11 @@
 """Token mixers against torchscale, fla, mamba_ssm and VMamba."""
 
 import torch
-from harness import DOUBLE, FORWARD, adapter, close, gradients
 
 from milbench.nn.mixers import GLAMixer, MambaMixer, RetentionMixer
 from milbench.nn.ss2d import SS2DMixer
 from milbench.ops.scan_orders import cross_scan
+from tests.fidelity.harness import DOUBLE, FORWARD, adapter, close, gradients
 
 
 def raster(height, width):

@@ -2,7 +2,8 @@
 
 import nystrom_attention.nystrom_attention as package
 import torch
-from harness import DOUBLE, FORWARD, GRADIENT, adapter, close
+
+from tests.fidelity.harness import DOUBLE, FORWARD, GRADIENT, adapter, close
 
 
 @adapter("nystrom_attention")

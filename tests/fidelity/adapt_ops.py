@@ -1,13 +1,13 @@
 """Linear mixers and dilated attention: the ops alone, and LongNet's attention layer."""
 
 import torch
-from harness import DOUBLE, FORWARD, GRADIENT, adapter, close, gradients
 from torch.nn import functional as F
 
 from milbench.nn.dilated_attention import DilatedSelfAttention
 from milbench.ops.gated_linear_attention import gated_linear_attention, gated_linear_attention_naive
 from milbench.ops.retention import retention, retention_naive, retention_recurrent
 from milbench.ops.selective_scan import selective_scan, selective_scan_naive
+from tests.fidelity.harness import DOUBLE, FORWARD, GRADIENT, adapter, close, gradients
 
 
 @adapter("retention_naive_fla")

@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
-from harness import FORWARD, adapter, close
 
 from milbench.nn.optimisers import build
 from milbench.recipes import Recipe
+from tests.fidelity.harness import FORWARD, adapter, close
 
 
 @adapter("transmil_lookahead_radam")

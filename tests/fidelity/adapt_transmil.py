@@ -1,9 +1,8 @@
 """TransMIL at its official size, and the attention it stands on."""
 
-from harness import DOUBLE, FORWARD, adapter, by_official_name, close, gradients
-
 from milbench import Bag, plugins
 from milbench.tasks import Subtyping
+from tests.fidelity.harness import DOUBLE, FORWARD, adapter, by_official_name, close, gradients
 
 
 @adapter("transmil")

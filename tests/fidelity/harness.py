@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-HERE = Path(__file__).parent
+from tests import ROOT
+
 FORWARD, GRADIENT, DOUBLE = 2e-5, 1e-4, 1e-8  # largest deviation, relative to the largest value of the official array
 HALF = 1e-3  # arrays that were stored as float16 to save room
 
@@ -24,8 +25,8 @@ def folder() -> Path:
     """MILBENCH_VECTORS, else the optional shared folder beside the repository, else the selection that travels with it."""
     if given := os.environ.get("MILBENCH_VECTORS"):
         return Path(given)
-    beside = HERE.parents[2] / "shared" / "golden"
-    return beside if beside.is_dir() else HERE.parent / "vectors"
+    beside = ROOT.parent / "shared" / "golden"
+    return beside if beside.is_dir() else ROOT / "tests" / "vectors"
 
 
 @dataclass

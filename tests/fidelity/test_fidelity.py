@@ -1,17 +1,14 @@
 """Every vector in the folder against our code: logits, attention, losses, gradients. New files and new cases run unasked."""
 
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from harness import ADAPTERS, Vector, folder
+from tests.fidelity.harness import ADAPTERS, Vector, folder
 
 for module in sorted(Path(__file__).parent.glob("adapt_*.py")):
-    importlib.import_module(module.stem)
+    importlib.import_module(f"tests.fidelity.{module.stem}")
 
 PATHS = sorted(folder().glob("*.npz"))
 

@@ -1,0 +1,307 @@
+"""The supervisor's judgement, with threads that play workers: who is blamed, what is begun again, and what the store says."""
+
+import errno
+import json
+import os
+import signal
+import threading
+from collections import deque
+from multiprocessing import Pipe, resource_tracker
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from milbench.config import Settings
+from milbench.engines import Done, Epoch, Run, Started, local, run_local
+from milbench.errors import Unwritable
+from milbench.trials import store as stores
+from milbench.trials.plan import Job
+from milbench.trials.store import Store
+from tests.builders.results import cell_of, finished, spec
+
+
+class Actor:
+    """Stands for a worker process; its script gets (pipe, store) and returns an exit code."""
+
+    def __init__(self, script, pipe, kept):
+        self.exitcode, self.killed, self._script = None, False, script
+        self.pipe = Connection(os.dup(pipe.fileno()))  # the supervisor closes the one it passes
+        self._kept = kept
+
+    def start(self):
+        threading.Thread(target=self._play, daemon=True).start()
+
+    def _play(self):
+        try:
+            setup = self.pipe.recv()
+            code = self._script(self.pipe, Store(setup.settings.results, setup.writer))
+        except EOFError:
+            code = 0
+        if self._script in HOLDS_ITS_PIPE:
+            self._kept.append(self.pipe)
+        else:
+            self.pipe.close()
+        if code is not None:
+            self.exitcode = code
+
+    def kill(self):
+        self.killed, self.exitcode = True, -9
+
+    def close(self):
+        assert self.exitcode is not None
+
+
+class Stage:
+    """A context for the supervisor that hires these, one after the other, and the last again and again."""
+
+    Pipe = staticmethod(Pipe)
+
+    def __init__(self, *scripts):
+        self.scripts, self.hired, self.kept = deque(scripts), [], []
+
+    def Process(self, target, args, daemon):  # noqa: N802 - as multiprocessing calls it
+        script = self.scripts.popleft() if len(self.scripts) > 1 else self.scripts[0]
+        self.hired.append(Actor(script, args[0], self.kept))
+        return self.hired[-1]
+
+
+def say(pipe, **message):
+    os.write(pipe.fileno(), b"\n" + json.dumps(message).encode() + b"\n")
+
+
+def take(pipe):
+    job, _ = pipe.recv()
+    say(pipe, said="started", trial=job.spec.trial_id)
+    return job
+
+
+def serve(pipe, store):
+    """A worker as it should be."""
+    while True:
+        one(pipe, store)
+
+
+def one(pipe, store, end=0):
+    """One trial well done, and then the end."""
+    job = take(pipe)
+    store.write(finished(job.spec))
+    say(pipe, said="done", trial=job.spec.trial_id)
+    return end
+
+
+def dies_after_its_last_word(pipe, store):
+    return one(pipe, store, -9)
+
+
+def dies_before_its_last_word(pipe, store):
+    store.write(finished(take(pipe).spec))
+    return -9
+
+
+def cannot_begin(pipe, store):
+    say(pipe, said="broken", reason="ImportError: no such kernel")
+    return 1
+
+
+def dies_when_given(pipe, store):
+    pipe.recv()
+    return -11
+
+
+def killed(pipe, store):
+    take(pipe)
+    return -9
+
+
+def leaves_a_child(pipe, store):
+    take(pipe)
+    return -9
+
+
+def says_half(pipe, store):
+    take(pipe)
+    os.write(pipe.fileno(), b'\n{"said": "do')
+    return 3
+
+
+def closes_its_pipe(pipe, store):
+    take(pipe)
+
+
+def boasts(pipe, store):
+    job = take(pipe)
+    say(pipe, said="done", trial=job.spec.trial_id)
+    serve(pipe, store)
+
+
+def babbles(pipe, store):
+    """Whatever a plug-in may write into a descriptor that it takes for its own."""
+    job = take(pipe)
+    trial = job.spec.trial_id
+    os.write(pipe.fileno(), b"\x00\xff\n" + b"[" * 5000 + b"\n1\n[]\n{}\n" + os.urandom(3000))
+    say(pipe, said="started", trial=trial)
+    say(pipe, said="done", trial="another")
+    say(pipe, said="epoch", trial=trial, epoch="three", row=None)
+    say(pipe, said=["done"], trial=[trial])
+    say(pipe, said="epoch", trial=trial, epoch=1, row={"train_loss": 0.5})
+    store.write(finished(job.spec))
+    os.write(pipe.fileno(), b'{"said": "do')
+    say(pipe, said="done", trial=trial)
+    serve(pipe, store)
+
+
+def finds_no_room(pipe, store):
+    job = take(pipe)
+    try:
+        store.write(finished(job.spec))
+    except Unwritable as error:
+        say(pipe, said="unwritable", reason=str(error))
+    pipe.recv()
+
+
+HOLDS_ITS_PIPE = {leaves_a_child}  # ended, with its pipe open: in a child
+
+
+@pytest.fixture
+def stage(monkeypatch, tmp_path):
+    """Play three trials with these workers; returns the results in order, the events and who was hired."""
+    monkeypatch.setattr(local, "GRACE", 0.2)
+    monkeypatch.setattr(local, "TICK", 0.02)
+    jobs = [Job(trial := spec(seed=seed), {"aggregator": "AB-MIL"}, cell_of(trial)) for seed in range(3)]
+
+    def play(*scripts, workers=1, on_event=lambda event: None):
+        stage, events = Stage(*scripts), []
+
+        def hear(event):
+            events.append(event)
+            on_event(event)
+
+        monkeypatch.setattr(local.multiprocessing, "get_context", lambda kind: stage)
+        resource_tracker.ensure_running()  # once for all, with a descriptor of its own
+        before = descriptors()
+        try:
+            run_local(Run(jobs, Settings(results=play.store.root), workers), hear)
+        finally:
+            play.events, play.hired = events, stage.hired
+        for pipe in stage.kept:
+            pipe.close()
+        assert descriptors() <= before
+        assert all(actor.exitcode is not None for actor in stage.hired)
+        for job in jobs:
+            about = [type(event) for event in events if event.trial_id == job.spec.trial_id and not isinstance(event, Epoch)]
+            assert about == [Started, Done]
+        results = [play.store.read(job.spec.trial_id) for job in jobs]
+        done = {event.trial_id: event for event in events if isinstance(event, Done)}
+        assert [(r.status, r.reason) for r in results] == [(done[r.trial_id].status, done[r.trial_id].reason) for r in results]
+        return results
+
+    play.store, play.jobs = Store(tmp_path / "r"), jobs
+    return play
+
+
+def descriptors():
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.exists() else 0
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_a_worker_that_dies_after_its_last_word_blames_nobody(stage, workers):
+    assert [r.status for r in stage(dies_after_its_last_word, workers=workers)] == ["ok"] * 3
+    assert len(stage.hired) >= 3
+
+
+def test_a_result_in_the_store_counts_however_its_worker_ended(stage):
+    assert [r.status for r in stage(dies_before_its_last_word)] == ["ok"] * 3
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "reason"),
+    [
+        (killed, "oom", "the worker process ended with SIGKILL, most likely because memory ran out"),
+        (leaves_a_child, "oom", "the worker process ended with SIGKILL, most likely because memory ran out"),
+        (says_half, "failed", "the worker process ended with exit code 3"),
+        (closes_its_pipe, "failed", "the worker process lost its pipe"),
+        (boasts, "failed", "it was reported as finished, but no result is in"),
+    ],
+)
+def test_a_trial_that_takes_its_worker_down_is_recorded_and_the_others_go_on(stage, script, status, reason):
+    first, *others = stage(script, serve)
+    assert first.status == status
+    assert first.reason.startswith(reason)
+    assert first.labels == {"aggregator": "AB-MIL"} and first.provenance["python"]
+    assert [r.status for r in others] == ["ok", "ok"]
+
+
+def test_an_earlier_failure_is_not_taken_for_the_news(stage):
+    job = stage.jobs[0]
+    stage.store.write(finished(job.spec, status="failed", metrics={}, reason="long ago"))
+    first, *_ = stage(killed, serve)
+    assert (first.status, first.reason[:18]) == ("oom", "the worker process")
+
+
+@pytest.mark.parametrize(
+    ("script", "why"), [(cannot_begin, "ImportError: no such kernel"), (dies_when_given, "the last one ended with SIGSEGV")]
+)
+def test_a_job_that_no_worker_can_start_ends_too(stage, script, why):
+    first, *others = stage(script, script, script, serve)
+    assert first.status == "failed"
+    assert first.reason.startswith(f"3 workers in a row could not start it: {why}")
+    assert [r.status for r in others] == ["ok", "ok"]
+    assert len(stage.hired) == 4
+
+
+def test_two_that_cannot_start_are_made_up_for(stage):
+    assert [r.status for r in stage(cannot_begin, dies_when_given, serve)] == ["ok"] * 3
+
+
+def test_junk_in_the_pipe_is_passed_over(stage):
+    assert [r.status for r in stage(babbles)] == ["ok"] * 3
+    assert [event.row for event in stage.events if isinstance(event, Epoch)] == [{"train_loss": 0.5}]
+    assert len(stage.hired) == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_full_disk_stops_the_run_and_blames_no_trial(stage, code, monkeypatch):
+    stage(serve)
+    fresh = stage.store = Store(stage.store.root.with_name("full"))
+
+    def full(path):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(stores, "flush", full)
+    with pytest.raises(
+        Unwritable, match=f"full/trials: a result cannot be written: {os.strerror(code)}; make room or allow writing"
+    ) as error:
+        stage(finds_no_room)
+    assert "\n" not in str(error.value)
+    assert list(fresh.trials.iterdir()) == [], "neither results nor halves"
+
+
+def test_the_supervisor_cannot_record_a_death_on_a_full_disk(stage, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(stores, "flush", full)
+    with pytest.raises(Unwritable, match="No space left"):
+        stage(killed)
+    assert {stage.store.status(job.spec.trial_id) for job in stage.jobs} == {"pending"}
+
+
+def test_a_signal_keeps_what_is_finished_and_leaves_nothing_of_the_rest(stage):
+    def writes_for_ever(pipe, store):
+        job = take(pipe)
+        store.trials.mkdir(parents=True, exist_ok=True)
+        (store.trials / f".writing-{job.spec.trial_id}-{store.writer}-half").mkdir()
+        say(pipe, said="epoch", trial=job.spec.trial_id, epoch=1, row={})
+
+    def stop(event):
+        if isinstance(event, Epoch):
+            signal.raise_signal(signal.SIGINT)
+
+    HOLDS_ITS_PIPE.add(writes_for_ever)
+    with pytest.raises(KeyboardInterrupt):
+        stage(one, writes_for_ever, on_event=stop)
+    assert [stage.store.status(job.spec.trial_id) for job in stage.jobs] == ["ok", "pending", "pending"]
+    assert [path.name for path in stage.store.trials.iterdir()] == [stage.jobs[0].spec.trial_id]
+    assert stage.hired[-1].killed

@@ -1,0 +1,270 @@
+"""The report against stored files, and what it says when results are missing."""
+
+import json
+import os
+import re
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+
+from milbench import MilbenchError, stats
+from milbench.metrics import METRICS
+from milbench.report import build, write
+from tests import ROOT
+from tests.builders.results import finished, made_up_suite, predictions_file, sign
+
+GOLDEN = ROOT / "tests" / "golden" / "report"
+METHODS = {"mean": 2.5, "abmil": 1.0, "dsmil": 0.9, "odd_name & 100% #1": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Nothing here has to survive a power cut, and only the stored files need every resample."""
+    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 500)
+
+
+def main_table(store, name="made-up"):
+    return build(store, name).sections[0].table
+
+
+def column(table, label):
+    at = [head for _, head in table.headers].index(label)
+    return {row.label: row.entries[at] for row in table.rows}
+
+
+def golden(folder, formats):
+    """Results made up on the spot, and their report in `folder`/report."""
+    skip = {("dsmil", 1, 0): "failed", ("mean", 0, 0): "pending"}
+    store, _ = made_up_suite(folder, METHODS, seeds=2, skip=skip, title="Names with _ & % #")
+    return write(build(store, "made-up"), folder / "report", formats)
+
+
+def test_against_stored_files(tmp_path, monkeypatch):
+    """Every form of a small report, byte for byte. MILBENCH_WRITE_GOLDEN=1 writes them anew; then read the difference."""
+    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 10_000)
+    paths = golden(tmp_path, ["latex", "md", "csv"])  # pages of HTML are read, not compared
+    if os.environ.get("MILBENCH_WRITE_GOLDEN"):
+        shutil.rmtree(GOLDEN, ignore_errors=True)
+        shutil.copytree(tmp_path / "report", GOLDEN)
+    names = sorted(str(path.relative_to(tmp_path / "report")) for path in paths)
+    assert names == sorted(str(path.relative_to(GOLDEN)) for path in GOLDEN.rglob("*") if path.is_file())
+    for name in names:
+        assert (tmp_path / "report" / name).read_text() == (GOLDEN / name).read_text(), name
+
+
+def test_numbers_are_the_mean_and_sample_deviation_of_the_runs(tmp_path):
+    store, plan = made_up_suite(tmp_path, METHODS, seeds=2)
+    table = main_table(store)
+    for row in table.tidy:
+        own = [cell for cell in plan.cells if cell.aggregator == row["aggregator"]]
+        values = [store.read(cell.trial_id).metrics["test"][row["metric"]] for cell in own]
+        assert row["runs"] == row["expected_runs"] == 6
+        assert row["mean"] == pytest.approx(np.mean(values))
+        assert row["sd"] == pytest.approx(np.std(values, ddof=1))
+        assert (
+            column(table, METRICS[row["metric"]].label)[row["label"]].text
+            == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+        )
+    assert any("over 3 folds x 2 seeds, 30 tested in each" in note for note in table.notes)
+    assert "(n = 90 slides)" in table.title
+
+
+def test_best_and_second_and_daggers(tmp_path):
+    store, _ = made_up_suite(tmp_path, METHODS)
+    entries = column(main_table(store), "macro-AUC")
+    means = {label: float(entry.text.split()[0]) for label, entry in entries.items()}
+    ranked = sorted(means, key=means.get, reverse=True)
+    assert [entries[label].style for label in ranked[:3]] == ["best", "second", None]
+    paired = {row["aggregator"]: row for row in build(store, "made-up").sections[0].paired.tidy if row["metric"] == "macro_auc"}
+    assert set(paired) == set(METHODS) - {"abmil"}
+    np.testing.assert_allclose(
+        [paired[m]["p_holm"] for m in ("mean", "dsmil", "odd_name & 100% #1")],
+        stats.holm([paired[m]["p"] for m in ("mean", "dsmil", "odd_name & 100% #1")]),
+    )
+    for label, entry in entries.items():
+        assert entry.dagger == (label != "ABMIL" and paired[label.lower()]["p_holm"] < 0.05)
+    assert entries["MEAN"].dagger, "a method with 2.5 times the noise is found out"
+    assert paired["mean"]["difference"] == pytest.approx(means["MEAN"] - means["ABMIL"], abs=1e-3)
+
+
+def test_a_partial_row_is_marked_and_not_ranked(tmp_path):
+    store, _ = made_up_suite(tmp_path, METHODS, skip={("odd_name & 100% #1", 0, 0): "pending", ("mean", 0, 0): "oom"})
+    report = build(store, "made-up")
+    entries = column(report.sections[0].table, "macro-AUC")
+    assert entries["ODD_NAME & 100% #1"].style is None
+    assert report.sections[0].table.partial == "2 of 12 trials have no result (1 out of memory, 1 not run)"
+    notes = " ".join(report.sections[0].table.notes)
+    assert f"({entries['ODD_NAME & 100% #1'].mark}) not run; over 2 of 3 runs, not ranked" in notes
+    assert f"({entries['MEAN'].mark}) out of memory: because of oom; over 2 of 3 runs, not ranked" in notes
+
+
+def test_what_did_not_run_is_a_dash_with_the_reason(tmp_path):
+    skip = {("dsmil", fold, 0): "skipped" for fold in range(3)}
+    store, _ = made_up_suite(tmp_path, METHODS, skip=skip)
+    table = main_table(store)
+    entry = column(table, "macro-F1")["DSMIL"]
+    assert entry.text == "–"
+    assert f"({entry.mark}) skipped: because of skipped" in table.notes
+
+
+def test_without_the_reference_there_is_no_comparison_and_it_is_said(tmp_path):
+    store, _ = made_up_suite(tmp_path, {"mean": 1.0, "max": 2.0})
+    section = build(store, "made-up").sections[0]
+    assert section.paired is None
+    assert "No paired comparison: the reference abmil has no result beside another method." in section.table.notes
+
+
+def test_one_run_has_no_spread(tmp_path):
+    store, _ = made_up_suite(tmp_path, METHODS, folds=1)
+    table = main_table(store)
+    assert "±" not in column(table, "macro-AUC")["ABMIL"].text
+    assert any(note.startswith("One run, no spread") for note in table.notes)
+
+
+def test_an_undefined_metric_is_a_dash_with_a_note(tmp_path):
+    store, plan = made_up_suite(tmp_path, METHODS)
+    cell = next(c for c in plan.cells if c.aggregator == "mean")
+    shutil.rmtree(store.folder(cell.trial_id))
+    result = finished(store.read(next(c for c in plan.cells if c.aggregator == "abmil").trial_id).spec)
+    trial = result.spec.model_copy(update={"aggregator": "mean", "fold": cell.fold, "seed": cell.seed})
+    assert trial.trial_id == cell.trial_id
+    target, score = np.zeros(30, int), np.full((30, 3), 1 / 3)
+    slides = [f"f{cell.fold}-{i:03d}" for i in range(30)]
+    store.write(finished(trial, {"macro_auc": None, "macro_f1": 1 / 3}), predictions_file(slides, target, score))
+    table = main_table(store)
+    assert column(table, "macro-AUC")["MEAN"].text == "–"
+    assert any("lacks a class, so the metric is undefined" in note for note in table.notes)
+
+
+def test_trials_that_test_other_slides_are_never_paired(tmp_path):
+    store, plan = made_up_suite(tmp_path, METHODS)
+    cell = next(c for c in plan.cells if c.aggregator == "mean")
+    path = store.folder(cell.trial_id) / "predictions.csv"
+    path.write_text(path.read_text().replace("f0-000,f0-000", "f9-000,f9-000"))
+    sign(store, cell.trial_id)
+    with pytest.raises(MilbenchError, match="test other slides, they cannot be paired"):
+        build(store, "made-up")
+
+
+def test_missing_predictions_are_named(tmp_path):
+    store, plan = made_up_suite(tmp_path, METHODS)
+    (store.folder(plan.cells[0].trial_id) / "predictions.csv").unlink()
+    with pytest.raises(MilbenchError, match=r"predictions\.csv is missing; remove the folder"):
+        build(store, "made-up")
+
+
+def test_another_schema_is_refused(tmp_path):
+    store, plan = made_up_suite(tmp_path, METHODS)
+    path = store.folder(plan.cells[0].trial_id) / "trial.json"
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3', 1))
+    with pytest.raises(MilbenchError, match="result schema 3, this milbench reads 2"):
+        build(store, "made-up")
+
+
+def test_unknown_metric_in_a_table_is_named(tmp_path):
+    table = {"name": "x", "columns": ["metric"], "metrics": ["auc"], "groups": [], "reference": "abmil"}
+    store, plan = made_up_suite(tmp_path, METHODS)
+    path = store.root / "suites" / "made-up.json"
+    path.write_text(plan.model_copy(update={"definition": {**plan.definition, "table": table}}).model_dump_json())
+    with pytest.raises(MilbenchError, match=r"table\.metrics: 'auc' cannot be printed; use macro_auc"):
+        build(store, "made-up")
+
+
+def test_groups_are_separated_by_rules(tmp_path):
+    layout = {"name": "x", "columns": ["metric"], "metrics": ["macro_auc"], "groups": [["mean", "mean"], ["abmil", "dsmil"]]}
+    grid = {"aggregator": ["mean", "abmil", "dsmil"]}
+    store, _ = made_up_suite(tmp_path, METHODS, table={**layout, "reference": "abmil"}, grid=grid)
+    assert [row.rule for row in main_table(store).rows] == [False, True, False, True], "rows of one's own stand below a rule"
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Metrics and predictions may be made up apart from each other."""
+    monkeypatch.setattr("milbench.trials.predictions.disagreement", lambda columns, result: "")
+    monkeypatch.setattr("milbench.trials.store.Store.verified", lambda self, result, name: self.folder(result["trial_id"]) / name)
+
+
+def rewrite(store, cell, **test):
+    """Other test metrics of a trial."""
+    path = store.folder(cell.trial_id) / "trial.json"
+    content = json.loads(path.read_text())
+    content["metrics"]["test"] |= test
+    path.write_text(json.dumps(content))
+    sign(store, cell.trial_id)
+
+
+def test_ties_tie(tmp_path, unchecked):
+    """The same fold values in another order have another floating-point mean, and one rational mean two texts."""
+    store, plan = made_up_suite(tmp_path, {"mean": 1.0, "abmil": 1.0, "dsmil": 1.0, "max": 1.0}, folds=4)
+    auc = {"mean": [0.7, 0.8, 0.9, 0.8], "abmil": [0.9, 0.8, 0.8, 0.7], "dsmil": [0.6] * 4, "max": [0.8, 0.79, 0.81, 0.8002]}
+    f1 = {
+        "mean": [29 / 36, 17 / 18, 7 / 12, 11 / 12],
+        "abmil": [11 / 12, 7 / 12, 17 / 18, 29 / 36],
+        "dsmil": [0.8125] * 4,
+        "max": [1.0] * 4,
+    }
+    for cell in plan.cells:
+        rewrite(store, cell, macro_auc=auc[cell.aggregator][cell.fold], macro_f1=f1[cell.aggregator][cell.fold])
+    table = build(store, "made-up", tests=False).sections[0].table
+    shown = {label: (entry.text.split()[0], entry.style) for label, entry in column(table, "macro-AUC").items()}
+    best = ("0.800", "best")
+    assert shown == {"MEAN": best, "ABMIL": best, "DSMIL": ("0.600", "second"), "MAX": best}, "what prints alike ranks alike"
+    shown = {label: (entry.text.split()[0], entry.style) for label, entry in column(table, "macro-F1").items()}
+    second = ("0.812", "second")
+    assert shown == {"MEAN": second, "ABMIL": second, "DSMIL": second, "MAX": ("1.000", "best")}
+    assert {row["mean"] for row in table.tidy if row["metric"] == "macro_f1"} == {0.8125, 1.0}
+
+
+def test_no_zero_has_a_minus_and_no_number_is_nan(tmp_path, unchecked):
+    """Differences of nothing, and a fold that lacks a class: every text of the report."""
+    store, plan = made_up_suite(tmp_path, {"mean": 1.5, "abmil": 1.0, "dsmil": 1.0}, folds=2, n=6)
+    same = {c.fold: store.folder(c.trial_id) / "predictions.csv" for c in plan.cells if c.aggregator == "abmil"}
+    for cell in plan.cells:
+        path = store.folder(cell.trial_id) / "predictions.csv"
+        if cell.aggregator == "dsmil":
+            path.write_text(same[cell.fold].read_text())
+            sign(store, cell.trial_id)
+            other = next(c for c in plan.cells if (c.aggregator, c.fold) == ("abmil", cell.fold))
+            rewrite(store, cell, macro_f1=store.read(other.trial_id).metrics["test"]["macro_f1"] - 1e-16)
+        if cell.fold == 1:
+            first, *rows = path.read_text().splitlines()
+            fields = [row.split(",") for row in rows]
+            path.write_text(
+                "\n".join([first, *(",".join([*f[:3], "1" if f[3] == "2" else f[3], *f[4:]]) for f in fields)]) + "\n"
+            )
+            rewrite(store, cell, macro_auc=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        report = build(store, "made-up")
+        write(report, tmp_path / "report")
+    section = report.sections[0]
+    assert "undefined in 1 of 2 runs" in " ".join(section.table.notes)
+    for label in ("MEAN", "DSMIL"):
+        row = next(row for row in section.paired.rows if row.label == label)
+        assert [entry.text for entry in row.entries] == ["–"] * 5, "of macro-AUC, which stands first"
+    assert "MEAN (macro-AUC), DSMIL (macro-AUC): the metric is undefined in 1 of 2 pairs of runs." in section.paired.notes
+    (anova,) = (table for table in section.appendix if table.name.endswith("anova"))
+    assert "Runs left out, in which the metric is undefined: 3 of 6 (macro-AUC)." in anova.notes
+    told = {(row["aggregator"], row["metric"]): row for row in section.paired.tidy}
+    assert [told["mean", "macro_auc"][key] for key in ("undefined", "runs")] == [1, 2]
+    equal = told["dsmil", "macro_f1"]
+    assert [equal[key] for key in ("difference", "wins", "ties", "losses", "undefined")] == [0, 0, 2, 0, 0]
+    for path in (tmp_path / "report").rglob("*"):
+        if path.suffix in (".md", ".tex", ".csv", ".html"):
+            found = re.search(r"[-−+]nan|\bnan\b|[-−]0\.0+(?![\d])", re.sub(r"data:[^\"]+", "", path.read_text()))
+            assert not found, (path.name, found)
+
+
+def test_a_missing_prediction_is_told(tmp_path, unchecked):
+    store, plan = made_up_suite(tmp_path, METHODS)
+    cell = next(c for c in plan.cells if c.aggregator == "mean")
+    path = store.folder(cell.trial_id) / "predictions.csv"
+    first, second, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([first, ",".join([*second.split(",")[:4], "nan", "nan", "nan"]), *rest]) + "\n")
+    rewrite(store, cell, macro_auc=None, macro_f1=None)
+    report = build(store, "made-up")
+    assert column(report.sections[0].table, "macro-F1")["MEAN"].text == "–"
+    assert "a prediction is missing (NaN), so the metric is undefined in 1 of 3 runs" in " ".join(report.sections[0].table.notes)
