@@ -11,7 +11,8 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from importlib.machinery import SourceFileLoader
@@ -222,6 +223,19 @@ def discover(files: Iterable[str | Path] = ()) -> None:
             if known == set(_entries):
                 raise MilbenchError(f'{file} registers no aggregator; write @register("name", label="Name") above the class')
             _loaded_files.add(path)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """What is registered or loaded inside is forgotten afterwards, as between the tests of a suite."""
+    entries, loaded = dict(_entries), set(_loaded_files)
+    try:
+        yield
+    finally:
+        _entries.clear()
+        _entries.update(entries)
+        _loaded_files.clear()
+        _loaded_files.update(loaded)
 
 
 def _import(what: str, load: Callable[[], Any], source: Callable[[list[ModuleType]], Source], path: Path | None = None) -> None:

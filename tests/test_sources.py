@@ -56,11 +56,9 @@ def forget(folder):
 
 def known(path):
     """The implementation of a plug-in that nothing has loaded before."""
-    entries = dict(plugins._entries)
-    plugins.discover([path])
-    found = plugins.resolve("helped").implementation
-    plugins._entries.clear()
-    plugins._entries.update(entries)
+    with plugins.restored():
+        plugins.discover([path])
+        found = plugins.resolve("helped").implementation
     forget(path.parent)
     return found
 

@@ -88,7 +88,7 @@ def numbers(matrix: Mixing, *, exact_to: int = mixing.EXACT, directions: int = D
     if sigma is None and matrix.n <= exact_to:
         sigma = torch.linalg.svdvals(matrix.dense()).double()
     if sigma is None:
-        return _bounded(matrix, min(directions, matrix.n), seed)
+        return bounded(matrix, min(directions, matrix.n), seed)
     small = sum(int((rows.abs() <= THRESHOLD / matrix.n).sum()) for _, rows in matrix.blocks())
     top, tolerance = float(sigma[0]), matrix.n * EPS32 * float(sigma[0])
     in_float64 = matrix.rows(0, 1).dtype == torch.float64
@@ -124,8 +124,10 @@ def randomised(matrix: Mixing, directions: int, seed: int = 0) -> tuple[Tensor, 
     return basis, matrix.transposed_times(basis).mT
 
 
-def _bounded(matrix: Mixing, directions: int, seed: int) -> Numbers:
-    """Bounds from the leading directions Q and from what they leave out, E = A - Q Q^T A, whose norm is measured, not guessed.
+def bounded(matrix: Mixing, directions: int, seed: int = 0) -> Numbers:
+    """The numbers of a matrix that is too large to decompose, between bounds, from `directions` <= n directions; O(n k) memory.
+
+    Bounds from the leading directions Q and from what they leave out, E = A - Q Q^T A, whose norm is measured, not guessed.
 
     A^T A = B^T B + E^T E with B = Q^T A, so b_i <= sigma_i <= sqrt(b_i^2 + |E|_F^2), and what is beyond direction k has a sum of
     squares of at most |E|_F^2. No singular value exceeds the root of the largest row sum times the largest column sum. Pieces of

@@ -87,7 +87,7 @@ class RetentionMixer(nn.Module):
         k = self._rotate(_split(self.k_proj(x) * self.scale, self.heads), sin, cos)
         v = _split(self.v_proj(x), self.heads)  # (heads, n, d_v)
         with torch.no_grad():
-            divisor = self._row_divisor(q, k, v)
+            divisor = self.row_divisor(q, k, v)
         y = retention(q, k, v, self.log_decay.exp()) / divisor
         y = F.rms_norm(y.float(), y.shape[-1:], eps=1e-6).to(y.dtype)  # in float32 whatever y is, as officially
         return self.out_proj(F.silu(self.g_proj(x)) * _join(y))
@@ -98,8 +98,8 @@ class RetentionMixer(nn.Module):
         even, odd = x[..., ::2], x[..., 1::2]
         return x * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin
 
-    def _row_divisor(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What each row is divided by before its norm. (heads, n, 1)."""
+    def row_divisor(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What each row is divided by before its norm, which differs between the forms: (heads, n, d) each -> (heads, n, 1)."""
         n, log_decay = q.shape[1], self.log_decay[:, None]  # (heads, 1)
         row = torch.arange(n, device=q.device)
         if self.form == "chunk":

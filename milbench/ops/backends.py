@@ -46,11 +46,12 @@ class Backend:
             return f"needs {self.device}"
         if device == "cuda" and not torch.cuda.is_available():
             return "no CUDA device"
-        return _probe(self, device)
+        return probe(self, device)
 
 
 @cache
-def _probe(backend: Backend, device: str) -> str | None:
+def probe(backend: Backend, device: str) -> str | None:
+    """Why a tiny call fails on a device of that type, None where it works; tried once, until `probe.cache_clear()`."""
     # In a thread of its own: grad and inference mode, autocast, saved-tensor hooks (recomputation) and dispatch modes (counting
     # FLOPs) belong to the thread that set them, and a new one has none.
     with ThreadPoolExecutor(1) as thread:
@@ -96,6 +97,28 @@ _watchers: list[Callable[[str, Callable[..., Tensor]], Callable[..., Tensor]]] =
 def offer(backend: Backend) -> None:
     """Make a backend known; of one operation, the first available one is chosen."""
     _backends.setdefault(backend.op, []).append(backend)
+
+
+def offered(op: str) -> tuple[Backend, ...]:
+    """The backends of an operation, in the order in which they are tried."""
+    return tuple(_backends[op])
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """What is offered, forced and used inside is forgotten afterwards; nothing is forced or counts as used at the start."""
+    backends, forced, used = {op: list(some) for op, some in _backends.items()}, dict(_forced), dict(_used)
+    _forced.clear()
+    _used.clear()
+    try:
+        yield
+    finally:
+        _backends.clear()
+        _backends.update(backends)
+        _forced.clear()
+        _forced.update(forced)
+        _used.clear()
+        _used.update(used)
 
 
 def force(choices: Iterable[str]) -> None:

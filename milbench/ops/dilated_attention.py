@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from milbench.errors import MilbenchError
 from milbench.ops.arguments import check
 
+FUSED = ("cpu",)  # types of device on which torch has a fused attention that also hands out its log-sum-exp
 ROWS = 256  # queries whose scores exist at a time where there is no fused kernel
 
 
@@ -96,14 +97,9 @@ def _pieces(heads: int, n: int, branches: list[tuple[int, int]]) -> Iterator[tup
                     yield b, view, -(-w // r) - seen
 
 
-def _fused(q: Tensor) -> bool:
-    """Whether torch has a fused attention there that also hands out its log-sum-exp."""
-    return q.device.type == "cpu"
-
-
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax attention and the log-sum-exp of its scores: (a, b, t, d) -> (a, b, t, d), (a, b, t)."""
-    if _fused(q):
+    if q.device.type in FUSED:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
     out, lse = torch.empty_like(q), torch.empty_like(q[..., 0])
     for rows in torch.arange(q.shape[2], device=q.device).split(ROWS):
@@ -114,7 +110,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _attend_backward(do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if _fused(q):
+    if q.device.type in FUSED:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(do, q, k, v, out, lse, 0.0, False)
     scale = q.shape[-1] ** -0.5
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)

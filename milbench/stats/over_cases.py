@@ -15,7 +15,7 @@ from milbench.stats.outcome import Outcome
 from milbench.stats.rounding import TINY, rounded
 
 Array = NDArray[np.float64]
-_ELEMENTS = 2**18  # signs drawn at a time
+ELEMENTS = 2**18  # signs drawn at a time
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def delong(folds: Sequence[PairedFold]) -> Outcome:
 def _signs(n: int, replicates: int, rng: np.random.Generator) -> Iterator[Array]:
     """Rows of +1 (as it is) and -1 (swapped), block by block: all 2^n of them if that is no more than `replicates`."""
     exact = 2**n <= replicates
-    total, size = (2**n if exact else replicates), max(1, _ELEMENTS // n)
+    total, size = (2**n if exact else replicates), max(1, ELEMENTS // n)
     for start in range(0, total, size):
         rows = min(size, total - start)
         every = np.arange(start, start + rows)[:, None] >> np.arange(n) & 1  # row r as binary digits

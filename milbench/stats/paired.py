@@ -16,7 +16,7 @@ Metric = Callable[[Array], Array]  # counts (B, n) -> (B,): a metric with a fold
 
 FEWEST = 40  # different resamples: with fewer no p-value could be below 2 / 40 = 0.05
 UNDEFINED = 0.05  # share of resamples without a value that an interval may leave out
-_ELEMENTS = 2**18  # counts drawn at a time: fits a processor's cache
+ELEMENTS = 2**18  # counts drawn at a time: fits a processor's cache
 
 
 class Once:
@@ -81,7 +81,7 @@ def resamples(strata: NDArray, replicates: int, rng: np.random.Generator) -> Ite
 
     Source: Rao and Wu, Resampling inference with complex survey data, JASA 1988, section 3 (their m_h = n_h - 1).
     """
-    size = max(1, _ELEMENTS // len(strata))
+    size = max(1, ELEMENTS // len(strata))
     members = [np.flatnonzero(strata == value) for value in np.unique(strata)]
     for start in range(0, replicates, size):
         counts = np.ones((min(size, replicates - start), len(strata)))  # a stratum of one case stays as it is

@@ -14,7 +14,10 @@ from milbench.aggregator import Aggregator, Prediction
 from milbench.analysis import heatmap, subjects
 from milbench.errors import MilbenchError
 from milbench.tasks import Subtyping, Survival
-from tests.builders.lattice import feature_file, lattice, lattice_dataset, milbench, trained_trial
+from tests.builders.command import milbench
+from tests.builders.datasets import lattice, lattice_dataset
+from tests.builders.folders import feature_file
+from tests.builders.results import trained_trial
 
 
 class Linear(Aggregator):

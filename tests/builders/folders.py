@@ -37,6 +37,11 @@ def h5(path, **arrays):
     return path
 
 
+def feature_file(path, bag, **attributes):
+    """The bag as an h5 file with attributes beside its coordinates."""
+    return h5(path, features=bag.features.numpy(), coords=(bag.coords.numpy(), attributes))
+
+
 def trident_attributes(size=256, magnification=20, source=40, overlap=0, **more):
     return {
         "patch_size": size, "patch_size_level0": size * source // magnification, "level0_magnification": source,

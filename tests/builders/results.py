@@ -1,40 +1,17 @@
-"""Small datasets and stores made on the spot."""
+"""Results and stores made on the spot, without training or after a short one."""
 
 import csv
 import hashlib
 import json
 
 import numpy as np
-import torch
 
-from milbench.bags import Bag
-from milbench.datasets import Dataset, Fold, Sample
+from milbench import datasets, plugins, recipes, stats
 from milbench.recipes import Recipe
 from milbench.trials.plan import Cell, Plan, merge
+from milbench.trials.run import run_trial
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import PREDICTIONS, Result, Store
-
-
-def toy_dataset(n=20, task="subtyping", folds=None, shift=1.0, d=6):
-    """Separable bags of 2 to 9 instances; survival times grow where the features shrink."""
-    samples = []
-    for i in range(n):
-        outcome = {"label": i % 2} if task == "subtyping" else {"time": float(1 + i), "event": i % 3 != 0}
-        samples.append(Sample(f"s{i:02d}", f"s{i:02d}", **outcome))
-    order = {s.id: i for i, s in enumerate(samples)}
-
-    def read(id):
-        i = order[id]
-        generator = torch.Generator().manual_seed(i)
-        at = shift * (i % 2) if task == "subtyping" else -shift * i / n * 3
-        return Bag(torch.randn(2 + i % 8, d, generator=generator) + at, slide_id=id, case_id=id, source=f"{id}.h5")
-
-    ids = [s.id for s in samples]
-    folds = folds or [Fold(tuple(ids[: n // 2]), tuple(ids[n // 2 : 3 * n // 4]), tuple(ids[3 * n // 4 :]))]
-    return Dataset(
-        name="toy", label="Toy", task=task, unit="slide", classes=("a", "b") if task == "subtyping" else (), samples=tuple(samples),
-        read=read, in_dim=d, has_coords=False, encoder="none", fingerprint="sha256:0", splits={"one": lambda: folds},
-    )  # fmt: skip
 
 
 def spec(**changes):
@@ -94,8 +71,6 @@ def made_up_suite(root, methods, *, folds=3, seeds=1, n=30, skip=(), name="made-
 
     Returns the store and the plan.
     """
-    from milbench import stats
-
     skip = dict(skip)
     store, cells = Store(root), []
     for fold in range(folds):
@@ -124,3 +99,18 @@ def made_up_suite(root, methods, *, folds=3, seeds=1, n=30, skip=(), name="made-
     }  # fmt: skip
     plan = merge(store, Plan(suite=name, definition={**definition, **plan_changes}, notes=["Toy: 90 slides"], cells=cells))
     return store, plan
+
+
+def trained_trial(root, monkeypatch, text, dataset, *, keep_model=True, standardise=False):
+    """Train `text` for two epochs at a rate that moves the weights; the trial's id."""
+    monkeypatch.setattr(datasets, "load", lambda *names, **more: dataset)
+    variant = plugins.resolve(text)
+    trial = TrialSpec(
+        dataset=dataset.name, fingerprint=dataset.fingerprint, unit=dataset.unit, task=dataset.task, encoder="none",
+        aggregator=variant.entry.name, params=variant.params, implementation=variant.implementation, split="one",
+        split_fingerprint=dataset.split_fingerprint("one"), fold=0, seed=0, standardise=standardise,
+        recipe=recipes.get("paper", dataset.task, has_validation=bool(dataset.folds("one")[0].val), max_epochs=2, lr=0.03),
+    )  # fmt: skip
+    store = Store(root)
+    assert run_trial(trial, store, {}, keep_model=keep_model) == "ok", store.read(trial.trial_id)
+    return trial.trial_id

@@ -12,8 +12,7 @@ from tests.builders.results import made_up_suite
 
 
 @pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
+def few_resamples(monkeypatch, unflushed):
     monkeypatch.setattr(pairing, "REPLICATES", 200)
 
 

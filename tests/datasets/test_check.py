@@ -12,6 +12,7 @@ from milbench import MilbenchError, datasets
 from milbench.cli import main
 from milbench.errors import NotHere
 from tests.builders import folders
+from tests.builders.command import milbench
 
 
 @pytest.fixture(autouse=True)
@@ -20,12 +21,6 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setenv("MILBENCH_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "data"
-
-
-def milbench(*words, code=0):
-    done = CliRunner().invoke(main, [str(word) for word in words])
-    assert done.exit_code == code, done.output + repr(done.exception)
-    return done.output
 
 
 def arguments(root, **other):

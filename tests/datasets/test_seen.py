@@ -9,16 +9,15 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from milbench import MilbenchError, datasets
-from milbench.cli import main
 from milbench.datasets.files import dataset as own
 from milbench.datasets.files import formats, manifest, seen
 from milbench.datasets.files.adding import joined
 from tests.builders import folders
+from tests.builders.command import milbench
 
 
 @pytest.fixture(autouse=True)
@@ -171,12 +170,6 @@ def test_other_sets_that_run_together_to_the_same_name_do_not_forget_each_other(
         assert told == []
     assert read_whole == []
     assert len(list((tmp_path / "data" / ".packed").glob("*.pack"))) == 3
-
-
-def milbench(*words, code=0):
-    done = CliRunner().invoke(main, [str(word) for word in words])
-    assert done.exit_code == code, done.output + repr(done.exception)
-    return done.output
 
 
 def change_unseen(path):

@@ -46,3 +46,10 @@ def test_tests_stand_in_the_rooms_of_the_package():
     for path in (ROOT / "tests").rglob("test_*.py"):
         room = path.relative_to(ROOT / "tests").parts[0]
         assert room in rooms or path.stem.removeprefix("test_") in modules, f"{path}: no room milbench/{room}"
+
+
+def test_no_test_imports_another_test_file():
+    for path in (ROOT / "tests").rglob("*.py"):
+        taken = re.findall(r"^from tests\.\w+(?:\.| import )(test_\w+)", path.read_text(), re.M)
+        # a test that starts a process may import itself there
+        assert set(taken) <= {path.stem}, f"{path}: what two tests share belongs into tests/builders"

@@ -412,7 +412,7 @@ def test_an_odd_pt_file_is_told_in_one_line(tmp_path, name, legacy):
         lambda x: x.T.contiguous().T,
         lambda x: torch.cat([x, x])[: len(x)],
         lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
-        lambda x: torch._neg_view(-x),
+        lambda x: torch._neg_view(-x),  # torch has no public way to make a view that is negated when it is read
     ],
 )
 def test_views_of_stored_values_are_read(tmp_path, build):

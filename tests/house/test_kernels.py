@@ -8,9 +8,7 @@ import pytest
 
 from milbench.report import build
 from tests import ROOT
-from tests.report.test_build import GOLDEN, golden
-from tests.report.test_figures import METHODS as SIZED
-from tests.report.test_figures import sized_suite
+from tests.builders.reports import CHANCES, GOLDEN, golden, sized_suite
 
 KERNELS = ("Prescott", "Haswell", "SkylakeX")  # OpenBLAS takes the nearest that the processor has
 SCRIPT = """
@@ -33,7 +31,7 @@ def everything(folder):
     milbench.trials.predictions.disagreement = lambda columns, result: ""  # metrics of the second suite are made up apart
     golden(folder, ["latex", "md", "csv", "html"])
     milbench.compare.pairing.REPLICATES = 500
-    store, _ = sized_suite(folder / "sized", SIZED, splits=("extrapolation",))
+    store, _ = sized_suite(folder / "sized", CHANCES, splits=("extrapolation",))
     for figure in build(store, "sized").sections[0].figures:
         (folder / "report" / f"{figure.name}.csv").write_text(figure.numbers() + figure.caption)
 

@@ -15,7 +15,7 @@ from milbench.ops import backends
 from milbench.trials.run import run_trial
 from milbench.trials.store import Store
 from tests.builders import folders
-from tests.contract.test_checks import SMALL
+from tests.builders.aggregators import SMALL
 
 SUITE = """
 title = "Order"
@@ -116,9 +116,14 @@ def test_order_and_workers_change_nothing(jobs_of, tmp_path):
     assert bytes_of(two, jobs) == expected
 
 
-def test_the_backend_that_computes_is_part_of_a_trial(jobs_of, tmp_path, monkeypatch):
+@pytest.fixture
+def unforced():
+    with backends.restored():
+        yield
+
+
+def test_the_backend_that_computes_is_part_of_a_trial(jobs_of, tmp_path, unforced):
     """Chosen or forced, it changes the name of the trial but not its column; a process with another refuses the trial."""
-    monkeypatch.setattr(backends, "_forced", {})
     names = ["abmil[hidden=16]", "full-attention[dim=16]"]
     (plain, usual), settings = jobs_of(names)
     other = next(name for name in ("sdpa", "tiles") if name != usual.spec.backends["full_attention"])

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from milbench.cli import main
 from tests.builders import folders
+from tests.builders.command import milbench
 from tests.builders.folders import table
 
 Usage = namedtuple("Usage", "total used free")
@@ -43,12 +44,6 @@ reference = "mean"
 def working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MILBENCH_DATA", raising=False)
-
-
-def milbench(*words):
-    done = CliRunner().invoke(main, [str(word) for word in words])
-    assert done.exit_code == 0, done.output + repr(done.exception)
-    return done.output
 
 
 def results(folder):

@@ -10,7 +10,7 @@ from milbench.recipes import Recipe
 from milbench.recipes import get as get_recipe
 from milbench.tasks import for_fold
 from milbench.training import BagOrder, fit, fold_bags
-from tests.builders.results import toy_dataset
+from tests.builders.datasets import toy_dataset
 
 
 def test_accumulation_is_the_mean_of_the_gradients():

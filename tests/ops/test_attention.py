@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode  # torch's documented way in, which stands only there
 
 from milbench.errors import MilbenchError
 from milbench.ops.full_attention import full_attention, full_attention_naive

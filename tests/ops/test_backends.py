@@ -1,6 +1,7 @@
 """Backends: chosen by a real call, forced or refused, never swapped in silence; on a GPU each against the naive twin."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ EXAMPLE = lambda device: (torch.ones(2, 3, device=device),)  # noqa: E731
 
 
 @pytest.fixture
-def made_up(monkeypatch):
+def made_up():
     """One operation with a backend that raises, one that lies, one for another device and one that works."""
 
     def raises(x):
@@ -32,9 +33,10 @@ def made_up(monkeypatch):
         Backend("made-up", "half", "any", lambda x: x, EXAMPLE, dtypes=(torch.float16,)),
         Backend("made-up", "works", "any", lambda x: x + 1, EXAMPLE),
     ]
-    monkeypatch.setattr(backends, "_backends", {**backends._backends, "made-up": some})
-    monkeypatch.setattr(backends, "_forced", {})
-    monkeypatch.setattr(backends, "_used", {})
+    with backends.restored():
+        for backend in some:
+            backends.offer(backend)
+        yield some
 
 
 def test_only_what_was_shown_to_work_is_chosen(made_up):
@@ -63,24 +65,23 @@ def test_a_forced_backend_is_used_or_an_error(made_up):
         backends.choose("made-up", "cpu", torch.float32)
 
 
-def test_no_backend_that_works_is_an_error_with_every_reason(made_up, monkeypatch):
-    monkeypatch.setitem(backends._backends, "made-up", backends._backends["made-up"][:3])
-    says = r"^no backend of made-up works on cpu: raises: RuntimeError: no kernel image is available; lies: .* not finite; elsewhere: needs cuda$"
-    for ask in (lambda: backends.choose("made-up", "cpu"), lambda: backends.chosen(["made-up"], "cpu")):
+def test_no_backend_that_works_is_an_error_with_every_reason(made_up):
+    for backend in made_up[:3]:
+        backends.offer(replace(backend, op="broken"))
+    says = r"^no backend of broken works on cpu: raises: RuntimeError: no kernel image is available; lies: .* not finite; elsewhere: needs cuda$"
+    for ask in (lambda: backends.choose("broken", "cpu"), lambda: backends.chosen(["broken"], "cpu")):
         with pytest.raises(MilbenchError, match=says):
             ask()
     with pytest.raises(MilbenchError, match="unknown operation 'full_atention'; did you mean full_attention"):
         backends.chosen(["full_atention"], "cpu")
 
 
-def test_asking_tries_no_more_than_it_must(made_up, monkeypatch):
+def test_asking_tries_no_more_than_it_must(made_up):
     """A probe may compile for seconds: what stands behind the first that works is left alone."""
     tried = []
-    some = [
-        Backend("made-up", name, "any", lambda x, name=name: tried.append(name) or x, EXAMPLE) for name in ("first", "second")
-    ]
-    monkeypatch.setitem(backends._backends, "made-up", some)
-    assert backends.chosen(["made-up"], "cpu") == {"made-up": "first"}
+    for name in ("first", "second"):
+        backends.offer(Backend("costly", name, "any", lambda x, name=name: tried.append(name) or x, EXAMPLE))
+    assert backends.chosen(["costly"], "cpu") == {"costly": "first"}
     assert tried == ["first"]
 
 
@@ -124,7 +125,7 @@ def undetermined():
     ],
     ids=["recomputation", "no grad", "inference", "autocast", "float64", "bfloat16", "device", "counting", "anomaly", "undetermined"],
 )  # fmt: skip
-def test_a_probe_neither_sees_nor_changes_what_its_caller_has_set(context, made_up, monkeypatch):
+def test_a_probe_neither_sees_nor_changes_what_its_caller_has_set(context):
     seen = []
 
     def looks(x):
@@ -141,7 +142,6 @@ def test_a_probe_neither_sees_nor_changes_what_its_caller_has_set(context, made_
         )  # fmt: skip
 
     probed = Backend("made-up", "looks", "any", looks, EXAMPLE)
-    monkeypatch.setitem(backends._backends, "made-up", [probed])
     numbers = torch.get_rng_state()
     with context():
         before = look_from_outside()
@@ -158,7 +158,7 @@ def test_the_first_use_of_an_operation_may_be_inside_a_recomputed_block(name):
     bag = Bag(torch.randn(40, 6), torch.stack([at % 7, at // 7], dim=1) * 256, 256.0)
     task, after = Subtyping("ab"), []
     for above in (1, 32_000):
-        backends._probe.cache_clear()
+        backends.probe.cache_clear()
         torch.manual_seed(0)
         model = plugins.resolve(f"{name}[dim=16]").build(6, 2).train()
         for module in model.modules():
@@ -179,17 +179,16 @@ def test_unknown_backends_have_near_misses(made_up):
         backends.force(["made-up=sdpa"])
 
 
-def test_full_attention_never_materialises_scores_for_dropout(monkeypatch):
+def test_full_attention_never_materialises_scores_for_dropout():
     """torch's CPU kernel has no dropout, so the call with it is ours, and torch's is refused when forced."""
-    monkeypatch.setattr(backends, "_forced", {})
-    monkeypatch.setattr(backends, "_used", {})
     q = torch.randn(1, 30, 8)
-    ops.full_attention(q, q, q, dropout=0.5)
-    assert backends.used() == {"full_attention": "tiles"}
-    backends.force(["full_attention=sdpa"])
-    torch.testing.assert_close(ops.full_attention(q, q, q), ops.full_attention_naive(q, q, q))
-    with pytest.raises(MilbenchError, match=r"sdpa of full_attention .* has no dropout on a CPU"):
+    with backends.restored():
         ops.full_attention(q, q, q, dropout=0.5)
+        assert backends.used() == {"full_attention": "tiles"}
+        backends.force(["full_attention=sdpa"])
+        torch.testing.assert_close(ops.full_attention(q, q, q), ops.full_attention_naive(q, q, q))
+        with pytest.raises(MilbenchError, match=r"sdpa of full_attention .* has no dropout on a CPU"):
+            ops.full_attention(q, q, q, dropout=0.5)
 
 
 @pytest.mark.parametrize("op", sorted(ops.OPERATIONS))
@@ -199,12 +198,12 @@ def test_every_operation_works_on_a_cpu_without_extras(op):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("op", "backend"), [(op, b.name) for op in sorted(ops.OPERATIONS) for b in backends._backends[op]])
+@pytest.mark.parametrize(("op", "backend"), [(op, b.name) for op in sorted(ops.OPERATIONS) for b in backends.offered(op)])
 def test_backend_against_the_naive_twin_on_a_gpu(op, backend):
     """Values and gradients, in whatever precision the backend computes in."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    chosen = next(b for b in backends._backends[op] if b.name == backend)
+    chosen = next(b for b in backends.offered(op) if b.name == backend)
     if reason := chosen.why_not("cuda"):
         pytest.skip(reason)
     arguments = chosen.example("cuda")

@@ -9,6 +9,7 @@ import torch
 
 from milbench.errors import MilbenchError
 from milbench.nn.dilated_attention import DilatedSelfAttention
+from milbench.ops import backends
 from milbench.ops.causal_conv import causal_conv1d, causal_conv1d_naive
 from milbench.ops.dilated_attention import dilated_attention, dilated_attention_naive
 from milbench.ops.gated_linear_attention import gated_linear_attention, gated_linear_attention_naive
@@ -17,7 +18,7 @@ from milbench.ops.scan_orders import cross_scan, scan_order
 from milbench.ops.selective_scan import selective_scan, selective_scan_naive
 
 dilated = importlib.import_module("milbench.ops.dilated_attention")  # the package exports functions of the same names
-scan = importlib.import_module("milbench.ops.selective_scan")
+SPANS = next(backend.call for backend in backends.offered("selective_scan") if backend.name == "spans")
 
 SIZES = (1, 2, 7, 37, 63, 64, 65, 128, 129, 257)  # odd sizes, and the borders of chunks and spans
 BRANCHES = [((16, 32, 64), (1, 2, 4)), ((8, 8), (1, 2)), ((16, 48), (1, 3)), ((10, 7), (4, 3)), ((5,), (8,)), ((1024,), (2,))]
@@ -58,7 +59,7 @@ OPS = {
     "gla-strong": (gated_linear_attention, gated_linear_attention_naive, lambda n: _gla(n, 100.0)),
     "scan": (selective_scan, selective_scan_naive, _scan),
     "scan-without-D": (selective_scan, selective_scan_naive, lambda n: _scan(n)[:-1]),
-    "scan-any-device": (lambda *given: scan._scan_in_spans(*given), selective_scan_naive, lambda n: _scan(n)[:-1]),
+    "scan-any-device": (SPANS, selective_scan_naive, lambda n: _scan(n)[:-1]),
     "conv": (causal_conv1d, causal_conv1d_naive, _conv),
     "conv-without-bias": (causal_conv1d, causal_conv1d_naive, lambda n: _conv(n)[:-1]),
 }
@@ -90,7 +91,7 @@ def test_values_and_gradients_are_those_of_the_naive_twin(name, n, dtype, tolera
 @pytest.mark.parametrize("heads", [1, 4, 6])
 def test_dilated_attention_is_its_naive_twin(heads, segments, ratios, fused, monkeypatch):
     if not fused:
-        monkeypatch.setattr(dilated, "_fused", lambda q: False)
+        monkeypatch.setattr(dilated, "FUSED", ())
         monkeypatch.setattr(dilated, "ROWS", 3)
     for n in (1, 2, 7, 37, 64, 100):
         naive = _with_gradients(

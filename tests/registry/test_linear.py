@@ -108,7 +108,7 @@ def test_row_divisors_of_the_chunk_and_parallel_forms(n, size, gain):
     mask, root = weights(n)
     expected = root * (q @ k.mT * mask / root).abs().sum(-1, keepdim=True).clamp(1, 5e4)
     parallel = RetentionMixer(32, form="parallel").double()
-    torch.testing.assert_close(parallel._row_divisor(q, k, v), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(parallel.row_divisor(q, k, v), expected, rtol=1e-6, atol=0)
 
     mask, root = weights(size)
     state, rows = torch.zeros(4, 8, 16, dtype=torch.float64), []
@@ -119,7 +119,7 @@ def test_row_divisors_of_the_chunk_and_parallel_forms(n, size, gain):
         last = mask[:, -1, :, None] / mask[:, -1].sum(-1)[:, None, None]
         state = state * decay[:, None, None] ** size + kc.mT @ (vc * last)
     chunked = RetentionMixer(32, form="chunk", chunk=size).double()
-    torch.testing.assert_close(chunked._row_divisor(q, k, v), torch.cat(rows, dim=1)[:, :n], rtol=1e-6, atol=0)
+    torch.testing.assert_close(chunked.row_divisor(q, k, v), torch.cat(rows, dim=1)[:, :n], rtol=1e-6, atol=0)
 
 
 def test_retention_forms_agree_where_the_eps_of_the_norm_does_not_matter():
@@ -305,9 +305,17 @@ def test_gigapath_drops_in_training_only():
         assert torch.equal(model(given).logits, model(given).logits)
         model.train()
         assert not torch.equal(model(given).logits, model(given).logits)
-    branch = build("gigapath-random[depth=2,dim=64,heads=4,dropout=0,drop_path=0.5]").train().layers[1]
-    kept = [float(branch._drop(torch.ones(()))) for _ in range(200)]
-    assert set(kept) == {0.0, 2.0}
+
+
+def test_a_branch_of_gigapath_is_dropped_as_a_whole_or_doubled():
+    layer, x = build("gigapath-random[depth=2,dim=64,heads=4,dropout=0,drop_path=0.5]").train().layers[1], torch.randn(9, 64)
+    with torch.no_grad():
+        after = [x + kept * layer.self_attn(layer.self_attn_layer_norm(x)) for kept in (0, 2)]
+        possible = [y + kept * layer.ffn(layer.final_layer_norm(y)) for y in after for kept in (0, 2)]
+        seen = [layer(x) for _ in range(60)]
+    which = [[torch.allclose(out, one, atol=1e-6) for one in possible] for out in seen]
+    assert all(sum(row) == 1 for row in which)
+    assert all(map(any, zip(*which, strict=True))), "attention and FFN are drawn apart"
 
 
 def weights_of(encoder_dim=48):

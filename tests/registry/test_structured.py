@@ -12,7 +12,7 @@ from milbench import Bag, MilbenchError, plugins
 from milbench.recipes import get as get_recipe
 from milbench.tasks import Subtyping
 from milbench.training import Bags, fit
-from tests.builders.results import toy_dataset
+from tests.builders.datasets import toy_dataset
 
 D = 6
 

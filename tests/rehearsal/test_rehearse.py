@@ -10,18 +10,18 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
 from milbench import Aggregator, MilbenchError, Prediction, datasets, register, rehearsal, suites
-from milbench.cli import main
 from milbench.datasets import ENCODERS
 from milbench.errors import NotHere
 from milbench.rehearsal import Cost
 from milbench.trials import plan as plans
 from milbench.trials.run import run_trial
 from milbench.trials.store import Store
-from tests.builders.results import finished, toy_dataset
+from tests.builders.command import milbench
+from tests.builders.datasets import toy_dataset
+from tests.builders.results import finished
 
 SUITE = """
 title = "In small"
@@ -296,12 +296,6 @@ def test_a_folder_of_results_never_becomes_a_rehearsals(tmp_path):
     with pytest.raises(MilbenchError, match="holds results; a rehearsal needs a folder of its own"):
         rehearsal.mark(store, 8)
     assert not plans.marker(store).exists()
-
-
-def milbench(*words, code=0):
-    done = CliRunner().invoke(main, [str(word) for word in words])
-    assert done.exit_code == code, done.output
-    return done.output
 
 
 def test_a_rehearsal_from_the_command_line(tmp_path, monkeypatch):

@@ -12,17 +12,13 @@ import pytest
 from milbench import MilbenchError, stats
 from milbench.metrics import METRICS
 from milbench.report import build, write
-from tests import ROOT
+from tests.builders.reports import GOLDEN, NOISE, golden
 from tests.builders.results import finished, made_up_suite, predictions_file, sign
-
-GOLDEN = ROOT / "tests" / "golden" / "report"
-METHODS = {"mean": 2.5, "abmil": 1.0, "dsmil": 0.9, "odd_name & 100% #1": 0.5}
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Nothing here has to survive a power cut, and only the stored files need every resample."""
-    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
+def quick(monkeypatch, unflushed):
+    """Only the stored files need every resample."""
     monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 500)
 
 
@@ -33,13 +29,6 @@ def main_table(store, name="made-up"):
 def column(table, label):
     at = [head for _, head in table.headers].index(label)
     return {row.label: row.entries[at] for row in table.rows}
-
-
-def golden(folder, formats):
-    """Results made up on the spot, and their report in `folder`/report."""
-    skip = {("dsmil", 1, 0): "failed", ("mean", 0, 0): "pending"}
-    store, _ = made_up_suite(folder, METHODS, seeds=2, skip=skip, title="Names with _ & % #")
-    return write(build(store, "made-up"), folder / "report", formats)
 
 
 def test_against_stored_files(tmp_path, monkeypatch):
@@ -56,7 +45,7 @@ def test_against_stored_files(tmp_path, monkeypatch):
 
 
 def test_numbers_are_the_mean_and_sample_deviation_of_the_runs(tmp_path):
-    store, plan = made_up_suite(tmp_path, METHODS, seeds=2)
+    store, plan = made_up_suite(tmp_path, NOISE, seeds=2)
     table = main_table(store)
     for row in table.tidy:
         own = [cell for cell in plan.cells if cell.aggregator == row["aggregator"]]
@@ -73,13 +62,13 @@ def test_numbers_are_the_mean_and_sample_deviation_of_the_runs(tmp_path):
 
 
 def test_best_and_second_and_daggers(tmp_path):
-    store, _ = made_up_suite(tmp_path, METHODS)
+    store, _ = made_up_suite(tmp_path, NOISE)
     entries = column(main_table(store), "macro-AUC")
     means = {label: float(entry.text.split()[0]) for label, entry in entries.items()}
     ranked = sorted(means, key=means.get, reverse=True)
     assert [entries[label].style for label in ranked[:3]] == ["best", "second", None]
     paired = {row["aggregator"]: row for row in build(store, "made-up").sections[0].paired.tidy if row["metric"] == "macro_auc"}
-    assert set(paired) == set(METHODS) - {"abmil"}
+    assert set(paired) == set(NOISE) - {"abmil"}
     np.testing.assert_allclose(
         [paired[m]["p_holm"] for m in ("mean", "dsmil", "odd_name & 100% #1")],
         stats.holm([paired[m]["p"] for m in ("mean", "dsmil", "odd_name & 100% #1")]),
@@ -91,7 +80,7 @@ def test_best_and_second_and_daggers(tmp_path):
 
 
 def test_a_partial_row_is_marked_and_not_ranked(tmp_path):
-    store, _ = made_up_suite(tmp_path, METHODS, skip={("odd_name & 100% #1", 0, 0): "pending", ("mean", 0, 0): "oom"})
+    store, _ = made_up_suite(tmp_path, NOISE, skip={("odd_name & 100% #1", 0, 0): "pending", ("mean", 0, 0): "oom"})
     report = build(store, "made-up")
     entries = column(report.sections[0].table, "macro-AUC")
     assert entries["ODD_NAME & 100% #1"].style is None
@@ -103,7 +92,7 @@ def test_a_partial_row_is_marked_and_not_ranked(tmp_path):
 
 def test_what_did_not_run_is_a_dash_with_the_reason(tmp_path):
     skip = {("dsmil", fold, 0): "skipped" for fold in range(3)}
-    store, _ = made_up_suite(tmp_path, METHODS, skip=skip)
+    store, _ = made_up_suite(tmp_path, NOISE, skip=skip)
     table = main_table(store)
     entry = column(table, "macro-F1")["DSMIL"]
     assert entry.text == "–"
@@ -118,14 +107,14 @@ def test_without_the_reference_there_is_no_comparison_and_it_is_said(tmp_path):
 
 
 def test_one_run_has_no_spread(tmp_path):
-    store, _ = made_up_suite(tmp_path, METHODS, folds=1)
+    store, _ = made_up_suite(tmp_path, NOISE, folds=1)
     table = main_table(store)
     assert "±" not in column(table, "macro-AUC")["ABMIL"].text
     assert any(note.startswith("One run, no spread") for note in table.notes)
 
 
 def test_an_undefined_metric_is_a_dash_with_a_note(tmp_path):
-    store, plan = made_up_suite(tmp_path, METHODS)
+    store, plan = made_up_suite(tmp_path, NOISE)
     cell = next(c for c in plan.cells if c.aggregator == "mean")
     shutil.rmtree(store.folder(cell.trial_id))
     result = finished(store.read(next(c for c in plan.cells if c.aggregator == "abmil").trial_id).spec)
@@ -140,7 +129,7 @@ def test_an_undefined_metric_is_a_dash_with_a_note(tmp_path):
 
 
 def test_trials_that_test_other_slides_are_never_paired(tmp_path):
-    store, plan = made_up_suite(tmp_path, METHODS)
+    store, plan = made_up_suite(tmp_path, NOISE)
     cell = next(c for c in plan.cells if c.aggregator == "mean")
     path = store.folder(cell.trial_id) / "predictions.csv"
     path.write_text(path.read_text().replace("f0-000,f0-000", "f9-000,f9-000"))
@@ -150,14 +139,14 @@ def test_trials_that_test_other_slides_are_never_paired(tmp_path):
 
 
 def test_missing_predictions_are_named(tmp_path):
-    store, plan = made_up_suite(tmp_path, METHODS)
+    store, plan = made_up_suite(tmp_path, NOISE)
     (store.folder(plan.cells[0].trial_id) / "predictions.csv").unlink()
     with pytest.raises(MilbenchError, match=r"predictions\.csv is missing; remove the folder"):
         build(store, "made-up")
 
 
 def test_another_schema_is_refused(tmp_path):
-    store, plan = made_up_suite(tmp_path, METHODS)
+    store, plan = made_up_suite(tmp_path, NOISE)
     path = store.folder(plan.cells[0].trial_id) / "trial.json"
     path.write_text(path.read_text().replace('"schema": 2', '"schema": 3', 1))
     with pytest.raises(MilbenchError, match="result schema 3, this milbench reads 2"):
@@ -166,7 +155,7 @@ def test_another_schema_is_refused(tmp_path):
 
 def test_unknown_metric_in_a_table_is_named(tmp_path):
     table = {"name": "x", "columns": ["metric"], "metrics": ["auc"], "groups": [], "reference": "abmil"}
-    store, plan = made_up_suite(tmp_path, METHODS)
+    store, plan = made_up_suite(tmp_path, NOISE)
     path = store.root / "suites" / "made-up.json"
     path.write_text(plan.model_copy(update={"definition": {**plan.definition, "table": table}}).model_dump_json())
     with pytest.raises(MilbenchError, match=r"table\.metrics: 'auc' cannot be printed; use macro_auc"):
@@ -176,7 +165,7 @@ def test_unknown_metric_in_a_table_is_named(tmp_path):
 def test_groups_are_separated_by_rules(tmp_path):
     layout = {"name": "x", "columns": ["metric"], "metrics": ["macro_auc"], "groups": [["mean", "mean"], ["abmil", "dsmil"]]}
     grid = {"aggregator": ["mean", "abmil", "dsmil"]}
-    store, _ = made_up_suite(tmp_path, METHODS, table={**layout, "reference": "abmil"}, grid=grid)
+    store, _ = made_up_suite(tmp_path, NOISE, table={**layout, "reference": "abmil"}, grid=grid)
     assert [row.rule for row in main_table(store).rows] == [False, True, False, True], "rows of one's own stand below a rule"
 
 
@@ -259,7 +248,7 @@ def test_no_zero_has_a_minus_and_no_number_is_nan(tmp_path, unchecked):
 
 
 def test_a_missing_prediction_is_told(tmp_path, unchecked):
-    store, plan = made_up_suite(tmp_path, METHODS)
+    store, plan = made_up_suite(tmp_path, NOISE)
     cell = next(c for c in plan.cells if c.aggregator == "mean")
     path = store.folder(cell.trial_id) / "predictions.csv"
     first, second, *rest = path.read_text().splitlines()

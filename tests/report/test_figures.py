@@ -21,11 +21,10 @@ from milbench.report import build
 from milbench.report.figures import suite_figures, ticks_of_sizes
 from milbench.stats import c_index
 from milbench.stats.metrics import concordance_by_case
-from milbench.trials.plan import Plan, merge
 from milbench.trials.store import PREDICTIONS, Store
-from tests.builders.results import cell_of, finished, made_up_suite, predictions_file, spec, toy_dataset
-
-LAYOUT = {"columns": ["metric"], "groups": [], "metrics": ["macro_f1", "macro_auc"]}
+from tests.builders.datasets import toy_dataset
+from tests.builders.reports import CHANCES, plan_of, sized_suite
+from tests.builders.results import cell_of, finished, made_up_suite, predictions_file, spec
 
 
 @pytest.fixture(autouse=True)
@@ -34,54 +33,12 @@ def forged(monkeypatch):
     monkeypatch.setattr("milbench.trials.predictions.disagreement", lambda columns, result: "")
 
 
-def plan_of(store, name, rows, cells, *, reference="abmil", task="subtyping", metrics=("macro_f1", "macro_auc"), **more):
-    definition = {
-        "name": name, "title": f"Made up: {name}", "reproduces": "", "task": task, "includes": [], "recipe": {"name": "paper"},
-        "grid": {"aggregator": rows}, "table": {**LAYOUT, "name": name, "reference": reference, "metrics": list(metrics)}, **more,
-    }  # fmt: skip
-    return merge(store, Plan(suite=name, definition=definition, cells=cells))
-
-
-def sized_suite(root, methods, *, splits=("official",), seeds=2, n=60):
-    """Methods that are right with probability `methods[name](instances)`; curves fall, and rise again on validation."""
-    store, cells = Store(root), []
-    sizes = np.round(np.geomspace(200, 20_000, n)).astype(int)
-    target = np.arange(n) % 3
-    for split in splits:
-        for seed in range(seeds):
-            for number, (method, chance) in enumerate(methods.items()):
-                trial = spec(aggregator=method, split=split, seed=seed, params={})
-                cells.append(cell_of(trial, method.upper()))
-                rng = np.random.default_rng([seed, number, len(split)])
-                right = rng.random(n) < chance(sizes)
-                score = np.eye(3)[np.where(right, target, (target + 1) % 3)] * 0.6 + 0.4 / 3
-                epochs = np.arange(1, 13 + 2 * seed)
-                curve = [
-                    {"epoch": int(e), "train_loss": math.exp(-e / 6), "val_loss": math.exp(-e / 5) + 0.02 * e + 0.1 * number, "val_macro_auc": 0.5}
-                    for e in epochs
-                ]  # fmt: skip
-                metrics = {name: float(right.mean()) - 0.01 * k for k, name in enumerate(LAYOUT["metrics"])}
-                store.write(
-                    finished(trial, metrics, curve=curve, selected={"epoch": 7 + seed, "on": "val", "epochs_run": len(curve)}),
-                    predictions_file([f"s{i:03d}" for i in range(n)], target, score, instances=sizes),
-                )
-    return store, plan_of(store, "sized", list(methods), cells)
-
-
-METHODS = {
-    "abmil": lambda n: 0 * n + 0.7,
-    "transmil": lambda n: np.clip(1.7 - 0.1 * np.log2(n), 0, 1),  # 10 points fewer with each doubling
-    "longmil": lambda n: 0 * n + 0.75,
-    "mine": lambda n: 0 * n + 1.0,
-}
-
-
 def figures_of(store, plan):
     return {figure.name: figure for figure in suite_figures(plan, reading.read(store, plan))}
 
 
 def test_slope_against_size_is_the_least_squares_slope(tmp_path):
-    store, plan = sized_suite(tmp_path, METHODS)
+    store, plan = sized_suite(tmp_path, CHANCES)
     figure = figures_of(store, plan)["sized-size"]
     runs = [run for run in reading.read(store, plan) if run.cell.aggregator == "transmil"]
     right = np.mean([run.predictions["score"].argmax(1) == run.predictions["target"] for run in runs], axis=0)
@@ -139,7 +96,7 @@ def test_survival_uses_the_share_of_pairs(tmp_path):
 
 
 def test_learning_curves_are_medians_over_the_runs_that_still_train(tmp_path):
-    store, plan = sized_suite(tmp_path, {"abmil": METHODS["abmil"], "mean": METHODS["longmil"]}, seeds=3)
+    store, plan = sized_suite(tmp_path, {"abmil": CHANCES["abmil"], "mean": CHANCES["longmil"]}, seeds=3)
     rows = [row for row in figures_of(store, plan)["sized-learning"].rows if row["aggregator"] == "mean"]
     assert [row["runs"] for row in rows] == [3] * 12 + [2] * 2 + [1] * 2
     assert rows[4]["train_loss"] == pytest.approx(math.exp(-5 / 6))
@@ -187,13 +144,13 @@ def test_ablation_takes_values_from_the_specs(tmp_path, key, values, default):
 
 
 def test_suites_of_several_methods_are_no_ablation(tmp_path):
-    store, plan = sized_suite(tmp_path, METHODS)
+    store, plan = sized_suite(tmp_path, CHANCES)
     assert set(figures_of(store, plan)) == {"sized-size", "sized-learning"}
 
 
 def test_extrapolation_bars_carry_anova_and_the_paired_interval(tmp_path):
     splits = ("extrapolation", "extrapolation-mixed")
-    store, plan = sized_suite(tmp_path, METHODS, splits=splits, seeds=3)
+    store, plan = sized_suite(tmp_path, CHANCES, splits=splits, seeds=3)
     section = build(store, "sized").sections[0]
     figures = {figure.name: figure for figure in section.figures}
     bars = "sized-macro-auc-larger-slides"
@@ -202,7 +159,7 @@ def test_extrapolation_bars_carry_anova_and_the_paired_interval(tmp_path):
     paired = {(row["split"], row["aggregator"]): row for row in section.paired.tidy if row["metric"] == "macro_auc"}
     runs = reading.read(store, plan)
     for split in splits:
-        groups = {m: [r.metric("macro_auc") for r in runs if (r.cell.split, r.cell.aggregator) == (split, m)] for m in METHODS}
+        groups = {m: [r.metric("macro_auc") for r in runs if (r.cell.split, r.cell.aggregator) == (split, m)] for m in CHANCES}
         p = scipy_stats.f_oneway(*groups.values()).pvalue
         for row in (row for row in rows if row["split"] == split):
             assert row["anova_p"] == pytest.approx(p)
@@ -216,7 +173,7 @@ def test_extrapolation_bars_carry_anova_and_the_paired_interval(tmp_path):
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path):
-    store, plan = sized_suite(tmp_path, {name: METHODS[name] for name in ("abmil", "transmil")}, splits=("extrapolation",))
+    store, plan = sized_suite(tmp_path, {name: CHANCES[name] for name in ("abmil", "transmil")}, splits=("extrapolation",))
     for figure in figures_of(store, plan).values():
         one, two = figure.save(tmp_path / "1"), figures_of(store, plan)[figure.name].save(tmp_path / "2")
         for kind in ("pdf", "png", "csv"):
@@ -225,13 +182,13 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
 
 
 def test_too_few_cases_have_no_trend(tmp_path):
-    store, plan = sized_suite(tmp_path, {"abmil": METHODS["abmil"]}, n=7)
+    store, plan = sized_suite(tmp_path, {"abmil": CHANCES["abmil"]}, n=7)
     assert trend(reading.read(store, plan), "seed") is None
     assert set(figures_of(store, plan)) == {"sized-learning"}
 
 
 def test_without_tests_no_prediction_is_read_and_no_interval_drawn(tmp_path):
-    store, plan = sized_suite(tmp_path, {"abmil": METHODS["abmil"], "mean": METHODS["longmil"]}, splits=("extrapolation",))
+    store, plan = sized_suite(tmp_path, {"abmil": CHANCES["abmil"], "mean": CHANCES["longmil"]}, splits=("extrapolation",))
     for path in store.trials.glob("*/predictions.csv"):
         path.unlink()
     figures = {figure.name: figure for figure in suite_figures(plan, reading.read(store, plan), predictions=False)}

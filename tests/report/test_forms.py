@@ -32,8 +32,7 @@ METHODS = {"abmil": 1.0, **dict.fromkeys(ODD, 1.5)}
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
+def quick(monkeypatch, unflushed):
     monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 100)
 
 

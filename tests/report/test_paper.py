@@ -137,8 +137,7 @@ def test_what_is_not_here_is_a_dash_with_the_reason_and_the_printed_number(paper
     assert {row.entries[1].text for row in stad.rows if not row.below} == {"–"}
 
 
-def test_nothing_measured_yet_still_shows_what_is_printed(tmp_path, monkeypatch):
-    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
+def test_nothing_measured_yet_still_shows_what_is_printed(tmp_path, unflushed):
     empty = paper_store(tmp_path, "bracs-linear", n=6, skip=lambda cell: True)
     section = build(empty, "bracs-linear").sections[0]
     assert section.paired is None
@@ -148,8 +147,7 @@ def test_nothing_measured_yet_still_shows_what_is_printed(tmp_path, monkeypatch)
     assert by_label["+ V-Mamba"] == ["–", "0.693", "", "–", "0.870", ""]
 
 
-def test_rows_that_nobody_asked_for_keep_their_printed_number(tmp_path, monkeypatch):
-    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
+def test_rows_that_nobody_asked_for_keep_their_printed_number(tmp_path, unflushed):
     asked = ["abmil", "longmil", "abmil[gated=false]"]
     store = paper_store(tmp_path, "bracs-patch-size", n=6, aggregators=asked, seeds=[0])
     table = build(store, "bracs-patch-size", tests=False).sections[0].table
@@ -174,8 +172,7 @@ def test_two_suites_fill_one_table(store, paper):
     assert "over 2 seeds, 6 tested in each" in spread
 
 
-def test_table_6_says_for_each_dataset_what_the_spread_is_over(tmp_path, monkeypatch):
-    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
+def test_table_6_says_for_each_dataset_what_the_spread_is_over(tmp_path, unflushed):
     store = paper_store(tmp_path, "bracs-resnet50", n=6, aggregators=["mean", "max"], seeds=[0, 1, 2])
     paper_store(tmp_path, "tcga-brca-resnet50", n=6, aggregators=["mean", "max"], folds=[0, 1])
     plan = reading.joined([*reading.leaves(store, "bracs-resnet50"), *reading.leaves(store, "tcga-brca-resnet50")])[0]
@@ -210,8 +207,7 @@ def test_every_suite_names_a_reference_that_it_has():
             assert suite.table.reference in plain or not plain, name
 
 
-def test_ab_mil_stands_in_for_a_reference_without_a_result(tmp_path, monkeypatch):
-    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
+def test_ab_mil_stands_in_for_a_reference_without_a_result(tmp_path, monkeypatch, unflushed):
     monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 100)
     store = paper_store(tmp_path, "survival-foundation", n=6, skip=lambda cell: cell.aggregator == "longmil")
     section = build(store, "survival-foundation").sections[0]
@@ -321,8 +317,7 @@ def test_errata_against_the_files_they_name(shared):
     assert checked == 12
 
 
-def test_the_classic_sets_have_their_own_printed_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
+def test_the_classic_sets_have_their_own_printed_numbers(tmp_path, monkeypatch, unflushed):
     monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 100)
     store = paper_store(tmp_path, "classic", n=6, folds=[0, 1])
     table = build(store, "classic", tests=False).sections[0].table

@@ -178,11 +178,13 @@ def test_permutation_of_ties_and_single_classes():
         stats.permutation([flat], "brier")
 
 
-def test_signs_are_drawn_in_blocks(monkeypatch):
-    monkeypatch.setattr(over_cases, "_ELEMENTS", 50)
-    blocks = list(over_cases._signs(20, 100, np.random.default_rng(0)))
-    assert (len(blocks), sum(map(len, blocks))) == (50, 100)
-    assert len(np.unique(np.concatenate(list(over_cases._signs(6, 100, np.random.default_rng(0)))), axis=0)) == 64
+@pytest.mark.parametrize(("n", "name"), [(8, "permutation (exact)"), (20, "permutation")])
+def test_swaps_do_not_depend_on_how_many_are_drawn_at_a_time(n, name, monkeypatch):
+    folds = [paired(n, seed=4, strength=(1.5, 0.7))]
+    at_once = stats.permutation(folds, "macro_auc", replicates=1001)
+    monkeypatch.setattr(over_cases, "ELEMENTS", 50)
+    assert stats.permutation(folds, "macro_auc", replicates=1001) == at_once
+    assert at_once.name == name
 
 
 def mcnemar_fold(both, won, lost, neither):

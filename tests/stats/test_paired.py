@@ -48,7 +48,7 @@ def test_the_variance_of_a_mean_is_unbiased(m):
 
 def test_resamples_do_not_depend_on_how_many_are_drawn_at_a_time(monkeypatch):
     """A fold larger than a block of counts gives the same kind of resamples, all of them."""
-    monkeypatch.setattr(paired, "_ELEMENTS", 100)
+    monkeypatch.setattr(paired, "ELEMENTS", 100)
     counts = _counts(np.arange(40) % 2, 2000)
     assert counts.shape == (2000, 40)
     assert counts.var(0).mean() == pytest.approx(1, rel=0.05)  # (m / (m - 1))^2 (m - 1) (1 / m) (1 - 1 / m)

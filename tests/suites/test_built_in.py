@@ -16,7 +16,7 @@ from milbench.suites.model import Search
 from milbench.trials import plan as plans
 from milbench.trials.run import build_model, run_trial
 from milbench.trials.store import Store
-from tests.builders.results import toy_dataset
+from tests.builders.datasets import toy_dataset
 
 STAND_IN = partial(rehearsal.stand_in, 64)
 TABLES = {

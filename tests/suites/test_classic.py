@@ -5,8 +5,8 @@ import torch
 
 from milbench import MilbenchError, plugins, suites
 from milbench.recipes import get as get_recipe
-from tests.builders.results import toy_dataset
-from tests.training.test_fit import Scripted, train
+from tests.builders.datasets import toy_dataset
+from tests.builders.training import Scripted, train
 
 PAPER = "abmil[lineage=original,trunk=256-128,hidden=64,attention_dim=64,gated=false,dropout=0.5]"
 

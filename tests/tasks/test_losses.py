@@ -9,7 +9,7 @@ import torch
 from milbench import MilbenchError
 from milbench.datasets import Sample
 from milbench.tasks import Subtyping, Survival, for_fold, survival_nll
-from tests.builders.results import toy_dataset
+from tests.builders.datasets import toy_dataset
 
 
 def test_nll_against_the_official_code(shared):

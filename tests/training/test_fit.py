@@ -6,23 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from milbench import Aggregator, Prediction, plugins
+from milbench import Aggregator, Prediction
 from milbench.datasets import Fold
 from milbench.recipes import get as get_recipe
 from milbench.seeds import derive_seed
-from milbench.tasks import Subtyping, for_fold
+from milbench.tasks import Subtyping
 from milbench.training import BagOrder, Bags, FoldStatistics, Standardiser, fit, fold_bags, predict
-from tests.builders.results import toy_dataset
-
-
-def train(data, name="abmil", recipe=None, model=None, standardise=False, axes=("toy", "one", 0, 0)):
-    fold = data.folds("one")[0]
-    task = for_fold(data, fold.train)
-    train_bags, val, test = fold_bags(data, fold, standardiser=Standardiser.of_fold(data, fold) if standardise else None)
-    torch.manual_seed(0)
-    model = model or plugins.resolve(name).build(data.in_dim, task.n_out)
-    recipe = recipe or get_recipe("paper", data.task, has_validation=val is not None)
-    return fit(model, train_bags, val, task, recipe, axes), model, task, test
+from tests.builders.datasets import toy_dataset
+from tests.builders.training import Scripted, train
 
 
 @pytest.mark.parametrize("name", ["abmil[hidden=32]", "mean[hidden=32]", "dsmil"])
@@ -71,30 +62,6 @@ def test_a_constant_feature_is_centred_not_divided():
     )
     assert constant(torch.full((1, 6), 1e4)).abs().max() == 0
     assert (constant.scale == 1).all()
-
-
-class Scripted(Aggregator):
-    """Its k-th epoch has the validation scores of a script: `wins` decides the AUC, `margin` the loss."""
-
-    def __init__(self, script):
-        super().__init__(6, 2)
-        self.script, self.weight = script, torch.nn.Parameter(torch.zeros(()))
-
-    def forward(self, bag):
-        epoch = round(float(self.weight.detach()))
-        label = int(bag.slide_id[1:]) % 2
-        right, margin = self.script[epoch - 1] if 0 < epoch <= len(self.script) else (True, 1.0)
-        sign = (1 if label else -1) * (1 if right else -1)
-        return Prediction(torch.stack([-sign * margin + 0 * self.weight, sign * margin + 0 * self.weight]))
-
-    def optimisers(self, recipe):
-        return []
-
-    def training_step(self, bag, target, task, optimisers):
-        self.steps = getattr(self, "steps", 0) + 1
-        with torch.no_grad():
-            self.weight.fill_((self.steps - 1) // 10 + 1)  # 10 training bags: the number of the epoch
-        return torch.zeros(())
 
 
 def test_best_epoch_is_kept_and_ties_go_to_the_lower_loss():

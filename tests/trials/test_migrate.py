@@ -15,7 +15,8 @@ from milbench.trials.audit import audit
 from milbench.trials.migrate import KEPT, migrate, upgraded
 from milbench.trials.spec import id_of
 from milbench.trials.store import Store
-from tests.builders.results import made_up_suite, spec, toy_dataset
+from tests.builders.datasets import toy_dataset
+from tests.builders.results import made_up_suite, spec
 
 METHODS = {"abmil": 1.0, "mean": 2.0}
 
