@@ -6,14 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from click.testing import CliRunner
-
 from milbench import datasets
-from milbench.cli import main
 from milbench.config import Settings
 from milbench.datasets.files.adding import joined
 from milbench.datasets.files.manifest import save
 from tests.builders import folders
+from tests.builders.command import milbench
 
 
 def test_what_is_given_wins_over_the_environment_and_that_over_the_defaults():
@@ -51,9 +49,8 @@ def test_a_dataset_is_found_by_its_settings_whatever_the_environment_says(tmp_pa
 def test_options_leave_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
-    assert CliRunner().invoke(main, ["ls", "datasets", "--data", "elsewhere"]).exit_code == 0
-    words = ["run", "--suite", "quickstart", "--data", "elsewhere", "--no-pack", "--dry-run"]
-    assert CliRunner().invoke(main, words).exit_code == 0
+    milbench("ls", "datasets", "--data", "elsewhere")
+    milbench("run", "--suite", "quickstart", "--data", "elsewhere", "--no-pack", "--dry-run")
     assert dict(os.environ) == before
 
 
@@ -66,6 +63,7 @@ import os
 os.chdir({str(tmp_path / "here")!r} if __name__ == "__main__" else {str(tmp_path / "away")!r})
 if __name__ == "__main__":
     from milbench.cli import main
+
     main(["run", "--suite", "quickstart", "--aggregators", "mean", "--folds", "0", "--epochs", "1", "--workers", "1"])
 """)
     done = subprocess.run([sys.executable, tmp_path / "start.py"], capture_output=True, text=True, check=False)

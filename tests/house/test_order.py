@@ -5,10 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from milbench import plugins, suites
-from milbench.cli import main
 from milbench.config import Settings
 from milbench.engines import Run, run_local
 from milbench.ops import backends
@@ -16,6 +14,7 @@ from milbench.trials.run import run_trial
 from milbench.trials.store import Store
 from tests.builders import folders
 from tests.builders.aggregators import SMALL
+from tests.builders.command import milbench
 
 SUITE = """
 title = "Order"
@@ -84,9 +83,7 @@ def jobs_of(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = folders.cohort(tmp_path / "in", shift=1.0)
     where = ("--features", root / "features", "--labels", root / "labels.csv", "--splits", root / "labels.csv")
-    words = ("data", "add", "made-up", "--encoder", "uni", "--data", tmp_path / "data", *where)
-    done = CliRunner().invoke(main, [str(word) for word in words])
-    assert done.exit_code == 0, done.output
+    milbench("data", "add", "made-up", "--encoder", "uni", "--data", tmp_path / "data", *where)
     (tmp_path / "order.toml").write_text(SUITE)
     settings = Settings(data=tmp_path / "data", pack=False)
 

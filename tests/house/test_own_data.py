@@ -9,9 +9,7 @@ from collections import defaultdict, namedtuple
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from milbench.cli import main
 from tests.builders import folders
 from tests.builders.command import milbench
 from tests.builders.folders import table
@@ -109,12 +107,11 @@ def test_a_disk_too_small_for_the_pack_stops_the_run_before_anything_is_written(
     values = dict(title="s", task="subtyping", dataset="made-up", encoder="enc", splits='["official"]', epochs=1)
     (tmp_path / "s.toml").write_text(SUITE.format(**values, aggregators='["mean"]', metrics='["macro_auc"]'))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 0))
-    done = CliRunner().invoke(main, ["run", "--suite", "s.toml"])
-    assert done.exit_code == 2
+    told = milbench("run", "--suite", "s.toml", code=2)
     assert re.fullmatch(
         r"milbench: packing made-up-enc needs 0\.1 MB in data/\.packed, where 0\.0 MB are free; set MILBENCH_CACHE to a folder "
         r"with more room, or read the files directly with --no-pack\n",
-        done.output,
+        told,
     )
     assert not (tmp_path / "results").exists()
 

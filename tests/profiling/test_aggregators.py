@@ -7,13 +7,12 @@ import sys
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from milbench import plugins
-from milbench.cli import main
 from milbench.ops.pooling import pool_2x2
 from milbench.profiling import aggregators as cost
 from milbench.profiling import measure
+from tests.builders.command import milbench
 
 D, C = 16, 3  # widths of features and of logits
 N = 300
@@ -206,19 +205,10 @@ def test_the_figures_mark_the_cohorts(tmp_path):
 
 def test_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "others", lambda: None)
-    arguments = [
-        "--aggregators",
-        "mean[hidden=8],gigapath-pretrained",
-        "--sizes",
-        "64,128,256",
-        "--in-dim",
-        "4",
-        "--threads",
-        "1",
-    ]
-    done = CliRunner().invoke(main, ["profile", "aggregators", *arguments, "--results", str(tmp_path), "--json"])
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.output)
+    methods, sizes = ("--aggregators", "mean[hidden=8],gigapath-pretrained"), ("--sizes", "64,128,256")
+    told = json.loads(
+        milbench("profile", "aggregators", *methods, *sizes, "--in-dim", 4, "--threads", 1, "--results", tmp_path, "--json")
+    )
     assert told["noise"] == {}
     with (tmp_path / "analysis" / "efficiency.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -236,9 +226,7 @@ def test_the_command(tmp_path, monkeypatch):
 
 def test_a_busy_machine_is_refused_and_bad_sizes_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "others", lambda: "load average 3.00")
-    refused = CliRunner().invoke(main, ["profile", "aggregators", "--results", str(tmp_path)])
-    assert refused.exit_code == 2
-    assert "nothing was measured: load average 3.00" in refused.output
-    refused = CliRunner().invoke(main, ["profile", "aggregators", "--sizes", "1k", "--noisy", "--results", str(tmp_path)])
-    assert (refused.exit_code, "--sizes '1k': write numbers" in refused.output) == (2, True)
+    command = ("profile", "aggregators", "--results", tmp_path)
+    assert "nothing was measured: load average 3.00" in milbench(*command, code=2)
+    assert "--sizes '1k': write numbers" in milbench(*command, "--sizes", "1k", "--noisy", code=2)
     assert list(tmp_path.iterdir()) == []

@@ -5,16 +5,15 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from milbench import MilbenchError, datasets
-from milbench.cli import main
 from milbench.config import Settings
 from milbench.datasets.files.adding import joined
 from milbench.datasets.files.manifest import save
 from milbench.profiling import data as profile_data
 from milbench.profiling import measure
 from tests.builders import folders
+from tests.builders.command import milbench
 
 
 def test_generated_files_give_the_same_bags_from_both(tmp_path):
@@ -51,15 +50,15 @@ def test_the_command(monkeypatch):
     monkeypatch.setattr(profile_data, "synthetic", lambda count, epochs: rows)
     monkeypatch.setattr(measure, "others", lambda: None)
     words = ["profile", "data", "--synthetic", "2"]
-    told = json.loads(CliRunner().invoke(main, [*words, "--json"]).output)
+    told = json.loads(milbench(*words, "--json"))
     assert told == {"noise": None, "rows": [asdict(row) for row in rows]}
-    assert f"{rows[0].ratio:.1f}" in CliRunner().invoke(main, words).output
+    assert f"{rows[0].ratio:.1f}" in milbench(*words)
     monkeypatch.setattr(measure, "others", lambda: "somebody else is here")
-    told = CliRunner().invoke(main, words).output
+    told = milbench(*words)
     assert "No ratio: somebody else is here. Try again on a quiet machine, or pass --noisy." in told
-    told = json.loads(CliRunner().invoke(main, [*words, "--json"]).output)
+    told = json.loads(milbench(*words, "--json"))
     assert [row["ratio"] for row in told["rows"]] == [None] * len(rows)
-    told = json.loads(CliRunner().invoke(main, [*words, "--json", "--noisy"]).output)
+    told = json.loads(milbench(*words, "--json", "--noisy"))
     assert told["rows"] == [asdict(row) for row in rows]
 
 
@@ -77,10 +76,9 @@ def test_the_command(monkeypatch):
     ],
 )
 def test_what_cannot_be_measured(words, says):
-    done = CliRunner().invoke(main, ["profile", "data", *words])
-    assert done.exit_code == 2
-    assert done.output.startswith("milbench: ")
-    assert says in done.output
+    told = milbench("profile", "data", *words, code=2)
+    assert told.startswith("milbench: ")
+    assert says in told
 
 
 def test_without_a_pack_there_is_nothing_to_compare(tmp_path):

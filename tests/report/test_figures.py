@@ -7,12 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from scipy import stats as scipy_stats
 
 from milbench import Bag, MilbenchError, reading
 from milbench.analysis import masks, slides
-from milbench.cli import main
 from milbench.compare.trend import trend
 from milbench.datasets import Fold
 from milbench.plots.figure import saved
@@ -22,6 +20,7 @@ from milbench.report.figures import suite_figures, ticks_of_sizes
 from milbench.stats import c_index
 from milbench.stats.metrics import concordance_by_case
 from milbench.trials.store import PREDICTIONS, Store
+from tests.builders.command import milbench
 from tests.builders.datasets import toy_dataset
 from tests.builders.reports import CHANCES, plan_of, sized_suite
 from tests.builders.results import cell_of, finished, made_up_suite, predictions_file, spec
@@ -263,25 +262,10 @@ def test_masks_are_those_of_the_operations(tmp_path):
 
 def test_commands_write_where_the_report_looks(tmp_path):
     for arguments in (["masks", "--side", "4"], ["sizes", "--dataset", "musk1", "--encoder", "hand-crafted"]):
-        done = CliRunner().invoke(main, ["analyze", *arguments, "--results", str(tmp_path)])
-        assert done.exit_code == 0, done.output
+        milbench("analyze", *arguments, "--results", tmp_path)
     assert [one.name for one in saved(tmp_path / "analysis")] == ["masks", "sizes-musk1-hand-crafted"]
-    refused = CliRunner().invoke(
-        main,
-        [
-            "analyze",
-            "positions",
-            "--dataset",
-            "musk1",
-            "--encoder",
-            "hand-crafted",
-            "--split",
-            "kfold5",
-            "--results",
-            str(tmp_path),
-        ],
-    )
-    assert (refused.exit_code, "has no coordinates" in refused.output) == (2, True)
+    place = ("--dataset", "musk1", "--encoder", "hand-crafted", "--split", "kfold5", "--results", tmp_path)
+    assert "has no coordinates" in milbench("analyze", "positions", *place, code=2)
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from markdown_it import MarkdownIt
 
 from milbench import MilbenchError
-from milbench.cli import main
 from milbench.plots.figure import COLUMN, PAGE, Figure
 from milbench.report import build, write
 from milbench.report.model import Entry, Report, Row, Section, Table
 from milbench.report.render import latex, markdown
 from milbench.trials.plan import Plan, merge
 from milbench.trials.store import Store
+from tests.builders.command import milbench
 from tests.builders.paper import paper_store
 from tests.builders.results import cell_of, finished, made_up_suite, predictions_file, sign, spec
 
@@ -340,18 +339,12 @@ def written(root):
 def test_only_the_formats_that_were_asked_for(tmp_path):
     made_up_suite(tmp_path / "results", {"abmil": 1.0, "mean": 2.0}, n=9)
 
-    def run(*words):
-        return CliRunner().invoke(
-            main, ["report", "--results", str(tmp_path / "results"), "--reports", str(tmp_path / "out"), *words]
-        )
-
-    assert run("--format", "csv", "--no-tests").exit_code == 0
+    command = ("report", "--results", tmp_path / "results", "--reports", tmp_path / "out", "--format")
+    milbench(*command, "csv", "--no-tests")
     assert list(contents(tmp_path / "out")) == ["made-up/tables/made-up.csv"]
-    assert run("--format", "html, md").exit_code == 0
+    milbench(*command, "html, md")
     assert {Path(name).suffix for name in contents(tmp_path / "out")} == {".csv", ".html", ".md"}
-    told = run("--format", "pdf")
-    assert told.exit_code == 2
-    assert "'pdf' is not one of latex, md, html, csv" in told.output
+    assert "'pdf' is not one of latex, md, html, csv" in milbench(*command, "pdf", code=2)
 
 
 def test_a_suite_without_trials_is_an_error(tmp_path):
@@ -443,12 +436,10 @@ def test_five_thousand_trials(tmp_path, monkeypatch):
     store, plan = made_up_suite(tmp_path / "results", methods, folds=10, seeds=25, n=100)
     assert len(plan.cells) == 5000
     began = time.perf_counter()
-    words = ["report", "--results", str(store.root), "--reports", str(tmp_path / "out"), "--no-tests"]
-    told = CliRunner().invoke(main, words)
+    told = milbench("report", "--results", store.root, "--reports", tmp_path / "out", "--no-tests")
     print(f"report of 5,000 trials: {time.perf_counter() - began:.1f} s")
-    assert told.exit_code == 0, told.output
-    assert "(n = 1000 slides)" in told.output
-    assert "over 10 folds x 25 seeds, 100 tested in each" in told.output
+    assert "(n = 1000 slides)" in told
+    assert "over 10 folds x 25 seeds, 100 tested in each" in told
     rows = (tmp_path / "out" / "made-up" / "tables" / "made-up.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 20
     assert all(row.endswith(",250,250") for row in rows[1:])

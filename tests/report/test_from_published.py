@@ -6,12 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from scipy import stats as scipy
 
 from milbench import MilbenchError, stats
-from milbench.cli import main
 from milbench.report import from_published
+from tests.builders.command import milbench
 
 
 @pytest.fixture
@@ -224,9 +223,8 @@ def test_wrong_predictions(tmp_path, head, rows, message):
 def test_command(tmp_path, quick):
     folds = write(tmp_path / "f.csv", ["cohort", "model", "fold", "auc"], FOLDS)
     risks, _ = predictions(tmp_path)
-    args = ["report", "--from", "published", "--folds", str(folds), "--predictions", str(risks), "--reports", str(tmp_path / "r")]
-    done = CliRunner().invoke(main, args)
-    assert done.exit_code == 0, done.output
+    args = ["report", "--from", "published", "--folds", folds, "--predictions", risks, "--reports", tmp_path / "r"]
+    milbench(*args)
     out = tmp_path / "r" / "published"
     for name in ("f", "f-over-folds", "risks", "risks-paired", "risks-over-folds", "claims-printed"):
         for suffix in ("tex", "md", "csv"):
@@ -235,7 +233,7 @@ def test_command(tmp_path, quick):
         text = (out / form).read_text()
         assert "third" in text or "input{tables/f}" in text
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert CliRunner().invoke(main, args).exit_code == 0
+    milbench(*args)
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
@@ -248,9 +246,7 @@ def test_command(tmp_path, quick):
     ],
 )
 def test_wrong_use_of_the_command(tmp_path, args, code, message):
-    done = CliRunner().invoke(main, ["report", *args, "--reports", str(tmp_path / "r")])
-    assert done.exit_code == code
-    assert message in done.output
+    assert message in milbench("report", *args, "--reports", tmp_path / "r", code=code)
     assert not (tmp_path / "r").exists()
 
 
