@@ -19,6 +19,7 @@ WIDTH = 80  # of one screen
 MOST = 5  # slides shown
 HEAD = 14  # characters of the words that begin a line
 NONE = "–"
+SHARES = ("patients", "trainings", "interaction")  # what the variance comes from
 
 
 @click.command()
@@ -75,6 +76,7 @@ def _title(found: Comparison, each: Difference) -> None:
 def _one(found: Comparison, each: Difference) -> None:
     """One column of data, a line for each question."""
     from milbench.numbers import interval, number, p_equals, signed
+    from milbench.words import counted
 
     test, chance, (wins, ties, losses) = each.test, each.chance, each.tally
     _title(found, each)
@@ -89,11 +91,12 @@ def _one(found: Comparison, each: Difference) -> None:
     _say("these models", f"{interval(test.fixed.low, test.fixed.high)}{fixed}, for other patients only")
     if not math.isnan(test.tolerated_sd):
         _say("tolerated sd", _tolerated(test.tolerated_sd))
-    _say("variance", _shares(each) or "patients and trainings cannot be told apart")
+    shares = " | ".join(f"{name} {100 * share:.0f} %" for name, share in _shares(each).items())
+    _say("variance", shares or "patients and trainings cannot be told apart")
     _say(
         "chance",
         f"{number(chance.chance, '.2f')} {interval(chance.low, chance.high, '.2f')} that a new training of {found.a} is the "
-        f"better one; it won {wins}, tied {ties} and lost {losses} of {sum(each.tally)} pairs",
+        f"better one; of {counted(sum(each.tally), 'pair')} it won {wins}, tied {ties} and lost {losses}",
     )
     for head, text in zip(("planning", ""), _planned(each), strict=False):
         _say(head, text)
@@ -119,30 +122,28 @@ def _tolerated(sd: float) -> str:
     return f"{sd:.3f} between trainings of either method; if it is larger, no difference is shown"
 
 
-def _shares(each: Difference, separator: str = " | ") -> str:
-    """Which part of the variance comes from patients, from trainings and from both together; empty where it is not known."""
-    parts = vars(each.test.split)
-    total = sum(parts.values())
-    return separator.join(f"{name} {100 * value / total:.0f} %" for name, value in parts.items()) if total > 0 else ""
+def _shares(each: Difference) -> dict[str, float]:
+    """Which part of the variance comes from patients, from trainings and from which training meets which patient; empty where it is not known."""
+    parts = vars(each.test.split).values()
+    total = sum(parts)
+    return {name: part / total for name, part in zip(SHARES, parts, strict=True)} if total > 0 else {}
 
 
 def _planned(each: Difference) -> list[str]:
     """Half-widths with more of either, and what it takes to show a difference as large as this one."""
     from milbench.numbers import number
 
-    plan = each.planning
+    plan, needed = each.planning, each.planning.needed
     if math.isnan(plan.now.half_width):
         return ["needs two trainings a side or more, which tell the parts of the variance"]
-    (a, b), patients = each.test.trainings, each.test.patients
+    (a, b), patients, size = each.test.trainings, each.test.patients, number(abs(each.test.difference))
     unit = "patients" if each.test.patients_known else "slides"
-    trainings = _more(plan.needed.trainings, "trainings a side and fold")
-    size = number(abs(each.test.difference))
-    return [
-        f"half-width {number(plan.now.half_width)} now, {number(plan.seeds.half_width)} with {2 * a} + {2 * b} trainings, "
-        f"{number(plan.patients.half_width)} with {2 * patients:,} {unit}",
-        f"a true difference of {size} would show (80 % chance) with {trainings}, or with "
-        f"{_more(plan.needed.patients, f'{unit} a fold')}",
-    ]
+    now = f"half-width {number(plan.now.half_width)} now, {number(plan.seeds.half_width)} with {2 * a} + {2 * b} trainings, "
+    now += f"{number(plan.patients.half_width)} with {2 * patients:,} {unit}"
+    if needed.trainings == 0:
+        return [now, f"a true difference of {size} would show (80 % chance) with what there is"]
+    more = f"{_more(needed.trainings, 'trainings a side and fold')}, or with {_more(needed.patients, f'{unit} a fold')}"
+    return [now, f"a true difference of {size} would show (80 % chance) with {more}"]
 
 
 def _more(count: float, what: str) -> str:
@@ -166,14 +167,12 @@ def _several(found: Comparison) -> None:
             spans = [interval(span.low, span.high) for span in (test, test.fixed)]
             rows.append([head, signed(test.difference), *spans, p])
             widths = [number(some.half_width) for some in (plan.now, plan.seeds, plan.patients)]
-            parts.append([head, _percentages(each), *widths, number(each.chance.chance, ".2f")])
+            shares = [f"{share:.0%}" for share in _shares(each).values()] or [NONE] * 3
+            parts.append([head, *shares, *widths, number(each.chance.chance, ".2f")])
         show.table(["", "difference", "new trainings", "these models", "p (Holm)"], rows, names=0)
-        show.table(["", "patients|trainings|both", "half-width", "2x trainings", "2x patients", "chance"], parts, names=0)
-
-
-def _percentages(each: Difference) -> str:
-    """The shares of the variance without their names."""
-    return " | ".join(part.partition(" ")[2] for part in _shares(each).split(" | ")) or NONE
+        click.echo("Share of the variance; half-width of the interval, now and with twice as many:")
+        heads = ["", *SHARES[:2], "inter-\naction", "half-\nwidth", "2x\ntrainings", "2x\npatients", "chance"]
+        show.table(heads, parts, names=0)
 
 
 def _slides(found: Comparison) -> None:
@@ -194,8 +193,7 @@ def _slides(found: Comparison) -> None:
         numbers = [number(slide.a), number(slide.b), signed(slide.difference)]
         rows.append([*first, slide.slide, *[place] * several, slide.truth, *numbers])
         last = slide.patient
-    click.echo()
-    _note(f"Most disagreement: {_measure(found)}, mean over trainings.")
+    click.echo("\n" + click.wrap_text(f"Most disagreement: {_measure(found)}, mean over trainings.", width=_width()))
     show.table(heads, rows, names=0)
 
 

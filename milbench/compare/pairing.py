@@ -174,9 +174,7 @@ def same_cases(runs: Sequence[Tested]) -> Mapping[str, NDArray[Any]]:
             raise OtherCasesError(f"trials {first.identity} and {run.identity} test other slides, they cannot be paired")
         for truth in ("target", "time", "event"):
             if not np.array_equal(run.predictions.get(truth, ()), first.predictions.get(truth, ())):
-                raise OtherCasesError(
-                    f"trials {first.identity} and {run.identity} have other outcomes ({truth}) of the same slides"
-                )
+                raise OtherCasesError(f"trials {first.identity} and {run.identity} hold another {truth} for the same slides")
     return first.predictions
 
 
