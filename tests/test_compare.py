@@ -285,6 +285,44 @@ def test_a_row_for_each_column_with_one_correction(tmp_path):
     assert html.count("<tr") == 4 and "p_holm" in html
 
 
+def test_columns_that_cannot_be_compared_stand_below(tmp_path, narrow):
+    stored(tmp_path, two_methods(), encoder="uni")
+    runs = {key: run for key, run in two_methods().items() if key[0] == "abmil"}
+    others = [f"T{i:02d}" for i in range(N)]
+    stored(tmp_path, runs | {("mean", 0, 0): subtyping(scores(1, 7), slides=others)}, encoder="resnet50")
+    found = milbench.compare("abmil", "mean", results=tmp_path, metric="brier")
+    assert [each.column.encoder for each in found.columns] == ["uni"] and list(found.left_out) == ["toy · resnet50 · one"]
+    said = screen("abmil", "mean", "--results", str(tmp_path), "--metric", "brier")
+    assert said.startswith("ABMIL - MEAN: Brier, lower is better")
+    assert "- Not compared: toy · resnet50 · one: trials" in said and "test other slides" in said
+
+
+def test_who_is_better_follows_the_direction_of_the_metric(tmp_path):
+    runs = {
+        (name, 0, seed): subtyping(scores(seed, n=60, noise=noise + 0.01 * seed), slides=range(100, 160), patients=range(60), target=np.arange(60) % 3)
+        for name, noise in (("abmil", 0.2), ("mean", 3.0))
+        for seed in range(4)
+    }  # fmt: skip
+    root = stored(tmp_path, runs)
+    for metric, sign in (("macro_auc", 1), ("brier", -1)):
+        (found,) = milbench.compare("mean", "abmil", metric=metric, results=root).columns
+        assert found.better == "b" and found.test.difference * sign < 0 and found.chance.chance == 0 and found.tally == (0, 0, 16)
+    said = " ".join(screen("abmil", "mean", "--results", str(root)).split())
+    assert "p = 0.001, for other patients and trainings: ABMIL is better" in said
+    assert "would show (80 % chance) with what there is" in said
+
+
+def test_a_method_whose_features_are_not_here(tmp_path):
+    root = stored(tmp_path, two_methods())
+    cell = cell_of(spec(aggregator="max")).model_copy(update={"trial_id": "", "missing": "no features"})
+    merge(
+        Store(root),
+        Plan(suite="more", definition=json.loads((root / "suites" / "made-up.json").read_text())["definition"], cells=[cell]),
+    )
+    with pytest.raises(MilbenchError, match="max and mean cannot be compared: they were never run on the same dataset"):
+        milbench.compare("max", "mean", results=root)
+
+
 @pytest.mark.parametrize(
     "typed", ["abmil[gated=false]", "abmil[ gated=False , hidden=8.0]", "abmil[hidden=8,gated=false]", "ABMIL[GATED=FALSE]"]
 )
@@ -380,7 +418,9 @@ def test_several_columns_on_one_screen(tmp_path, narrow):
 def test_json_has_everything_and_no_nan(tmp_path):
     runs = two_methods()
     root = stored(tmp_path, {key: runs[key] for key in (("abmil", 0, 0), ("mean", 0, 7))})
-    (row,) = json.loads(screen("abmil", "mean", "--results", str(root), "--json"), parse_constant=pytest.fail)
+    whole = json.loads(screen("abmil", "mean", "--results", str(root), "--json"), parse_constant=pytest.fail)
+    assert (whole["a"], whole["b"], whole["left_out"]) == ("ABMIL", "MEAN", {})
+    (row,) = whole["columns"]
     assert row["p"] is None and row["why"] == stats.variance.ONE_TRAINING and row["tolerated_sd"] is not None
     assert (
         row["a"] == "ABMIL" and len(row["slides"]) == 5 and row["slides"][0].keys() >= {"slide", "patient", "truth", "difference"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,8 @@ def compare(
 
     found = compared(a, b, suite, metric, results=results, results_b=results_b)
     if as_json:
-        show.json_rows([*found.as_rows(), *({"not_compared": where, "why": why} for where, why in found.left_out.items())])
+        whole = {"a": found.a, "b": found.b, "columns": found.as_rows(), "left_out": dict(found.left_out)}
+        click.echo(json.dumps(whole, indent=1))
         return
     if len(found.columns) == 1:
         _one(found, found.columns[0])
@@ -123,7 +125,7 @@ def _tolerated(sd: float) -> str:
 
 
 def _shares(each: Difference) -> dict[str, float]:
-    """Which part of the variance comes from patients, from trainings and from which training meets which patient; empty where it is not known."""
+    """Which part of the variance comes from patients, from trainings, and from who meets whom; empty where it is not known."""
     parts = vars(each.test.split).values()
     total = sum(parts)
     return {name: part / total for name, part in zip(SHARES, parts, strict=True)} if total > 0 else {}
@@ -140,6 +142,8 @@ def _planned(each: Difference) -> list[str]:
     unit = "patients" if each.test.patients_known else "slides"
     now = f"half-width {number(plan.now.half_width)} now, {number(plan.seeds.half_width)} with {2 * a} + {2 * b} trainings, "
     now += f"{number(plan.patients.half_width)} with {2 * patients:,} {unit}"
+    if size == number(0.0):
+        return [now]
     if needed.trainings == 0:
         return [now, f"a true difference of {size} would show (80 % chance) with what there is"]
     more = f"{_more(needed.trainings, 'trainings a side and fold')}, or with {_more(needed.patients, f'{unit} a fold')}"

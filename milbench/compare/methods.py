@@ -33,7 +33,7 @@ class Method:
     Args:
         name: in the spelling of the results.
         label: as printed.
-        runs: in every column whose features are here, finished or not.
+        runs: in every column, finished or not.
     """
 
     name: str
@@ -60,8 +60,9 @@ class Method:
             return text == cell.label or base == parsed(cell.aggregator)[0]
 
         narrow = {leaf.suite: leaf.model_copy(update={"cells": list(filter(near, leaf.cells))}) for leaf in leaves}
-        read = [run for leaf in narrow.values() for run in reading.read(store, leaf) if run.status != "absent"]
-        runs = {(run.identity, run.cell.draw is not None): run for run in read}.values()  # what several suites list counts once
+        read = [run for leaf in narrow.values() for run in reading.read(store, leaf)]
+        # A trial that several suites list counts once.
+        runs = {(run.identity or run.cell.place, run.cell.draw is not None): run for run in read}.values()
         names = _meant(text, list(runs))
         if not names:
             known = {cell.aggregator for leaf in leaves for cell in leaf.cells}
@@ -73,6 +74,8 @@ class Method:
         """The runs by what they were tested on, and then by how they were trained."""
         found: dict[Column, dict[Setting, list[Run]]] = defaultdict(lambda: defaultdict(list))
         for run in self.runs:
+            if run.status == "absent":
+                continue
             found[run.column][run.cell.context, run.cell.draw is not None].append(run)
         return found
 
