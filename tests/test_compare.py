@@ -293,7 +293,7 @@ def test_columns_that_cannot_be_compared_stand_below(tmp_path, narrow):
     found = milbench.compare("abmil", "mean", results=tmp_path, metric="brier")
     assert [each.column.encoder for each in found.columns] == ["uni"] and list(found.left_out) == ["toy · resnet50 · one"]
     said = screen("abmil", "mean", "--results", str(tmp_path), "--metric", "brier")
-    assert said.startswith("ABMIL - MEAN: Brier, lower is better")
+    assert said.startswith("ABMIL minus MEAN: Brier, lower is better")
     assert "- Not compared: toy · resnet50 · one: trials" in said and "test other slides" in said
 
 
@@ -398,7 +398,7 @@ def test_one_screen_of_80_columns(tmp_path, narrow):
     lines = said.splitlines()
     assert max(map(len, lines)) <= 80 and len(lines) <= 40
     _, test = by_hand("macro_auc", PATIENTS)
-    assert lines[0] == "ABMIL - MEAN: macro-AUC"
+    assert lines[0] == "ABMIL minus MEAN: macro-AUC"
     assert f"1 fold, 3 + 2 trainings, {len(set(PATIENTS))} patients" in said
     for low, high in ((test.low, test.high), (test.fixed.low, test.fixed.high)):
         assert f"[{low:+.3f}, {high:+.3f}]" in said
@@ -446,5 +446,5 @@ def test_compare_is_the_function_though_a_package_has_its_name(before, tmp_path)
         f"print(milbench.compare('abmil', 'mean', results={str(root)!r}).a)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0] == "ABMIL - MEAN, for other patients and other trainings"
+    assert done.stdout.splitlines()[0] == "ABMIL minus MEAN, for other patients and other trainings"
     assert done.stdout.splitlines()[-1] == "ABMIL"

@@ -39,7 +39,7 @@ class Comparison:
         return pd.DataFrame([self._row(each) for each in self.columns])
 
     def as_rows(self) -> list[dict[str, Any]]:
-        """The same as plain data for JSON, with notes and the slides of most disagreement; what is undefined is None."""
+        """The same as plain data for JSON, with notes and the slides of most disagreement; what is undefined or infinite is None."""
         rows = []
         for each in self.columns:
             row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in self._row(each).items()}
@@ -67,7 +67,7 @@ class Comparison:
 
     def __str__(self) -> str:
         """A line for each column."""
-        lines = [f"{self.a} - {self.b}, for other patients and other trainings"]
+        lines = [f"{self.a} minus {self.b}, for other patients and other trainings"]
         for each in self.columns:
             test = each.test
             p = f"no p-value: {test.why}" if math.isnan(test.p) else f"p {p_equals(each.p_holm)}"
@@ -79,7 +79,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         """The main columns of :meth:`frame`, for a notebook."""
         shown = ["dataset", "encoder", "split", "metric", "mean_a", "mean_b", "difference", "low", "high", "chance", "p_holm"]
-        head = f"{self.a} - {self.b}"
+        head = f"{self.a} minus {self.b}"
         table = self.frame()[shown].rename(columns={"mean_a": self.a, "mean_b": self.b}).to_html(index=False, float_format=number)
         return f"{_escaped(head)}{table}"
 

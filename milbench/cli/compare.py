@@ -72,7 +72,7 @@ def _width() -> int:
 
 def _title(found: Comparison, each: Difference) -> None:
     lower = ", lower is better" if each.metric.direction < 0 else ""
-    click.secho(click.wrap_text(f"{found.a} - {found.b}: {each.metric.label}{lower}", width=_width()), bold=True)
+    click.secho(click.wrap_text(f"{found.a} minus {found.b}: {each.metric.label}{lower}", width=_width()), bold=True)
 
 
 def _one(found: Comparison, each: Difference) -> None:

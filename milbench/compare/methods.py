@@ -74,23 +74,20 @@ class Method:
         """The runs by what they were tested on, and then by how they were trained."""
         found: dict[Column, dict[Setting, list[Run]]] = defaultdict(lambda: defaultdict(list))
         for run in self.runs:
-            if run.status == "absent":
-                continue
-            found[run.column][run.cell.context, run.cell.draw is not None].append(run)
+            if run.status != "absent":
+                found[run.column][run.cell.context, run.cell.draw is not None].append(run)
         return found
 
 
 def _meant(text: str, runs: Sequence[Run]) -> list[str]:
     """Names of the method that a text means, which differ in their spelling only."""
-    names = list(dict.fromkeys(run.cell.aggregator for run in runs))
-    if labelled := list(dict.fromkeys(run.cell.aggregator for run in runs if run.cell.label == text)):
-        return labelled
+    labels = {run.cell.aggregator: run.cell.label for run in runs}
     usual = reading.usual(runs)
-    wanted, *spellings = (canonical(name, usual.get(parsed(name)[0])) for name in (text, *names))
-    exact = [name for name, spelling in zip(names, spellings, strict=True) if spelling == wanted]
-    if exact or "[" in text:
-        return exact
-    if len(set(spellings)) > 1:
+    wanted, *spellings = (canonical(name, usual.get(parsed(name)[0])) for name in (text, *labels))
+    spelled = dict(zip(labels, spellings, strict=True))
+    exact = [name for name in labels if spelled[name] == wanted]
+    names = exact or [name for name in labels if labels[name] == text] or [name for name in labels if "[" not in text]
+    if len({spelled[name] for name in names}) > 1:
         raise MilbenchError(f"{text} was run in several variants: {few(names)}; write one of them")
     return names
 
