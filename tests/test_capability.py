@@ -201,8 +201,8 @@ metrics = ["macro_auc"]
 [expect]
 """
     for line, says in (
-        ('mean = ["pass", "fail"]', "one word for each of the 1 datasets"),
-        ('max = ["pass"]', "not so max"),
+        ('mean = ["pass", "fail"]', "one outcome for each of the 1 datasets"),
+        ('max = ["pass"]', "not max"),
         ('mean = ["certain"]', "'pass', 'partial', 'fail', 'sees' or 'open'"),
     ):
         path.write_text(text + line)
