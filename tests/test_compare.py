@@ -344,6 +344,15 @@ def test_a_method_of_which_one_variant_was_run_needs_no_brackets(tmp_path):
         milbench.compare("max", "mean", results=tmp_path)
 
 
+def test_a_label_that_means_two_methods_is_refused(tmp_path):
+    path = stored(tmp_path, two_methods()) / "suites" / "made-up.json"
+    path.write_text(path.read_text().replace('"ABMIL"', '"Pooling"').replace('"MEAN"', '"Pooling"'))
+    with pytest.raises(MilbenchError, match="Pooling was run in several variants: abmil, mean; write one of them"):
+        milbench.compare("Pooling", "mean", results=tmp_path)
+    found = milbench.compare("abmil", "mean", results=tmp_path)
+    assert (found.a, found.b) == ("abmil", "mean"), "names tell apart what labels do not"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class Comparison:
         return pd.DataFrame([self._row(each) for each in self.columns])
 
     def as_rows(self) -> list[dict[str, Any]]:
-        """The same as plain data for JSON, with notes and the slides of most disagreement; what is undefined or infinite is None."""
+        """The same as plain data for JSON, with notes and the slides of most disagreement; None is undefined or infinite."""
         rows = []
         for each in self.columns:
             row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in self._row(each).items()}
@@ -79,15 +80,8 @@ class Comparison:
     def _repr_html_(self) -> str:
         """The main columns of :meth:`frame`, for a notebook."""
         shown = ["dataset", "encoder", "split", "metric", "mean_a", "mean_b", "difference", "low", "high", "chance", "p_holm"]
-        head = f"{self.a} minus {self.b}"
         table = self.frame()[shown].rename(columns={"mean_a": self.a, "mean_b": self.b}).to_html(index=False, float_format=number)
-        return f"{_escaped(head)}{table}"
-
-
-def _escaped(text: str) -> str:
-    from html import escape
-
-    return f"<p>{escape(text)}</p>"
+        return f"<p>{escape(f'{self.a} minus {self.b}')}</p>{table}"
 
 
 def compare(
