@@ -7,6 +7,7 @@ In a notebook or a script:
     results = milbench.run("quickstart", aggregators=["mean", "abmil"])
     results.frame()                                  # one row for each trial
     milbench.report("quickstart").paths              # tables and figures
+    print(milbench.compare("abmil", "mean"))         # for other patients and other trainings
 
     model = milbench.build("longmil", in_dim=384, n_out=3)
     model(milbench.Bag.from_arrays(features, coords, step=224))
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from milbench.aggregator import Aggregator, Prediction
+    from milbench.api.comparisons import Comparison, compare
     from milbench.api.data import load_dataset
     from milbench.api.models import build
     from milbench.api.reports import report
@@ -48,11 +50,13 @@ _HOME = {
     "load_results": "milbench.api.results",
     "load_predictions": "milbench.api.results",
     "report": "milbench.api.reports",
+    "compare": "milbench.api.comparisons",
+    "Comparison": "milbench.api.comparisons",
 }
 
 __all__ = [
-    "Aggregator", "Bag", "MilbenchError", "Prediction", "Results", "RunOptions", "build", "load_dataset", "load_predictions",
-    "load_results", "register", "rehearse", "report", "run", "status",
+    "Aggregator", "Bag", "Comparison", "MilbenchError", "Prediction", "Results", "RunOptions", "build", "compare",
+    "load_dataset", "load_predictions", "load_results", "register", "rehearse", "report", "run", "status",
 ]  # fmt: skip
 
 

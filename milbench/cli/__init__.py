@@ -13,6 +13,7 @@ import click
 from milbench import __version__, interrupt
 from milbench.cli.analyze import analyze
 from milbench.cli.check import check
+from milbench.cli.compare import compare
 from milbench.cli.data import data
 from milbench.cli.ls import ls
 from milbench.cli.new import new
@@ -67,9 +68,10 @@ def main() -> None:
     \b
     milbench run --suite quickstart       train and test; stops and continues at will
     milbench report --suite quickstart    tables in LaTeX, Markdown and CSV, with paired tests
+    milbench compare abmil transmil       is the difference real?
     """
 
 
 # In the order of `milbench --help`.
-for _command in (run, status, report, results, ls, data, check, analyze, profile, new):
+for _command in (run, status, report, compare, results, ls, data, check, analyze, profile, new):
     main.add_command(_command)

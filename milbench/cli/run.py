@@ -119,10 +119,7 @@ def _show_grids(grids: Sequence[Plan], state: Mapping[str, str]) -> None:
 
 def _show_grid(plan: Plan, state: Mapping[str, str]) -> None:
     columns = list(dict.fromkeys(cell.column for cell in plan.cells))
-    # What differs between columns heads them, what does not stands above.
-    differs = [len({column[i] for column in columns}) > 1 for i in range(len(columns[0]))]
-    shared = show.place_of(*(None if d else part for part, d in zip(columns[0], differs, strict=True)))
-    heads = [show.place_of(*(part if d else None for part, d in zip(column, differs, strict=True))) for column in columns]
+    shared, heads = show.apart(columns)
     seeds, folds = ({getattr(cell, what) for cell in plan.cells} for what in ("seed", "fold"))
     repeats = " x ".join(f"{len(some)} {name}{'s' * (len(some) > 1)}" for some, name in ((folds, "fold"), (seeds, "seed")))
     click.echo(f"\n{plan.suite}: {plan.definition['title']}\n{shared} · {repeats}")
@@ -135,7 +132,7 @@ def _show_grid(plan: Plan, state: Mapping[str, str]) -> None:
         for label in dict.fromkeys(cell.label for cell in plan.cells)
         if (across := [marks.get((label, column), []) for column in columns])
     ]
-    show.table(["aggregator", *(heads if any(differs) else ["trials"])], rows)
+    show.table(["aggregator", *(heads if len(columns) > 1 else ["trials"])], rows)
 
 
 def _rehearse(rehearsal: Rehearsal, view: View, *, dry_run: bool) -> int:

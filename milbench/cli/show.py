@@ -47,6 +47,13 @@ def place_of(dataset: object, encoder: object, magnification: object, patch_size
     return column(dataset, encoder, magnification, patch_size, split)
 
 
+def apart(columns: Sequence[tuple[object, ...]]) -> tuple[str, list[str]]:
+    """What several columns have in common, in one line; and of each what sets it apart from the others."""
+    differs = [len(set(parts)) > 1 for parts in zip(*columns, strict=True)]
+    shared = place_of(*(None if d else part for part, d in zip(columns[0], differs, strict=True)))
+    return shared, [place_of(*(part if d else None for part, d in zip(column, differs, strict=True))) for column in columns]
+
+
 def written(paths: Sequence[object]) -> None:
     """The files that were written."""
     click.echo("\n".join(["Written:", *(f"  {path}" for path in paths)]))

@@ -68,11 +68,7 @@ class Fold(Generic[T]):
 
     @cached_property
     def _first(self) -> Mapping[str, NDArray[Any]]:
-        first, *others = self.runs
-        for run in others:
-            if not np.array_equal(run.predictions["slide"], first.predictions["slide"]):
-                raise OtherCasesError(f"trials {first.identity} and {run.identity} test other slides, they cannot be paired")
-        return first.predictions
+        return same_cases(self.runs)
 
     @property
     def cases(self) -> NDArray[np.str_]:
@@ -87,8 +83,7 @@ class Fold(Generic[T]):
     @property
     def strata(self) -> NDArray[np.int64]:
         """Class, or event, of each of them (n,): what a bootstrap keeps in proportion."""
-        first = self._first
-        return np.asarray(first["event"] if "risk" in first else first["target"]).astype(int)
+        return strata(self._first)
 
     def scores(self) -> stats.PairedFold:
         """The class scores of a method and a reference, seed by seed."""
@@ -165,6 +160,27 @@ class Pairing(Generic[T]):
             for fold in self.folds
         ]
         return stats.paired_bootstrap(folds, replicates=replicates or REPLICATES, seed=seed)
+
+
+def same_cases(runs: Sequence[Tested]) -> Mapping[str, NDArray[Any]]:
+    """The predictions of the first of some runs, which all test the same cases.
+
+    Raises:
+        OtherCasesError: one tests other slides, or has another outcome for one of them.
+    """
+    first, *others = runs
+    for run in others:
+        if not np.array_equal(run.predictions["slide"], first.predictions["slide"]):
+            raise OtherCasesError(f"trials {first.identity} and {run.identity} test other slides, they cannot be paired")
+        for truth in ("target", "time", "event"):
+            if not np.array_equal(run.predictions.get(truth, ()), first.predictions.get(truth, ())):
+                raise OtherCasesError(f"trials {first.identity} and {run.identity} hold another {truth} for the same slides")
+    return first.predictions
+
+
+def strata(predictions: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    """Class, or event, of each tested case (n,)."""
+    return np.asarray(predictions["event"] if "risk" in predictions else predictions["target"]).astype(int)
 
 
 def filled(run: Tested, metric: Metric) -> OfCounts:

@@ -99,7 +99,7 @@ def _different(sizes: NDArray) -> float:
 def paired_bootstrap(
     folds: Sequence[tuple[ArrayLike, Sequence[tuple[Metric, Metric]]]], *, replicates: int = 10_000, seed: str = ""
 ) -> Comparison:
-    """Class-stratified bootstrap over cases, the same resample for both methods: the primary test.
+    """Class-stratified bootstrap over cases, the same resample for both methods: the test of report tables.
 
     Folds are nested: cases are drawn inside each fold. Seeds are crossed with cases: one draw serves all seeds of a fold.
     The interval says what other test cases would have shown to these trained models; it does not cover what another training

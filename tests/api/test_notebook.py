@@ -87,7 +87,7 @@ def test_a_function_is_not_hidden_by_the_package_of_its_name(before):
     assert third == "again"
 
 
-@pytest.mark.parametrize("name", ["models", "data", "runs", "results", "reports"])
+@pytest.mark.parametrize("name", ["models", "data", "runs", "results", "comparisons", "reports"])
 def test_examples_in_docstrings(name):
     module = importlib.import_module(f"milbench.api.{name}")
     assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0

@@ -212,7 +212,17 @@ def imported(words, modules, cwd):
     return done.stdout.splitlines()[-1].split()[1:]
 
 
-READING = ["--help", "status", "report --help", "report", "results check", "ls trials", "ls recipes", "new suite mine"]
+READING = [
+    "--help",
+    "status",
+    "report --help",
+    "report",
+    "results check",
+    "compare abmil max",
+    "ls trials",
+    "ls recipes",
+    "new suite mine",
+]
 
 
 @pytest.mark.parametrize("words", [words.split() for words in READING], ids=READING)

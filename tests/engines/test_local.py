@@ -220,6 +220,7 @@ def test_whatever_a_plugin_does_to_its_process(tmp_path, suite_file, plugin, mon
 
 FULL = """
 import errno, os
+from milbench import Aggregator, register
 from milbench.trials import store
 
 flush = store.flush
@@ -230,6 +231,11 @@ def full(path):
     flush(path)
 
 store.flush = full
+
+
+@register("full", label="Full")
+class Full(Aggregator):
+    '''Every plug-in registers an aggregator.'''
 """
 
 

@@ -1,0 +1,138 @@
+"""Two methods against each other: is the difference real? Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from milbench.api.results import column, store_of, suite_name
+from milbench.compare.methods import Difference, Method, differences, disagreement
+from milbench.errors import MilbenchError
+from milbench.numbers import interval, number, p_equals, signed
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Method a against method b.
+
+    Args:
+        a, b: how they are printed.
+        columns: one comparison for each dataset, encoder, magnification, patch size and split.
+        left_out: columns where both were run and cannot be compared, with the reason.
+    """
+
+    a: str
+    b: str
+    columns: tuple[Difference, ...]
+    left_out: Mapping[str, str]
+
+    def frame(self) -> DataFrame:
+        """One row for each column: effect, intervals, p-value, variance split, chance, planning."""
+        import pandas as pd
+
+        return pd.DataFrame([self._row(each) for each in self.columns])
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """The same as plain data for JSON, with notes and the slides of most disagreement; None is undefined or infinite."""
+        rows = []
+        for each in self.columns:
+            row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in self._row(each).items()}
+            slides = [{key: v for key, v in asdict(slide).items() if key != "column"} for slide in disagreement(each.slides)]
+            rows.append({**row, "notes": list(each.notes), "slides": slides})
+        return rows
+
+    def _row(self, each: Difference) -> dict[str, Any]:
+        test, plan, chance = each.test, each.planning, each.chance
+        return {
+            **each.column._asdict(), "metric": each.metric.name, "a": self.a, "b": self.b,
+            "mean_a": each.means[0], "mean_b": each.means[1], "difference": test.difference, "low": test.low, "high": test.high,
+            "df": test.df, "rule": test.rule, "these_models_low": test.fixed.low, "these_models_high": test.fixed.high,
+            "variance": test.variance, "variance_patients": test.split.patients, "variance_trainings": test.split.trainings,
+            "variance_interaction": test.split.interaction, "tolerated_sd": test.tolerated_sd,
+            "chance": chance.chance, "chance_low": chance.low, "chance_high": chance.high,
+            **dict(zip(("wins", "ties", "losses"), each.tally, strict=True)),
+            "folds": len(each.folds), "trainings_a": test.trainings[0], "trainings_b": test.trainings[1],
+            "patients": test.patients, "patients_known": test.patients_known,
+            "half_width": plan.now.half_width, "half_width_twice_the_trainings": plan.seeds.half_width,
+            "half_width_twice_the_patients": plan.patients.half_width, "detectable": plan.now.detectable,
+            "more_trainings": plan.needed.trainings, "more_patients": plan.needed.patients,
+            "why": test.why, "p": test.p, "p_holm": each.p_holm,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        """A line for each column."""
+        lines = [f"{self.a} minus {self.b}, for other patients and other trainings"]
+        for each in self.columns:
+            test = each.test
+            p = f"no p-value: {test.why}" if math.isnan(test.p) else f"p {p_equals(each.p_holm)}"
+            lines.append(
+                f"  {column(*each.column)}: {each.metric.label} {signed(test.difference)} {interval(test.low, test.high)}, {p}"
+            )
+        return "\n".join([*lines, *(f"  {where}: {why}" for where, why in self.left_out.items())])
+
+    def _repr_html_(self) -> str:
+        """The main columns of :meth:`frame`, for a notebook."""
+        shown = ["dataset", "encoder", "split", "metric", "mean_a", "mean_b", "difference", "low", "high", "chance", "p_holm"]
+        table = self.frame()[shown].rename(columns={"mean_a": self.a, "mean_b": self.b}).to_html(index=False, float_format=number)
+        return f"<p>{escape(f'{self.a} minus {self.b}')}</p>{table}"
+
+
+def compare(
+    a: str,
+    b: str,
+    suite: str | Path | None = None,
+    metric: str | None = None,
+    *,
+    results: str | Path | None = None,
+    results_b: str | Path | None = None,
+) -> Comparison:
+    """Is the difference between two methods real: for other patients and other trainings?
+
+    The primary test (:func:`milbench.stats.primary`) in each column where both have results. All finished trainings count; seeds
+    need not pair. P-values are corrected over the columns of the call (Holm).
+
+    Args:
+        a, b: methods by name, with parameters in any spelling (`abmil[gated=false]`), or by label. `transmil` means
+            `transmil[landmarks=32]` where that is the only variant that was run.
+        suite: only the trials of this suite: its name or TOML file; those of every suite unless given.
+        metric: macro_auc, macro_f1, balanced_accuracy, accuracy, brier or c_index. [default: macro_auc, c_index for survival]
+        results: the results folder. [default: MILBENCH_RESULTS, or results]
+        results_b: another folder, where the results of `b` are; `a` and `b` may then be the same method.
+
+    Raises:
+        MilbenchError: an unknown method or metric, with near misses; nothing that can be compared, with the reasons.
+
+    Examples:
+        >>> compare("abmil", "mean", suite="quickstart", results="nowhere")
+        Traceback (most recent call last):
+        ...
+        milbench.errors.MilbenchError: nothing was run into nowhere yet; start with: milbench run --suite quickstart
+
+        compared = milbench.compare("longmil", "abmil", suite="bracs-encoders")
+        print(compared)                          # a line for each encoder
+        compared.frame()                         # everything, one row for each encoder
+        compared.columns[0].slides[:5]           # where they disagree most
+    """
+    name = suite_name(suite) if suite else None
+    stores = store_of(results), store_of(results if results_b is None else results_b)
+    one, other = (Method.find(store, text, name) for store, text in zip(stores, (a, b), strict=True))
+    if one.name == other.name and stores[0].root.resolve() == stores[1].root.resolve():
+        raise MilbenchError(f"{a} and {b} are one method, {one.name}; write another, or give a second results folder")
+    columns, left_out = differences(one, other, metric)
+    if not columns:
+        reasons = "; ".join(f"{column(*where)}: {why}" for where, why in left_out.items())
+        never = "they were never run on the same dataset, encoder, magnification, patch size and split"
+        raise MilbenchError(f"{one.name} and {other.name} cannot be compared: {reasons or never}")
+    labels = one.label, other.label
+    if one.name == other.name:
+        labels = f"{one.label} ({stores[0].root})", f"{other.label} ({stores[1].root})"
+    elif one.label == other.label:
+        labels = one.name, other.name
+    return Comparison(*labels, tuple(columns), {column(*where): why for where, why in left_out.items()})
