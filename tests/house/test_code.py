@@ -53,3 +53,24 @@ def test_no_test_imports_another_test_file():
         taken = re.findall(r"^from tests\.\w+(?:\.| import )(test_\w+)", path.read_text(), re.M)
         # a test that starts a process may import itself there
         assert set(taken) <= {path.stem}, f"{path}: what two tests share belongs into tests/builders"
+
+
+def private(code):
+    """Lines that reach for what another object keeps to itself, without a reason beside or above them."""
+    lines = code.splitlines()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute):
+            reaches = re.match(r"_[a-z]", node.attr) and ast.unparse(node) != "os._exit" and ast.unparse(node.value) != "self"
+        else:
+            reaches = isinstance(node, ast.ImportFrom) and any(re.match(r"_[a-z]", alias.name) for alias in node.names)
+        if reaches and "#" not in "".join(lines[max(0, node.end_lineno - 2) : node.end_lineno]):
+            yield f"{node.lineno}: {ast.unparse(node)}"
+
+
+def test_tests_call_what_is_public():
+    found = {str(path.relative_to(ROOT)): list(private(path.read_text())) for path in (ROOT / "tests").rglob("*.py")}
+    assert not {path: lines for path, lines in found.items() if lines}, "test what is public, or say in a comment why not"
+    assert list(private("from a import _b\n\n\nc._d()\n\n\ne._f  # why\nself._g, os._exit(1), h.__name__")) == [
+        "1: from a import _b",
+        "4: c._d",
+    ]

@@ -9,18 +9,18 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from helpers import cell_of, finished, spec
 from rich.console import Console
 
 import milbench
 from milbench import MilbenchError, stats
-from milbench.cli import main, show
+from milbench.cli import show
 from milbench.compare.methods import disagreement
 from milbench.metrics import METRICS
 from milbench.stats.metrics import concordance_by_case
 from milbench.trials.plan import Plan, merge
 from milbench.trials.store import PREDICTIONS, Store
+from tests.builders import command
+from tests.builders.results import cell_of, finished, spec
 
 N = 18
 TARGET = np.arange(N) % 3
@@ -28,9 +28,7 @@ PATIENTS = [f"P{i // 3}" if i < 9 else f"P{i // 2}" for i in range(N)]  # three 
 SLIDES = [f"S{i:02d}" for i in range(N)]
 
 
-@pytest.fixture(autouse=True)
-def without_flushing(monkeypatch):
-    monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
+pytestmark = pytest.mark.usefixtures("unflushed")
 
 
 def scores(*key, noise=1.0, n=N):
@@ -281,7 +279,7 @@ def test_a_row_for_each_column_with_one_correction(tmp_path):
     )
     assert len(milbench.compare("abmil", "mean", suite="first", results=root).columns) == 2
     assert len(str(found).splitlines()) == 4 and "toy · uni · one: macro-AUC" in str(found)
-    html = found._repr_html_()
+    html = found._repr_html_()  # what a notebook calls
     assert html.count("<tr") == 4 and "p_holm" in html
 
 
@@ -367,9 +365,9 @@ def test_a_label_that_means_two_methods_is_refused(tmp_path):
 )
 def test_mistakes_are_one_line(tmp_path, words, says):
     root = stored(tmp_path, two_methods() | {("max", 0, 0): "failed"})
-    done = CliRunner().invoke(main, ["compare", *words, "--results", str(root)])
-    assert done.exit_code == 2 and len(done.output.splitlines()) == 1
-    assert re.search(says, done.output)
+    told = command.milbench("compare", *words, "--results", root, code=2)
+    assert len(told.splitlines()) == 1
+    assert re.search(says, told)
 
 
 def test_two_results_folders(tmp_path):
@@ -391,9 +389,7 @@ def test_settings_that_a_suite_must_choose(tmp_path):
 
 
 def screen(*words):
-    done = CliRunner().invoke(main, ["compare", *words], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
+    return command.milbench("compare", *words)
 
 
 @pytest.fixture
