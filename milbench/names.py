@@ -31,13 +31,13 @@ def checked(name: str, what: str) -> str:
     'bracs-all'
     """
     if wrong := _wrong(name):
-        raise MilbenchError(f"{name!r:.60} is no name for a {what}: {wrong}")
+        raise MilbenchError(f"{name!r:.60} is not a valid name for a {what}: {wrong}")
     return name
 
 
 def _in_a_form(name: str) -> str:
     if wrong := _wrong(name):
-        raise ValueError(f"no name: {wrong}")
+        raise ValueError(f"not a valid name: {wrong}")
     return name
 
 
@@ -52,7 +52,7 @@ Encoder = Annotated[str, AfterValidator(_with_slashes)]  # hubs name them owner/
 
 @lru_cache(maxsize=4096)
 def _wrong(name: str) -> str:
-    """Why it is no name; empty when it is one."""
+    """Why it is not a valid name; empty when it is."""
     if not name:
         return "it is empty"
     if len(name.encode(errors="replace")) > LONGEST:

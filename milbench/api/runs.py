@@ -238,7 +238,7 @@ class Planned:
 
     @property
     def made_by(self) -> list[Suite]:
-        """The suites of which nothing is trained: a command of its own makes what they stand for."""
+        """The suites that train nothing: another command makes what they stand for."""
         return [suite for suite in whole(self.suite) if suite.made_by]
 
     def state(self) -> dict[str, str]:

@@ -34,7 +34,7 @@ def of_survival(time: ArrayLike, event: ArrayLike, risk: ArrayLike) -> dict[str,
 
 
 def _weights(weight: ArrayLike | None, n: int, *data: Array) -> Array:
-    """How often each case counts (..., n): once unless told; not known (NaN) where any of the cases' data are missing."""
+    """How often each case counts (..., n): once by default; not known (NaN) where any of the cases' data are missing."""
     w = np.ones(n) if weight is None else np.asarray(weight, dtype=np.float64)
     return np.full_like(w, np.nan) if any(np.isnan(values).any() for values in data) else w
 
