@@ -42,3 +42,16 @@ def numbers(_context: click.Context, option: click.Parameter, text: str | None) 
     if not all(part.isdecimal() and len(part) < 10 for part in parts):
         raise MilbenchError(f"--{option.name} {text!r}: write whole numbers from 0 up, with commas between them, such as 0,1,2")
     return [int(part) for part in parts]
+
+
+def names(_context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    """Names with commas between them, as they stand; None where the option is not given.
+
+    Raises:
+        MilbenchError: there is no name.
+    """
+    from milbench.errors import MilbenchError
+
+    if text is not None and not text.strip(" ,"):
+        raise MilbenchError(f"--{option.name} {text!r}: has no name; write names with commas between them, or leave it out")
+    return text

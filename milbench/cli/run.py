@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from milbench.cli import show
-from milbench.cli.options import DATA, PLUGIN, QUIET, RESULTS, numbers
+from milbench.cli.options import DATA, PLUGIN, QUIET, RESULTS, names, numbers
 
 if TYPE_CHECKING:
     from milbench.api.runs import Needs, Planned, Rehearsal, Rehearsed
@@ -26,6 +26,7 @@ MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "s
 @click.option(
     "--aggregators",
     metavar="NAMES",
+    callback=names,
     help="Only these rows of the suite, by name or label; others are added: mean,transmil[landmarks=32],...",
 )
 @click.option("--seeds", metavar="0,1,2", callback=numbers, help="Instead of the suite's.")
