@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from milbench import files
 from milbench.api.results import Results, trials
 from milbench.cli import main, progress
+from tests.builders import command
 from tests.builders.results import made_up_suite
 
 MILBENCH = [str(Path(sys.executable).parent / "milbench")]
@@ -130,25 +131,26 @@ def test_a_mistake_is_one_line_and_writes_nothing(words, says, tmp_path):
 
 
 def test_lists():
-    names = {row["name"]: row for row in json.loads(milbench("ls", "aggregators", "--json"))}
+    listed = command.milbench
+    names = {row["name"]: row for row in json.loads(listed("ls", "aggregators", "--json"))}
     assert names["abmil"]["parameters_384"] == 461_572
     assert names["abmil"]["parameters_1024"] == 789_252
     assert names["transmil"]["parameters_1024"] == 2_672_659
-    found = {row["name"]: row for row in json.loads(milbench("ls", "suites", "--json"))}
+    found = {row["name"]: row for row in json.loads(listed("ls", "suites", "--json"))}
     assert found["bracs-encoders"]["reproduces"] == "Table 1 of LongMIL (NeurIPS 2024)"
     assert {"quickstart", "bracs-all", "bracs-tuned", "paper-all"} <= set(found)
-    assert {row["name"]: row["available"] for row in json.loads(milbench("ls", "datasets", "--json"))}["ucsb-breast"]
-    assert {"name": "uni", "width": 1024} in json.loads(milbench("ls", "encoders", "--json"))
-    chosen = {row["op"]: row["backend"] for row in json.loads(milbench("ls", "backends", "--json")) if row["chosen"]}
+    assert {row["name"]: row["available"] for row in json.loads(listed("ls", "datasets", "--json"))}["ucsb-breast"]
+    assert {"name": "uni", "width": 1024} in json.loads(listed("ls", "encoders", "--json"))
+    chosen = {row["op"]: row["backend"] for row in json.loads(listed("ls", "backends", "--json")) if row["chosen"]}
     assert set(chosen) == {"full_attention", "local_attention_2d", "retention", "gated_linear_attention", "selective_scan"}
-    params = json.loads(milbench("ls", "aggregators", "abmil", "--params", "--json"))
+    params = json.loads(listed("ls", "aggregators", "abmil", "--params", "--json"))
     assert {"aggregator": "abmil", "parameter": "lineage", "type": "clam | original", "default": "clam"} in params
     assert {"aggregator": "abmil", "parameter": "gated", "type": "bool", "default": True} in params
-    recipes = {(row["name"], row["task"]): row for row in json.loads(milbench("ls", "recipes", "--json"))}
+    recipes = {(row["name"], row["task"]): row for row in json.loads(listed("ls", "recipes", "--json"))}
     assert recipes["paper", "subtyping"]["lr"] == 1e-4
     assert ("classic", "survival") not in recipes
     for what in ("aggregators", "suites", "datasets", "encoders", "backends", "recipes"):
-        assert len(milbench("ls", what).splitlines()) > 3
+        assert len(listed("ls", what).splitlines()) > 3
 
 
 def test_a_new_aggregator_holds_from_the_start(tmp_path):
