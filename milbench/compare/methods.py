@@ -123,9 +123,9 @@ class Planning:
         needed: what more would make a true difference detectable that is as large as the one found.
     """
 
-    now: stats.Plan
-    seeds: stats.Plan
-    patients: stats.Plan
+    now: stats.Precision
+    seeds: stats.Precision
+    patients: stats.Precision
     needed: stats.Needed
 
 

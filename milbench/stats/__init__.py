@@ -26,11 +26,11 @@ from milbench.stats.paired import Comparison, holm, paired_bootstrap, superiorit
 from milbench.stats.rounding import STEP, TINY, Rounded, rounded
 from milbench.stats.stability import Calibration, Outperforming, Ranked, calibration, outperforming, rank_stability
 from milbench.stats.summary import Welch, power, welch_error, welch_from_summary
-from milbench.stats.variance import Fold, Interval, Needed, Plan, Primary, Split, needed, planned, primary
+from milbench.stats.variance import Fold, Interval, Needed, Precision, Primary, Split, needed, planned, primary
 
 __all__ = [
     "STEP", "TINY", "Calibration", "Comparison", "Fold", "Interval", "Needed", "Outcome", "Outperforming", "Pair",
-    "PairedFold", "Plan", "Primary", "Ranked", "Ranking", "Rounded", "Split", "Welch", "accuracy", "anova", "auc",
+    "PairedFold", "Precision", "Primary", "Ranked", "Ranking", "Rounded", "Split", "Welch", "accuracy", "anova", "auc",
     "balanced_accuracy", "brier", "c_index", "calibration", "confusion", "delong", "holm", "macro_auc", "macro_f1", "mcnemar",
     "nadeau_bengio", "needed", "of_subtyping", "of_survival", "outperforming", "paired_bootstrap", "per_class_auc",
     "permutation", "planned", "power", "primary", "rank_stability", "ranking", "rounded", "superiority", "welch_error",

@@ -350,7 +350,7 @@ def _tolerated_sd(difference: float, fixed: Interval, trainings: tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Plan(Rounded):
+class Precision(Rounded):
     """What more trainings or patients would bring.
 
     Args:
@@ -362,7 +362,7 @@ class Plan(Rounded):
     detectable: float
 
 
-def planned(result: Primary, *, seeds: float = 1.0, patients: float = 1.0) -> Plan:
+def planned(result: Primary, *, seeds: float = 1.0, patients: float = 1.0) -> Precision:
     """Half-width and detectable difference with other numbers of trainings and patients.
 
     Each part of the variance shrinks with what it comes from: trainings / seeds, interaction / (seeds patients), patients /
@@ -376,7 +376,7 @@ def planned(result: Primary, *, seeds: float = 1.0, patients: float = 1.0) -> Pl
         patients: that many times the patients in each test fold.
 
     Returns:
-        The plan; NaN where a side has one training, since then the parts are not known.
+        Both numbers; NaN where a side has one training, since then the parts are not known.
 
     Raises:
         MilbenchError: a factor is not positive.
@@ -385,7 +385,7 @@ def planned(result: Primary, *, seeds: float = 1.0, patients: float = 1.0) -> Pl
         raise MilbenchError(f"a plan needs positive multiples of trainings and patients, got {seeds} and {patients}")
     split = result.split
     if math.isnan(split.trainings) or math.isnan(result.p):
-        return Plan(math.nan, math.nan)
+        return Precision(math.nan, math.nan)
     squares = split.trainings + split.interaction
     kept = (split.trainings / seeds + split.interaction / (seeds * patients)) / squares if squares > 0 else 1.0
     parts = [_scaled(part, kept, seeds, patients) for part in result.folds]
@@ -393,7 +393,7 @@ def planned(result: Primary, *, seeds: float = 1.0, patients: float = 1.0) -> Pl
     variance, df, _ = max(_estimates(parts, _within(parts)[0] + excess), key=lambda estimate: estimate[0])
     se = math.sqrt(variance)
     reach = float(stdtrit(df, LEVEL))
-    return Plan(reach * se, (reach + float(stdtrit(df, POWER))) * se)
+    return Precision(reach * se, (reach + float(stdtrit(df, POWER))) * se)
 
 
 def _scaled(part: Components, kept: float, seeds: float, patients: float) -> Components:
