@@ -183,7 +183,7 @@ def regular(path: Path) -> os.stat_result:
         OSError: it is no file that can be read to an end; says what it is.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError as error:
         leads = f"is a link to {os.readlink(path)}, which does not exist" if os.path.islink(path) else "does not exist"
         raise FileNotFoundError(leads) from error
@@ -191,9 +191,9 @@ def regular(path: Path) -> os.stat_result:
         raise OSError("has a name that no file can have") from error
     except OSError as error:
         raise OSError(f"cannot be reached ({error.strerror})") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(f"is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, not a file")
-    return found
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no file')}, not a file")
+    return status
 
 
 def table_text(path: Path) -> str:

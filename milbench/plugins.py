@@ -334,10 +334,10 @@ def resolve(text: str) -> Variant:
             raise MilbenchError(f"cannot read {item.strip()!r} in {text!r}; write parameter=value")
         if key not in model.model_fields:
             raise unknown(f"parameter of {name}", key, model.model_fields)
-        found, kind = literal(value), model.model_fields[key].annotation
-        if found is None and kind is not Any and NoneType not in get_args(kind):
-            found = value  # a word that the parameter knows, such as positions=none
-        given[key] = found
+        literal_value, kind = literal(value), model.model_fields[key].annotation
+        if literal_value is None and kind is not Any and NoneType not in get_args(kind):
+            literal_value = value  # a word that the parameter knows, such as positions=none
+        given[key] = literal_value
     try:
         params = model.model_validate(given).model_dump()
         standard = model.model_validate({}).model_dump()

@@ -80,16 +80,17 @@ class Measured:
     @property
     def row(self) -> dict[str, Any]:
         """A row of the table, as README of results/ describes it."""
-        found = self.numbers
+        numbers = self.numbers
         row = {
-            **self.names, "kind": self.head.mixing.kind, "n": found.n, "d": found.width, "exact": found.exact,
-            "rank": found.rank.low, "rank_low": found.rank.low, "rank_high": found.rank.high, "tolerance": found.tolerance,
-            "rank_float64": found.rank_float64,
+            **self.names, "kind": self.head.mixing.kind, "n": numbers.n, "d": numbers.width, "exact": numbers.exact,
+            "rank": numbers.rank.low, "rank_low": numbers.rank.low, "rank_high": numbers.rank.high,
+            "tolerance": numbers.tolerance,
+            "rank_float64": numbers.rank_float64,
         }  # fmt: skip
         for name in ("rank_1e_4", "effective_rank", "stable_rank"):
-            value = getattr(found, name)
+            value = getattr(numbers, name)
             row |= {name: value.low, f"{name}_low": value.low, f"{name}_high": value.high}
-        return row | {"sparsity": found.sparsity, "sigma_1": float(found.sigma[0]), "residual": found.residual}
+        return row | {"sparsity": numbers.sparsity, "sigma_1": float(numbers.sigma[0]), "residual": numbers.residual}
 
 
 def measure(subject: Subject, bag: Bag, *, exact_to: int, directions: int, pictures: bool) -> Iterator[Measured]:
@@ -105,7 +106,7 @@ def measure(subject: Subject, bag: Bag, *, exact_to: int, directions: int, pictu
         drawn: set[str] = set()
         banded: tuple[dict[str, int], ...] = ()
         for head in mixing.observe(model, bag):
-            found = rank.numbers(head.mixing, exact_to=exact_to, directions=directions)
+            measured = rank.numbers(head.mixing, exact_to=exact_to, directions=directions)
             more: dict[str, Any] = {}
             if pictures and head.layer not in drawn:
                 drawn.add(head.layer)
@@ -114,7 +115,7 @@ def measure(subject: Subject, bag: Bag, *, exact_to: int, directions: int, pictu
                     more["bands"] = banded = tuple(rank.bands(head.mixing, RADII))
                 if isinstance(head.mixing, Window):
                     more["mask"] = image(head.mixing.mask())
-            yield Measured(subject, bag.slide_id, when, head, found, **more)
+            yield Measured(subject, bag.slide_id, when, head, measured, **more)
 
 
 def image(matrix: Mixing, pixels: int = PIXELS) -> NDArray[np.float64]:
@@ -227,11 +228,11 @@ def _layers(pictured: list[Measured], subject: Subject) -> list[str]:
 
 
 def _subjects(measured: list[Measured]) -> list[Subject]:
-    found: list[Subject] = []
+    subjects: list[Subject] = []
     for m in measured:
-        if not any(m.subject is s for s in found):
-            found.append(m.subject)
-    return found
+        if not any(m.subject is s for s in subjects):
+            subjects.append(m.subject)
+    return subjects
 
 
 def _panels(pictured: list[Measured]) -> list[list[tuple[Measured, str, NDArray[np.float64]]]]:

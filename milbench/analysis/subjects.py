@@ -89,10 +89,10 @@ class Trained:
         Raises:
             MilbenchError: no or several such trials, no weights, another implementation, or its data are not here.
         """
-        found = [known for known in store.ids() if known.startswith(trial_id)]
-        if trial_id not in found and len(found) != 1:
-            raise MilbenchError(f"{store.trials}: {'several trials begin' if found else 'no trial begins'} with {trial_id!r}")
-        result = store.read(trial_id if trial_id in found else found[0])
+        matching = [known for known in store.ids() if known.startswith(trial_id)]
+        if trial_id not in matching and len(matching) != 1:
+            raise MilbenchError(f"{store.trials}: {'several trials begin' if matching else 'no trial begins'} with {trial_id!r}")
+        result = store.read(trial_id if trial_id in matching else matching[0])
         assert result is not None
         spec = result.spec
         if MODEL not in result.sha256:

@@ -122,17 +122,17 @@ def compare(
     """
     name = suite_name(suite) if suite else None
     stores = store_of(results), store_of(results if results_b is None else results_b)
-    one, other = (Method.find(store, text, name) for store, text in zip(stores, (a, b), strict=True))
-    if one.name == other.name and stores[0].root.resolve() == stores[1].root.resolve():
-        raise MilbenchError(f"{a} and {b} are one method, {one.name}; write another, or give a second results folder")
-    columns, left_out = differences(one, other, metric)
+    first, second = (Method.find(store, text, name) for store, text in zip(stores, (a, b), strict=True))
+    if first.name == second.name and stores[0].root.resolve() == stores[1].root.resolve():
+        raise MilbenchError(f"{a} and {b} are the same method, {first.name}; write another, or give a second results folder")
+    columns, left_out = differences(first, second, metric)
     if not columns:
         reasons = "; ".join(f"{column(*where)}: {why}" for where, why in left_out.items())
         never = "they were never run on the same dataset, encoder, magnification, patch size and split"
-        raise MilbenchError(f"{one.name} and {other.name} cannot be compared: {reasons or never}")
-    labels = one.label, other.label
-    if one.name == other.name:
-        labels = f"{one.label} ({stores[0].root})", f"{other.label} ({stores[1].root})"
-    elif one.label == other.label:
-        labels = one.name, other.name
+        raise MilbenchError(f"{first.name} and {second.name} cannot be compared: {reasons or never}")
+    labels = first.label, second.label
+    if first.name == second.name:
+        labels = f"{first.label} ({stores[0].root})", f"{second.label} ({stores[1].root})"
+    elif first.label == second.label:
+        labels = first.name, second.name
     return Comparison(*labels, tuple(columns), {column(*where): why for where, why in left_out.items()})

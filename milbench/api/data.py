@@ -64,12 +64,12 @@ def load_dataset(
 
 def _only(name: str, magnification: int | None, patch_size: int | None, settings: Settings) -> tuple[str, int | None, int | None]:
     """The only features that a dataset has, of those that are asked for."""
-    own = manifest.load(name, settings.data)
-    if own is not None:
-        keys = [features.key for features in own.features]
+    saved = manifest.load(name, settings.data)
+    if saved is not None:
+        keys = [features.key for features in saved.features]
         fit = [key for key in keys if magnification in (None, key[1]) and patch_size in (None, key[2])]
         if len(fit) != 1:
-            known = ", ".join(features.name for features in own.features) or "none"
+            known = ", ".join(features.name for features in saved.features) or "none"
             raise MilbenchError(f"dataset {name}: say which features, with encoder (magnification, patch_size); it has {known}")
         return fit[0]
     infos = {info.name: info for info in datasets.infos(settings)}

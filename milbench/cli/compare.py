@@ -41,18 +41,18 @@ def compare(
     """
     from milbench.api.comparisons import compare as compared
 
-    found = compared(a, b, suite, metric, results=results, results_b=results_b)
+    comparison = compared(a, b, suite, metric, results=results, results_b=results_b)
     if as_json:
-        whole = {"a": found.a, "b": found.b, "columns": found.as_rows(), "left_out": dict(found.left_out)}
+        whole = {"a": comparison.a, "b": comparison.b, "columns": comparison.as_rows(), "left_out": dict(comparison.left_out)}
         click.echo(json.dumps(whole, indent=1))
         return
-    if len(found.columns) == 1:
-        _one(found, found.columns[0])
+    if len(comparison.columns) == 1:
+        _one(comparison, comparison.columns[0])
     else:
-        _several(found)
-    _slides(found)
-    notes = [note for each in found.columns for note in each.notes]
-    for note in dict.fromkeys([*notes, *(f"Not compared: {where}: {why}." for where, why in found.left_out.items())]):
+        _several(comparison)
+    _slides(comparison)
+    notes = [note for each in comparison.columns for note in each.notes]
+    for note in dict.fromkeys([*notes, *(f"Not compared: {where}: {why}." for where, why in comparison.left_out.items())]):
         _note(note)
 
 
@@ -70,25 +70,28 @@ def _width() -> int:
     return min(WIDTH, show.width())
 
 
-def _title(found: Comparison, each: Difference) -> None:
+def _title(comparison: Comparison, each: Difference) -> None:
     lower = ", lower is better" if each.metric.direction < 0 else ""
-    click.secho(click.wrap_text(f"{found.a} minus {found.b}: {each.metric.label}{lower}", width=_width()), bold=True)
+    click.secho(click.wrap_text(f"{comparison.a} minus {comparison.b}: {each.metric.label}{lower}", width=_width()), bold=True)
 
 
-def _one(found: Comparison, each: Difference) -> None:
+def _one(comparison: Comparison, each: Difference) -> None:
     """One column of data, a line for each question."""
     from milbench.numbers import interval, number, p_equals, signed
     from milbench.words import counted
 
     test, chance, (wins, ties, losses) = each.test, each.chance, each.tally
-    _title(found, each)
+    _title(comparison, each)
     _say("measured on", f"{show.place_of(*each.column)}: {_sample(each)}")
-    _say("difference", f"{signed(test.difference)} ({found.a} {number(each.means[0])}, {found.b} {number(each.means[1])})")
+    _say(
+        "difference",
+        f"{signed(test.difference)} ({comparison.a} {number(each.means[0])}, {comparison.b} {number(each.means[1])})",
+    )
     if math.isnan(test.p):
         _say("no p-value", f"{'seen once: ' * each.seen_once}{test.why}")
     else:
         _say("new trainings", f"{interval(test.low, test.high)} p {p_equals(test.p)}, for other patients and trainings:")
-        _say("", f"{_verdict(found, each)} (by how {test.rule} differ, {test.df:.1f} degrees of freedom)")
+        _say("", f"{_verdict(comparison, each)} (by how {test.rule} differ, {test.df:.1f} degrees of freedom)")
     fixed = "" if math.isnan(test.fixed.p) else f" p {p_equals(test.fixed.p)}"
     _say("these models", f"{interval(test.fixed.low, test.fixed.high)}{fixed}, for other patients only")
     if not math.isnan(test.tolerated_sd):
@@ -97,7 +100,7 @@ def _one(found: Comparison, each: Difference) -> None:
     _say("variance", shares or "patients and trainings cannot be told apart")
     _say(
         "chance",
-        f"{number(chance.chance, '.2f')} {interval(chance.low, chance.high, '.2f')} that a new training of {found.a} is the "
+        f"{number(chance.chance, '.2f')} {interval(chance.low, chance.high, '.2f')} that a new training of {comparison.a} is the "
         f"better one; of {counted(sum(each.tally), 'pair')} it won {wins}, tied {ties} and lost {losses}",
     )
     for head, text in zip(("planning", ""), _planned(each), strict=False):
@@ -113,8 +116,8 @@ def _sample(each: Difference) -> str:
     return f"{counted(len(each.folds), 'fold')}, {a} + {b} trainings, {counted(each.test.patients, unit)}"
 
 
-def _verdict(found: Comparison, each: Difference) -> str:
-    return f"{getattr(found, each.better)} is better" if each.better else "no difference is shown"
+def _verdict(comparison: Comparison, each: Difference) -> str:
+    return f"{getattr(comparison, each.better)} is better" if each.better else "no difference is shown"
 
 
 def _tolerated(sd: float) -> str:
@@ -154,14 +157,14 @@ def _more(count: float, what: str) -> str:
     return f"no number of {what}" if math.isinf(count) else f"{count:,.0f} more {what}"
 
 
-def _several(found: Comparison) -> None:
+def _several(comparison: Comparison) -> None:
     """A row for each column of data: first the difference, then what it rests on."""
     from milbench.numbers import interval, number, p_value, signed
 
-    for metric in {each.metric.name: each.metric for each in found.columns}.values():
-        columns = [each for each in found.columns if each.metric == metric]
+    for metric in {each.metric.name: each.metric for each in comparison.columns}.values():
+        columns = [each for each in comparison.columns if each.metric == metric]
         shared, heads = show.apart([each.column for each in columns])
-        _title(found, columns[0])
+        _title(comparison, columns[0])
         if shared:
             click.echo(shared)
         rows, parts = [], []
@@ -179,30 +182,30 @@ def _several(found: Comparison) -> None:
         show.table(heads, parts, names=0)
 
 
-def _slides(found: Comparison) -> None:
+def _slides(comparison: Comparison) -> None:
     """Where the methods disagree most, the slides of a patient together."""
     from milbench.compare.methods import disagreement
     from milbench.numbers import number, signed
 
-    slides = disagreement([slide for each in found.columns for slide in each.slides], MOST)
+    slides = disagreement([slide for each in comparison.columns for slide in each.slides], MOST)
     if not slides:
         return
-    patients = any(each.test.patients_known for each in found.columns)
+    patients = any(each.test.patients_known for each in comparison.columns)
     _, places = show.apart([slide.column for slide in slides])
     several = any(places)
-    heads = ["patient"] * patients + ["slide"] + ["data"] * several + ["truth", found.a, found.b, "difference"]
+    heads = ["patient"] * patients + ["slide"] + ["data"] * several + ["truth", comparison.a, comparison.b, "difference"]
     rows, last = [], ""
     for slide, place in zip(slides, places, strict=True):
         first = [slide.patient if slide.patient != last else ""] * patients
         numbers = [number(slide.a), number(slide.b), signed(slide.difference)]
         rows.append([*first, slide.slide, *[place] * several, slide.truth, *numbers])
         last = slide.patient
-    click.echo("\n" + click.wrap_text(f"Most disagreement: {_measure(found)}, mean over trainings.", width=_width()))
+    click.echo("\n" + click.wrap_text(f"Most disagreement: {_measure(comparison)}, mean over trainings.", width=_width()))
     show.table(heads, rows, names=0)
 
 
-def _measure(found: Comparison) -> str:
+def _measure(comparison: Comparison) -> str:
     """What the numbers of slides are."""
-    survival = {each.metric.task == "survival" for each in found.columns}
+    survival = {each.metric.task == "survival" for each in comparison.columns}
     words = ["share of pairs with other cases in the right order"] * (True in survival)
     return " or ".join(["probability of the true class"] * (False in survival) + words)

@@ -20,7 +20,7 @@ class Ranks:
 
     Args:
         metric: that they are ranked by.
-        found: ranks and tests.
+        ranking: ranks and tests.
         labels: of each method.
         blocks: the blocks in words.
         datasets: on how many datasets they rest.
@@ -28,7 +28,7 @@ class Ranks:
     """
 
     metric: Metric
-    found: stats.Ranking
+    ranking: stats.Ranking
     labels: dict[str, str]
     blocks: list[str]
     datasets: int
@@ -48,13 +48,13 @@ def ranks(runs: Sequence[Run], metric: Metric) -> Ranks | None:
     if len(means) < FEWEST or len(everywhere) < 3:
         return None
     values = [[block[name] for name in everywhere] for block in means.values()]
-    found = stats.ranking(everywhere, values, larger_is_better=metric.direction > 0, alpha=ALPHA)
+    ranking = stats.ranking(everywhere, values, larger_is_better=metric.direction > 0, alpha=ALPHA)
     labels = {run.cell.aggregator: run.cell.label for run in reversed(runs)}
     datasets = {run.cell.dataset: run.cell.dataset_label for run in runs}
     words = [[datasets[c.dataset], str(c.encoder)] + ([f"{c.magnification}x"] if c.magnification else []) for c in means]
     blocks = [", ".join(parts) for parts in words]
     left_out = sorted({labels[name] for name in methods if name not in everywhere})
-    return Ranks(metric, found, {name: labels[name] for name in everywhere}, blocks, len({c.dataset for c in means}), left_out)
+    return Ranks(metric, ranking, {name: labels[name] for name in everywhere}, blocks, len({c.dataset for c in means}), left_out)
 
 
 def _means(runs: Sequence[Run], metric: Metric) -> dict[Column, dict[str, float]]:

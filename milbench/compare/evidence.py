@@ -196,8 +196,8 @@ class Measured:
         return Estimate(c.difference, c.low, c.high, c.p, c.se, None, n)
 
 
-def _within(found: Column, wanted: Column) -> bool:
-    return found[:4] == wanted[:4] and wanted.split in ("", found.split)
+def _within(column: Column, wanted: Column) -> bool:
+    return column[:4] == wanted[:4] and wanted.split in ("", column.split)
 
 
 def _why_not(place: Place, runs: Sequence[Run]) -> str:

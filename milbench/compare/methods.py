@@ -72,11 +72,11 @@ class Method:
 
     def in_columns(self) -> dict[Column, dict[Setting, list[Run]]]:
         """The runs by what they were tested on, and then by how they were trained."""
-        found: dict[Column, dict[Setting, list[Run]]] = defaultdict(lambda: defaultdict(list))
+        columns: dict[Column, dict[Setting, list[Run]]] = defaultdict(lambda: defaultdict(list))
         for run in self.runs:
             if run.status != "absent":
-                found[run.column][run.cell.context, run.cell.draw is not None].append(run)
-        return found
+                columns[run.column][run.cell.context, run.cell.draw is not None].append(run)
+        return columns
 
 
 def _meant(text: str, runs: Sequence[Run]) -> list[str]:

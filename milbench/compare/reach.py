@@ -32,8 +32,8 @@ class Reach:
 
 def reach(runs: Sequence[Run], column: Column, metric: Metric, number: Printed) -> Reach:
     """Compare the finished runs of a method in a column with the number printed for them."""
-    found = Pairing.of([finished(runs)]).bootstrap(metric, seed=resamples(column, metric))
-    return Reach(found.difference, found.low, found.high, _verdict(found.low, found.high, number))
+    interval = Pairing.of([finished(runs)]).bootstrap(metric, seed=resamples(column, metric))
+    return Reach(interval.difference, interval.low, interval.high, _verdict(interval.low, interval.high, number))
 
 
 def _verdict(low: float, high: float, number: Printed) -> Literal["within", "outside", "undefined"]:

@@ -18,7 +18,7 @@ class Comparison:
         aggregator, label: the method.
         column, metric: what is compared.
         pairing: the runs of both.
-        found: what the paired bootstrap says.
+        paired: what the paired bootstrap says.
         p_holm: its p-value, corrected over all comparisons of the metric.
     """
 
@@ -27,13 +27,13 @@ class Comparison:
     column: Column
     metric: Metric
     pairing: Pairing[Run]
-    found: stats.Comparison
+    paired: stats.Comparison
     p_holm: float
 
     @property
     def tally(self) -> tuple[int, int, int]:
         """Wins, ties and losses of the method; a lower Brier score wins."""
-        c = self.found
+        c = self.paired
         return (c.wins, c.ties, c.losses) if self.metric.direction > 0 else (c.losses, c.ties, c.wins)
 
 
@@ -90,8 +90,8 @@ def with_reference(
     compared = []
     for done, (method, column, metric, pairing, shared) in enumerate(todo):
         progress(done, len(todo))
-        found = pairing.bootstrap(metric, seed=resamples(column, metric), reference=shared)
-        compared.append(Comparison(method, labels[method], column, metric, pairing, found, float("nan")))
+        paired = pairing.bootstrap(metric, seed=resamples(column, metric), reference=shared)
+        compared.append(Comparison(method, labels[method], column, metric, pairing, paired, float("nan")))
     progress(len(todo), len(todo))
     return Comparisons(reference, labels[reference], tuple(_corrected(compared))) if compared else None
 
@@ -108,5 +108,5 @@ def _corrected(compared: Sequence[Comparison]) -> list[Comparison]:
     p_holm: dict[int, float] = {}
     for name in dict.fromkeys(c.metric.name for c in compared):
         family = [at for at, c in enumerate(compared) if c.metric.name == name]
-        p_holm |= dict(zip(family, stats.holm([compared[at].found.p for at in family]).tolist(), strict=True))
+        p_holm |= dict(zip(family, stats.holm([compared[at].paired.p for at in family]).tolist(), strict=True))
     return [replace(c, p_holm=p_holm[at]) for at, c in enumerate(compared)]

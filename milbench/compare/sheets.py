@@ -23,7 +23,7 @@ class OverCases:
         group, model: which.
         metric: what is compared.
         left_out: cases that only one of them has.
-        found: what the paired bootstrap says.
+        paired: what the paired bootstrap says.
         p_holm: its p-value, corrected over all groups and models.
     """
 
@@ -31,7 +31,7 @@ class OverCases:
     model: str
     metric: Metric
     left_out: int
-    found: stats.Comparison
+    paired: stats.Comparison
     p_holm: float
 
 
@@ -50,10 +50,10 @@ def over_cases(sheet: Sheet, predictions: Predictions, metric: Metric, base: str
         pairing = Pairing[Cases].of([mine], [theirs])
         if pairing.folds:
             seed = f"{sheet.stem}|{group}|{metric.name}"
-            found = pairing.bootstrap(metric, seed=seed, method=shared, reference=shared)
+            paired = pairing.bootstrap(metric, seed=seed, method=shared, reference=shared)
             left_out = sum(len(np.setxor1d(folds[fold].names, reference[fold].names)) for fold in common)
-            compared.append(OverCases(group, model, metric, left_out, found, math.nan))
-    p_holm = stats.holm([c.found.p for c in compared]).tolist()
+            compared.append(OverCases(group, model, metric, left_out, paired, math.nan))
+    p_holm = stats.holm([c.paired.p for c in compared]).tolist()
     return [replace(c, p_holm=p) for c, p in zip(compared, p_holm, strict=True)]
 
 

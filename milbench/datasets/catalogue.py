@@ -37,7 +37,7 @@ def infos(settings: Settings | None = None) -> list[DatasetInfo]:
     """
     home = (settings or Settings.from_environment()).data
     missing, no_digits = classic.missing(), spatial.missing()
-    found = [
+    listed = [
         DatasetInfo(name, table.label, "subtyping", (classic.ENCODER,), missing is None, missing or "")
         for name, table in classic.TABLES.items()
     ] + [
@@ -48,14 +48,14 @@ def infos(settings: Settings | None = None) -> list[DatasetInfo]:
         saved = manifest.load(name, home)
         if saved is None:
             cohort = COHORTS[name]
-            found.append(
+            listed.append(
                 DatasetInfo(name, cohort.label, cohort.task, (), False, f"add it with: {_command(name, None, None, None)}")
             )
             continue
         features = tuple(features.name for features in saved.features)
         why_not = "" if saved.labels and features else f"{'labels' if features else 'features'} are not added yet"
-        found.append(DatasetInfo(name, saved.label, saved.task, features, not why_not, why_not))
-    return found
+        listed.append(DatasetInfo(name, saved.label, saved.task, features, not why_not, why_not))
+    return listed
 
 
 def load(
@@ -82,8 +82,8 @@ def load(
             raise MilbenchError(f"dataset {name} has no magnification or patch size; leave them out of the suite")
         if name in classic.TABLES and encoder != classic.ENCODER:
             raise unknown(f"encoder of dataset {name}", encoder, [classic.ENCODER])
-        found = classic.load(name) if name in classic.TABLES else spatial.load(name, encoder)
-        return replace(found, read=lambda id: rounded(found.read(id))) if dtype == "float16" else found
+        dataset = classic.load(name) if name in classic.TABLES else spatial.load(name, encoder)
+        return replace(dataset, read=lambda id: rounded(dataset.read(id))) if dtype == "float16" else dataset
     settings = settings or Settings.from_environment()
     here = manifest.load(name, settings.data)
     if here is None:

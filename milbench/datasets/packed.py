@@ -126,19 +126,19 @@ class Pack:
         """
         if self._map is None:
             self.build()
-        found = self._bags[id]
-        self._release(found["at"], found["end"])
+        entry = self._bags[id]
+        self._release(entry["at"], entry["end"])
         if id not in self._sound:
-            self._verify(id, found)
-        n, at = found["n"], found["arrays"]
+            self._verify(id, entry)
+        n, at = entry["n"], entry["arrays"]
         return Bag(
             _float32(self._view(at["features"], self.dtype, n * self.in_dim).view(n, self.in_dim)),
-            None if at["coords"] is None else self._view(at["coords"], found["coords_dtype"], 2 * n).view(n, 2),
-            found["step"],
+            None if at["coords"] is None else self._view(at["coords"], entry["coords_dtype"], 2 * n).view(n, 2),
+            entry["step"],
             slide_id=id,
-            case_id=found["case"],
+            case_id=entry["case"],
             slide_index=None if at["slides"] is None else self._view(at["slides"], "int64", n),
-            source=found["source"],
+            source=entry["source"],
         )
 
     def _view(self, at: int, dtype: str, count: int) -> Tensor:
@@ -156,9 +156,9 @@ class Pack:
             self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
         self._touched = (at, end)
 
-    def _verify(self, id: str, found: Mapping[str, Any]) -> None:
+    def _verify(self, id: str, entry: Mapping[str, Any]) -> None:
         assert self._map is not None
-        if zlib.crc32(memoryview(self._map)[found["at"] : found["end"]]) == found["crc"]:
+        if zlib.crc32(memoryview(self._map)[entry["at"] : entry["end"]]) == entry["crc"]:
             self._sound.add(id)
             return
         says = f"slide {id}: its bytes in the pack {self.path} are not those that were written; is the disk sound?"
@@ -225,7 +225,7 @@ class Pack:
         return [
             path
             for path in self.folder.iterdir()
-            if ((found := own.fullmatch(path.name)) and (found[2] or found[1] != key or path == self.path))
+            if ((match := own.fullmatch(path.name)) and (match[2] or match[1] != key or path == self.path))
             or (former.fullmatch(path.name) and _begins(path, FORMER))
         ]
 

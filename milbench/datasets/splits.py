@@ -20,8 +20,8 @@ PUBLISHED = ("official", "hipt5", "hipt10", "hipt5-grouped", "hipt10-grouped", "
 
 def count(split: str) -> int:
     """How many folds a split has, by its name: `kfold5` and `hipt5-grouped` have 5, `official` has one."""
-    found = re.search(r"(\d+)(?:-grouped)?$", split)
-    return int(found[1]) if found else 1
+    match = re.search(r"(\d+)(?:-grouped)?$", split)
+    return int(match[1]) if match else 1
 
 
 def _assign(samples: Sequence[Sample], parts: int, salt: str) -> dict[str, int]:

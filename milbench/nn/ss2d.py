@@ -28,11 +28,11 @@ def neighbours(cells: Tensor) -> Tensor:
     column, row = (cells - cells.amin(0)).T
     width = int(column.max()) + 3  # a free column on either side: no neighbour wraps into the next row
     key = row * width + column
-    found, order = key.sort()
+    sorted_keys, order = key.sort()
     offset = torch.tensor([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)], device=cells.device)
     wanted = key + offset[:, None]  # (9, m)
-    at = torch.searchsorted(found, wanted).clamp(max=m - 1)
-    return torch.where(found[at] == wanted, order[at], m)
+    at = torch.searchsorted(sorted_keys, wanted).clamp(max=m - 1)
+    return torch.where(sorted_keys[at] == wanted, order[at], m)
 
 
 def tissue_conv_naive(x: Tensor, weight: Tensor, cells: Tensor) -> Tensor:

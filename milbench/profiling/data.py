@@ -93,10 +93,10 @@ def dataset(
     Raises:
         MilbenchError: no such dataset, or it is read without a pack.
     """
-    found = datasets.load(name, encoder, magnification, patch_size, settings=settings)
-    if not isinstance(found.read, Pack):
+    loaded = datasets.load(name, encoder, magnification, patch_size, settings=settings)
+    if not isinstance(loaded.read, Pack):
         raise MilbenchError(f"dataset {name} has no packed store: it comes without feature files, or MILBENCH_NO_PACK is set")
-    return [compare(f"{name} {encoder}", found.read, epochs)]
+    return [compare(f"{name} {encoder}", loaded.read, epochs)]
 
 
 def synthetic(count: int, *, epochs: int, patches: int = PATCHES) -> list[Row]:

@@ -216,20 +216,20 @@ def slope(measured: Sequence[Row], op: str, setting: str) -> float | None:
 
 def bars(measured: Sequence[Row], rate: float) -> list[Bar]:
     """The performance budget beside what was measured."""
-    found = {(r.op, r.contender, r.n, r.setting): r for r in measured}
+    rows = {(r.op, r.contender, r.n, r.setting): r for r in measured}
     local = f"1 head, radius {RADIUS:g}"
     sizes = sorted({r.n for r in measured if r.op == "local_attention_2d"})
     middle, large = sizes[1], sizes[3]
 
     def ratio(op: str, contender: str, n: int, setting: str) -> float | None:
-        row = found.get((op, contender, n, setting))
+        row = rows.get((op, contender, n, setting))
         return row.ratio if row else None
 
     out = []
     floor = 14 * WIDTH * window_sizes(tissue(middle), RADIUS) / rate
     for heads in (1, 4, 8):
         setting = f"{heads} head{'s' * (heads > 1)}, radius {RADIUS:g}"
-        ours = found["local_attention_2d", "ours", middle, setting].both
+        ours = rows["local_attention_2d", "ours", middle, setting].both
         out.append(
             Bar(f"local attention, n = {middle}, {heads} head(s): over its arithmetic floor", ours and ours / floor, 4, False)
         )
@@ -238,7 +238,7 @@ def bars(measured: Sequence[Row], rate: float) -> list[Bar]:
     masked = ratio("local_attention_2d", "torch SDPA, same mask", large, local)
     out.append(Bar(f"local attention, n = {large}: faster than SDPA with the same mask", masked, 32, True))
     out.append(Bar("local attention: exponent in n", slope(measured, "local_attention_2d", local), 1.1, False))
-    biggest = found["local_attention_2d", "ours", sizes[-1], local]
+    biggest = rows["local_attention_2d", "ours", sizes[-1], local]
     floats = None if biggest.extra_mib is None else biggest.extra_mib * 2**20 / 4 / sizes[-1] / WIDTH
     out.append(Bar(f"local attention, n = {sizes[-1]}: extra memory in n d floats", floats, 12, False))
     for op, setting, contender, limit in (

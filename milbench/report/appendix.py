@@ -55,14 +55,14 @@ def build(plan: Plan, runs: Sequence[Run], compared: Comparisons) -> list[Table]
 def _tests(plan: Plan, compared: Comparisons, metric: Metric, *, folds: bool) -> Table:
     """Each method against the reference, by every test that applies to this metric."""
     comparisons = compared.about(metric)
-    found = [outcomes(comparison.pairing, metric) for comparison in comparisons]
-    names = [name for name in _TESTS if any(name in tests for tests in found)]
-    corrected = {name: stats.holm([tests[name].p if name in tests else math.nan for tests in found]) for name in names}
+    results = [outcomes(comparison.pairing, metric) for comparison in comparisons]
+    names = [name for name in _TESTS if any(name in tests for tests in results)]
+    corrected = {name: stats.holm([tests[name].p if name in tests else math.nan for tests in results]) for name in names}
     lines: list[Row] = []
     tidy = []
     dashes: dict[str, list[str]] = defaultdict(list)  # why there is no p-value -> rows
     column: Column | None = None
-    for i, (comparison, tests) in enumerate(zip(comparisons, found, strict=True)):
+    for i, (comparison, tests) in enumerate(zip(comparisons, results, strict=True)):
         heading = _heading(plan, comparison.column)
         if column != (column := comparison.column) and heading:
             lines.append(Row(heading, [], rule=bool(lines)))
@@ -96,13 +96,13 @@ def _notes(reference: str, names: Sequence[str], dashes: dict[str, list[str]], *
 
 
 def _difference(comparison: Comparison, ahead: float) -> list[Entry]:
-    c = comparison.found
+    c = comparison.paired
     texts = (signed(c.difference), interval(c.low, c.high), tally(*comparison.tally, c.undefined), number(ahead, ".2f"))
     return [Entry(text) for text in texts]
 
 
 def _tidy(comparison: Comparison, reference: str, ahead: float, outcome: Outcome, p_holm: float) -> dict[str, Any]:
-    c, (wins, ties, losses) = comparison.found, comparison.tally
+    c, (wins, ties, losses) = comparison.paired, comparison.tally
     return {
         "aggregator": comparison.aggregator, "label": comparison.label, **comparison.column._asdict(),
         "metric": comparison.metric.name, "reference": reference, "difference": c.difference, "low": c.low, "high": c.high,

@@ -354,8 +354,8 @@ def extrapolation(plan: Plan, done: Sequence[Run], compared: Comparisons | None,
             c = intervals.get((column, name))
             rows.append({
                 **column._asdict(), "aggregator": name, "label": label, "metric": metric.name, "mean": _mean(group),
-                "sd": _sd(group), "runs": len(group), "difference": c.found.difference if c else None,
-                "low": c.found.low if c else None, "high": c.found.high if c else None, "p_holm": c.p_holm if c else None,
+                "sd": _sd(group), "runs": len(group), "difference": c.paired.difference if c else None,
+                "low": c.paired.low if c else None, "high": c.paired.high if c else None, "p_holm": c.p_holm if c else None,
                 "anova_p": anova,
             })  # fmt: skip
     reference = next((row["label"] for row in rows if row["aggregator"] == plan.definition["table"]["reference"]), None)

@@ -211,7 +211,7 @@ def _paired(sheet: Sheet, read: Predictions, compared: list[list[OverCases]], ba
             head = ", ".join(filter(None, [c.group, metric.label]))
             if not any(not line.entries and line.label == head for line in lines):
                 lines.append(Row(head, [], rule=bool(lines)))
-            notes += [f"{c.model}: {c.found.note}."] if c.found.note else []
+            notes += [f"{c.model}: {c.paired.note}."] if c.paired.note else []
             lines.append(_line(c))
     resampled = RESAMPLED.format(strata="outcome", replicates=pairing.REPLICATES, sides="models")
     notes = [
@@ -225,21 +225,21 @@ def _paired(sheet: Sheet, read: Predictions, compared: list[list[OverCases]], ba
 
 
 def _line(c: OverCases) -> Row:
-    found = c.found
-    first = Entry(signed(found.difference), dagger=c.p_holm < ALPHA)
+    tested = c.paired
+    first = Entry(signed(tested.difference), dagger=c.p_holm < ALPHA)
     texts = (
-        interval(found.low, found.high),
-        tally(found.wins, found.ties, found.losses, found.undefined),
-        p_value(found.p),
+        interval(tested.low, tested.high),
+        tally(tested.wins, tested.ties, tested.losses, tested.undefined),
+        p_value(tested.p),
         p_value(c.p_holm),
     )
     return Row(c.model, [first, *map(Entry, texts)])
 
 
 def _tidy(c: OverCases, base: str) -> dict[str, Any]:
-    found = c.found
+    tested = c.paired
     return {
-        "model": c.model, "reference": base, "group": c.group, "score": c.metric.name, "folds": found.runs,
-        "difference": found.difference, "low": found.low, "high": found.high, "wins": found.wins, "ties": found.ties,
-        "losses": found.losses, "undefined": found.undefined, "p": found.p, "p_holm": c.p_holm,
+        "model": c.model, "reference": base, "group": c.group, "score": c.metric.name, "folds": tested.runs,
+        "difference": tested.difference, "low": tested.low, "high": tested.high, "wins": tested.wins, "ties": tested.ties,
+        "losses": tested.losses, "undefined": tested.undefined, "p": tested.p, "p_holm": c.p_holm,
     }  # fmt: skip

@@ -29,13 +29,13 @@ def ranks(name: str, runs: Sequence[Run], metric: Metric, reference: str) -> Tab
     ranked = blocks.ranks(runs, metric)
     if ranked is None:
         return None
-    found, labels = ranked.found, ranked.labels
-    f, cd = found.friedman, found.critical_difference
+    ranking, labels = ranked.ranking, ranked.labels
+    f, cd = ranking.friedman, ranking.critical_difference
     notes = [
         f"Friedman: Kendall's W = {number(f.effect, '.2f')}, p {p_equals(f.p)} over {f.n} blocks and {len(labels)} methods; "
         f"{f.note}.",
         f"Nemenyi: mean ranks closer than {cd:.2f} do not differ at {ALPHA:g}; p and interval account for all pairs.",
-        f"Wilcoxon: exact, with Holm's correction over all {len(found.pairs)} pairs. No p-value can be below the smallest one "
+        f"Wilcoxon: exact, with Holm's correction over all {len(ranking.pairs)} pairs. No p-value can be below the smallest one "
         "that so many blocks allow.",
         *_about_blocks(ranked),
     ]
@@ -49,17 +49,19 @@ def ranks(name: str, runs: Sequence[Run], metric: Metric, reference: str) -> Tab
 
 def _lines(ranked: Ranks, reference: str) -> list[Row]:
     """Every method, best first, with its difference to the reference."""
-    found = ranked.found
+    ranking = ranked.ranking
     with_reference = {
         pair.second if pair.first == reference else pair.first: pair
-        for pair in found.pairs
+        for pair in ranking.pairs
         if reference in (pair.first, pair.second)
     }
     lines = []
-    for method, rank in found.mean_rank.items():
+    for method, rank in ranking.mean_rank.items():
         entries = [Entry(number(rank, ".2f"))]
         if pair := with_reference.get(method):
-            entries += _against(pair, rank - found.mean_rank[reference], found.critical_difference, first=method == pair.first)
+            entries += _against(
+                pair, rank - ranking.mean_rank[reference], ranking.critical_difference, first=method == pair.first
+            )
         else:
             entries += [Entry(NONE)] * 7
         lines.append(Row(ranked.labels[method], entries))
@@ -82,17 +84,17 @@ def _against(pair: Pair, difference: float, cd: float, *, first: bool) -> list[E
 
 def _tidy(ranked: Ranks) -> list[dict[str, Any]]:
     """Every pair of methods."""
-    found = ranked.found
+    ranking = ranked.ranking
     return [
         {
             "metric": ranked.metric.name, "first": pair.first, "second": pair.second,
-            "mean_rank_first": found.mean_rank[pair.first], "mean_rank_second": found.mean_rank[pair.second],
-            "rank_difference": pair.rank_difference, "critical_difference": found.critical_difference,
+            "mean_rank_first": ranking.mean_rank[pair.first], "mean_rank_second": ranking.mean_rank[pair.second],
+            "rank_difference": pair.rank_difference, "critical_difference": ranking.critical_difference,
             "median_difference": pair.wilcoxon.effect, "wins": pair.wins, "ties": pair.ties, "losses": pair.losses,
-            "blocks": found.friedman.n, "p_nemenyi": pair.nemenyi, "smallest_p_wilcoxon": pair.wilcoxon.smallest,
+            "blocks": ranking.friedman.n, "p_nemenyi": pair.nemenyi, "smallest_p_wilcoxon": pair.wilcoxon.smallest,
             "p_wilcoxon": pair.wilcoxon.p, "p_wilcoxon_holm": pair.p_holm,
         }
-        for pair in found.pairs
+        for pair in ranking.pairs
     ]  # fmt: skip
 
 
@@ -117,42 +119,42 @@ def critical_difference(name: str, runs: Sequence[Run], metric: Metric) -> Figur
     ranked = blocks.ranks(runs, metric)
     if ranked is None:
         return None
-    found, labels, looks = ranked.found, ranked.labels, styles(run.cell for run in runs)
+    ranking, labels, looks = ranked.ranking, ranked.labels, styles(run.cell for run in runs)
 
     def draw() -> "Drawing":
         drawn = written(rows)
         mean_rank = {row["aggregator"]: row["mean_rank"] for row in drawn}
-        return _diagram(found, labels, looks, mean_rank, drawn[0]["critical_difference"])
+        return _diagram(ranking, labels, looks, mean_rank, drawn[0]["critical_difference"])
 
     rows = [
-        {"aggregator": method, "label": labels[method], "mean_rank": rank, "critical_difference": found.critical_difference}
-        for method, rank in found.mean_rank.items()
+        {"aggregator": method, "label": labels[method], "mean_rank": rank, "critical_difference": ranking.critical_difference}
+        for method, rank in ranking.mean_rank.items()
     ]
     caption = (
-        f"Mean rank of each method by {metric.label} over {found.friedman.n} blocks (1 is best). Methods joined by a bar "
+        f"Mean rank of each method by {metric.label} over {ranking.friedman.n} blocks (1 is best). Methods joined by a bar "
         f"do not differ by Nemenyi's test at {ALPHA:g}; CD is the difference it needs. Friedman: Kendall's W = "
-        f"{number(found.friedman.effect, '.2f')}, p {p_equals(found.friedman.p)}. {' '.join(_about_blocks(ranked))}"
+        f"{number(ranking.friedman.effect, '.2f')}, p {p_equals(ranking.friedman.p)}. {' '.join(_about_blocks(ranked))}"
     )
     title = f"Critical differences: {metric.label}"
     return Figure(f"{name}-critical-difference-{metric.name.replace('_', '-')}", title, caption, rows, draw)
 
 
 def _diagram(
-    found: Ranking, labels: dict[str, str], looks: dict[str, dict[str, Any]], mean_rank: dict[str, float], distance: float
+    ranking: Ranking, labels: dict[str, str], looks: dict[str, dict[str, Any]], mean_rank: dict[str, float], distance: float
 ) -> "Drawing":
     import pandas as pd
     from matplotlib import pyplot as plt
     from scikit_posthocs import critical_difference_diagram
 
     count = Counter(labels.values())
-    shown = {m: labels[m] if count[labels[m]] == 1 else f"{labels[m]} ({m})" for m in found.mean_rank}
+    shown = {m: labels[m] if count[labels[m]] == 1 else f"{labels[m]} ({m})" for m in ranking.mean_rank}
     chance = pd.DataFrame(1.0, list(shown.values()), list(shown.values()))
-    for pair in found.pairs:
+    for pair in ranking.pairs:
         a, b = shown[pair.first], shown[pair.second]
         chance.loc[a, b] = chance.loc[b, a] = pair.nemenyi
     drawing, axes = plt.subplots(figsize=(PAGE, 0.9 + 0.16 * len(shown)))
     drawn = critical_difference_diagram(
-        {shown[m]: rank for m, rank in mean_rank.items()}, chance, alpha=found.alpha, ax=axes,
+        {shown[m]: rank for m, rank in mean_rank.items()}, chance, alpha=ranking.alpha, ax=axes,
         color_palette={shown[m]: looks[m]["color"] for m in shown}, text_h_margin=0.2,
         label_fmt_left="{label} ({rank:.2f}) ", label_fmt_right=" ({rank:.2f}) {label}",
         marker_props={"s": 16}, label_props={"fontsize": 7, "parse_math": False}, elbow_props={"linewidth": 0.9},
@@ -167,5 +169,5 @@ def _diagram(
     end = 1 + distance
     axes.set_xlim(1, max(len(shown), end))
     axes.plot([1, end], [1.1, 1.1], color="black", linewidth=2.2, clip_on=False)
-    axes.text((1 + end) / 2, 1.3, f"CD = {number(found.critical_difference, '.2f')}", ha="center", va="bottom", fontsize=7)
+    axes.text((1 + end) / 2, 1.3, f"CD = {number(ranking.critical_difference, '.2f')}", ha="center", va="bottom", fontsize=7)
     return drawing

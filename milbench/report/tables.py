@@ -152,7 +152,7 @@ def _paired(content: Content, compared: Comparisons) -> Table:
             lines.append(Row(block.label, _difference(block.comparison)))
             if block.comparison:
                 tidy.append(_tidy_difference(block, block.comparison, compared.reference))
-                if note := block.comparison.found.note:
+                if note := block.comparison.paired.note:
                     said.setdefault(note, []).append(f"{block.label} ({head})")
     resampled = RESAMPLED.format(strata="class", replicates=pairing.REPLICATES, sides="methods")
     below = [
@@ -170,7 +170,7 @@ def _paired(content: Content, compared: Comparisons) -> Table:
 def _difference(comparison: Comparison | None) -> list[Entry]:
     if comparison is None:
         return [Entry(NONE)] * 5
-    c, p_holm = comparison.found, comparison.p_holm
+    c, p_holm = comparison.paired, comparison.p_holm
     return [
         Entry(signed(c.difference), dagger=p_holm < ALPHA),
         Entry(interval(c.low, c.high)),
@@ -181,7 +181,7 @@ def _difference(comparison: Comparison | None) -> list[Entry]:
 
 
 def _tidy_difference(block: Block, comparison: Comparison, reference: str) -> dict[str, Any]:
-    c, (wins, ties, losses) = comparison.found, comparison.tally
+    c, (wins, ties, losses) = comparison.paired, comparison.tally
     return {
         **block.place, "reference": reference, "difference": c.difference, "low": c.low, "high": c.high, "wins": wins,
         "ties": ties, "losses": losses, "undefined": c.undefined, "superiority": c.superiority, "p": c.p,

@@ -13,12 +13,12 @@ from milbench.stats.rounding import TINY, rounded
 
 
 def _finite(values: ArrayLike, what: str) -> NDArray[np.float64]:
-    found = np.asarray(values, dtype=np.float64)
-    if np.isnan(found).any():
+    numbers = np.asarray(values, dtype=np.float64)
+    if np.isnan(numbers).any():
         raise MilbenchError(
-            f"{what}: {int(np.isnan(found).sum())} of {found.size} values are missing; leave incomplete pairs out"
+            f"{what}: {int(np.isnan(numbers).sum())} of {numbers.size} values are missing; leave incomplete pairs out"
         )
-    return found
+    return numbers
 
 
 def nadeau_bengio(differences: ArrayLike, train: ArrayLike, test: ArrayLike) -> Outcome:

@@ -356,7 +356,7 @@ def test_a_label_that_means_two_methods_is_refused(tmp_path):
     [
         (["abmill", "mean"], "unknown method of .* 'abmill'; did you mean abmil"),
         (["abmil", "meen", "--suite", "made-up"], "unknown method of suite made-up 'meen'; did you mean mean"),
-        (["abmil", "abmil[gated=true]"], "are one method, abmil; write another, or give a second results folder"),
+        (["abmil", "abmil[gated=true]"], "are the same method, abmil; write another, or give a second results folder"),
         (["abmil", "mean", "--metric", "macro_acu"], "unknown metric 'macro_acu'; did you mean macro_auc"),
         (["abmil", "mean", "--suite", "made"], "unknown suite in .* 'made'; did you mean made-up"),
         (["abmil", "max"], "abmil and max cannot be compared: toy · none · one: MAX has no finished training"),

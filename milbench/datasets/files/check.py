@@ -126,36 +126,38 @@ def examine(
     roster = rosters.read(manifest)
     rosters.against_published(roster, manifest)
     chosen = manifest.features if only is None else only
-    found = Examined(manifest, roster, [_features(manifest, roster, features, deep, cache, progress) for features in chosen])
-    for files in found.sets:
+    examined = Examined(manifest, roster, [_features(manifest, roster, features, deep, cache, progress) for features in chosen])
+    for files in examined.sets:
         if roster.samples and not any(finding.severity == "error" for finding in [*roster.findings, *files.findings]):
             _contents(files, deep, progress)
-    return found
+    return examined
 
 
 def _features(
     manifest: Manifest, roster: Roster, features: Features, deep: bool, cache: Path | None, progress: Progress
 ) -> FeatureSet:
-    found = FeatureSet(features, _memory(manifest, features, cache))
+    feature_set = FeatureSet(features, _memory(manifest, features, cache))
     place = manifest.layout(features)
     missing = [path for path in (place.folder, place.patches) if path is not None and not os.path.isdir(path)]
     if missing:
-        found.add("error", "folder", f"folder {missing[0]} does not exist", "correct the path in the manifest, or add it again")
-        return found
-    _match(found, manifest, roster, place)
+        feature_set.add(
+            "error", "folder", f"folder {missing[0]} does not exist", "correct the path in the manifest, or add it again"
+        )
+        return feature_set
+    _match(feature_set, manifest, roster, place)
     broken: dict[str, BadFile] = {}
-    for done, (slide, (path, patches)) in enumerate(found.files.items(), 1):
+    for done, (slide, (path, patches)) in enumerate(feature_set.files.items(), 1):
         try:
-            found.facts[slide] = found.memory.facts(path, patches, anew=deep)
+            feature_set.facts[slide] = feature_set.memory.facts(path, patches, anew=deep)
         except BadFile as error:
             broken[slide] = error
-        progress("looking at feature files", done, len(found.files))
-    _tell_broken(found, broken)
-    _compare(found)
-    _positions(found)
+        progress("looking at feature files", done, len(feature_set.files))
+    _tell_broken(feature_set, broken)
+    _compare(feature_set)
+    _positions(feature_set)
     if deep:
-        _bodies(found, progress)
-    return found
+        _bodies(feature_set, progress)
+    return feature_set
 
 
 def _memory(manifest: Manifest, features: Features, cache: Path | None) -> Seen:
@@ -166,17 +168,17 @@ def _memory(manifest: Manifest, features: Features, cache: Path | None) -> Seen:
     return Seen(places, (features.folder, features.patches))
 
 
-def _contents(found: FeatureSet, deep: bool, progress: Progress) -> None:
+def _contents(feature_set: FeatureSet, deep: bool, progress: Progress) -> None:
     """The hash of every file, which is what makes the identity of a dataset."""
-    files = {slide: found.files[slide] for slide in found.facts}
-    found.contents, broken, unseen = found.memory.contents(files, progress)
-    _tell_broken(found, broken)
+    files = {slide: feature_set.files[slide] for slide in feature_set.facts}
+    feature_set.contents, broken, unseen = feature_set.memory.contents(files, progress)
+    _tell_broken(feature_set, broken)
     if unseen:
         what = f"{many(len(unseen), 'slide')} whose features changed while the size and the time of change of the file did not"
-        found.add("warning" if deep else "note", "unseen", what, ids=unseen)
+        feature_set.add("warning" if deep else "note", "unseen", what, ids=unseen)
 
 
-def _tell_broken(found: FeatureSet, broken: Mapping[str, BadFile]) -> None:
+def _tell_broken(feature_set: FeatureSet, broken: Mapping[str, BadFile]) -> None:
     """One finding for each kind of fault."""
     by_kind: dict[str, list[tuple[str, BadFile]]] = defaultdict(list)
     for slide, error in broken.items():
@@ -188,35 +190,37 @@ def _tell_broken(found: FeatureSet, broken: Mapping[str, BadFile]) -> None:
             if len(cases) == 1
             else f"{len(cases)} files, of which {first.path.name} {first.what}"
         )
-        found.add("error", kind, what, first.do, [slide for slide, _ in cases] if len(cases) > 1 else ())
+        feature_set.add("error", kind, what, first.do, [slide for slide, _ in cases] if len(cases) > 1 else ())
 
 
-def _match(found: FeatureSet, manifest: Manifest, roster: Roster, place: Layout) -> None:
+def _match(feature_set: FeatureSet, manifest: Manifest, roster: Roster, place: Layout) -> None:
     """Which file is whose."""
     here: dict[str, Path] = {}
     for path in place.files():
         other = here.setdefault(tables.clean(path.name), path)
         if other != path:
-            found.add("error", "two-files", f"{other.name} and {path.name} are both of the same slide", "remove one of them")
+            feature_set.add(
+                "error", "two-files", f"{other.name} and {path.name} are both of the same slide", "remove one of them"
+            )
     if not here:
-        found.add("error", "no-files", f"no .{place.format} files in {place.folder}", "correct the path in the manifest")
+        feature_set.add("error", "no-files", f"no .{place.format} files in {place.folder}", "correct the path in the manifest")
         return
     if not roster.samples:  # without labels, all there is
-        found.files = {id: (path, place.patches_of(path)) for id, path in here.items()}
+        feature_set.files = {id: (path, place.patches_of(path)) for id, path in here.items()}
         return
     by_case = _by_case(
         [id for id in here if id not in roster.excluded], [s.id for s in roster.samples if not roster.slides.get(s.id)]
     )
     for sample in roster.samples:
-        found.slides[sample.id] = roster.slides.get(sample.id) or tuple(by_case[sample.id])
-    wanted = [slide for slides in found.slides.values() for slide in slides]
-    found.files = {slide: (here[slide], place.patches_of(here[slide])) for slide in wanted if slide in here}
-    missing = [slide for slide in wanted if slide not in here] + [id for id, slides in found.slides.items() if not slides]
-    unused = {id: path for id, path in here.items() if id not in found.files and id not in roster.excluded}
+        feature_set.slides[sample.id] = roster.slides.get(sample.id) or tuple(by_case[sample.id])
+    wanted = [slide for slides in feature_set.slides.values() for slide in slides]
+    feature_set.files = {slide: (here[slide], place.patches_of(here[slide])) for slide in wanted if slide in here}
+    missing = [slide for slide in wanted if slide not in here] + [id for id, slides in feature_set.slides.items() if not slides]
+    unused = {id: path for id, path in here.items() if id not in feature_set.files and id not in roster.excluded}
     if missing:
-        _tell_missing(found, manifest, place, missing, list(unused), of=len(wanted))
+        _tell_missing(feature_set, manifest, place, missing, list(unused), of=len(wanted))
     if unused:
-        found.add(
+        feature_set.add(
             "note", "unlisted", f"{many(len(unused), 'file')} of slides that are not in the label table", ids=sorted(unused)
         )
 
@@ -232,7 +236,7 @@ def _by_case(files: Iterable[str], cases: Iterable[str]) -> dict[str, list[str]]
 
 
 def _tell_missing(
-    found: FeatureSet, manifest: Manifest, place: Layout, missing: Sequence[str], unused: Sequence[str], of: int
+    feature_set: FeatureSet, manifest: Manifest, place: Layout, missing: Sequence[str], unused: Sequence[str], of: int
 ) -> None:
     bare = {_letters(file): file for file in unused}
     misnamed = {}
@@ -248,50 +252,52 @@ def _tell_missing(
     if misnamed:
         pairs = [f"{id} (file {file})" for id, file in misnamed.items()]
         what = f"{many(len(misnamed), 'slide')} whose file has another name than the slide has in the label table"
-        found.add("error", "misnamed", what, "rename the files, or the slides in the table", pairs)
+        feature_set.add("error", "misnamed", what, "rename the files, or the slides in the table", pairs)
     if absent := [id for id in missing if id not in misnamed]:
         leave_out = ",".join(absent) if len(absent) <= 10 else "FILE with one id a line"
         what = f"{len(absent)} of {many(max(of, len(absent)), 'slide')} without a .{place.format} file in {place.folder}"
         do = f"extract them, or leave them out everywhere: milbench data add {manifest.name} --exclude {leave_out}"
-        found.add("error", "missing", what, do, absent)
+        feature_set.add("error", "missing", what, do, absent)
 
 
-def _compare(found: FeatureSet) -> None:
+def _compare(feature_set: FeatureSet) -> None:
     """What is odd about a file beside the others, or beside what the manifest says."""
-    _widths(found)
-    _attributes(found)
-    _copies(found)
-    _forms(found)
+    _widths(feature_set)
+    _attributes(feature_set)
+    _copies(feature_set)
+    _forms(feature_set)
 
 
-def _widths(found: FeatureSet) -> None:
+def _widths(feature_set: FeatureSet) -> None:
     """Files of another width than most, or than the encoder's; features that are no numbers."""
-    facts, width = found.facts, found.in_dim
+    facts, width = feature_set.facts, feature_set.in_dim
     if wrong := {slide: file.d for slide, file in facts.items() if file.d != width}:
         what = f"{many(len(wrong), 'slide')} not {width} wide as the others"
         do = "they are of another encoder: extract them again"
-        found.add("error", "width", what, do, [f"{slide} ({d})" for slide, d in wrong.items()])
-    known = ENCODERS.get(found.features.encoder)
+        feature_set.add("error", "width", what, do, [f"{slide} ({d})" for slide, d in wrong.items()])
+    known = ENCODERS.get(feature_set.features.encoder)
     if facts and known and known != width:
-        found.add("warning", "encoder-width", f"features are {width} wide, those of {found.features.encoder} are {known}")
+        feature_set.add(
+            "warning", "encoder-width", f"features are {width} wide, those of {feature_set.features.encoder} are {known}"
+        )
     if bad := [slide for slide, file in facts.items() if file.nonfinite]:
-        found.add("error", "nan", f"{many(len(bad), 'slide')} with NaN or infinite values", "extract them again", bad)
+        feature_set.add("error", "nan", f"{many(len(bad), 'slide')} with NaN or infinite values", "extract them again", bad)
 
 
-def _attributes(found: FeatureSet) -> None:
+def _attributes(feature_set: FeatureSet) -> None:
     """Files whose attributes name another magnification, patch size or encoder than the manifest."""
-    features, facts = found.features, found.facts
+    features, facts = feature_set.features, feature_set.facts
     for key in ("magnification", "patch_size"):
         asked = getattr(features, key)
         other = {slide: file.says[key] for slide, file in facts.items() if asked and file.says.get(key, asked) != asked}
         if other:
             what = f"{many(len(other), 'file')} of another {key.replace('_', ' ')} than {asked} by their attributes"
             ids = [f"{slide} ({value:g})" for slide, value in other.items()]
-            found.add("error", key.replace("_", "-"), what, "give the folder that belongs to it", ids)
+            feature_set.add("error", key.replace("_", "-"), what, "give the folder that belongs to it", ids)
     named = {str(file.says["encoder"]) for file in facts.values() if file.says.get("encoder", "None") != "None"}
     asked = _letters(features.encoder)
     if others := sorted(name for name in named if asked not in _letters(name) and _letters(name) not in asked):
-        found.add("warning", "encoder", f"files name their encoder {', '.join(others)}")
+        feature_set.add("warning", "encoder", f"files name their encoder {', '.join(others)}")
 
 
 def _letters(name: str) -> str:
@@ -299,82 +305,86 @@ def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _copies(found: FeatureSet) -> None:
+def _copies(feature_set: FeatureSet) -> None:
     """Slides with the same features."""
     same: dict[str, list[str]] = defaultdict(list)
-    for slide, file in found.facts.items():
+    for slide, file in feature_set.facts.items():
         same[file.digest].append(slide)
     if copies := [" = ".join(slides) for slides in same.values() if len(slides) > 1]:
-        found.add(
+        feature_set.add(
             "warning", "copies", f"{many(len(copies), 'group')} of slides with the same features under several names", ids=copies
         )
 
 
-def _forms(found: FeatureSet) -> None:
+def _forms(feature_set: FeatureSet) -> None:
     """Files whose arrays have an unusual form, and files without positions."""
-    facts = found.facts
+    facts = feature_set.facts
     if squeezed := [slide for slide, file in facts.items() if file.squeezed]:
-        found.add("note", "squeezed", f"{many(len(squeezed), 'file')} of shape (1, n, d), read as (n, d)", ids=squeezed)
+        feature_set.add("note", "squeezed", f"{many(len(squeezed), 'file')} of shape (1, n, d), read as (n, d)", ids=squeezed)
     if double := [slide for slide, file in facts.items() if file.dtype not in ("float16", "float32")]:
-        found.add("note", "dtype", f"{many(len(double), 'file')} of {facts[double[0]].dtype}, read as float32", ids=double)
+        feature_set.add("note", "dtype", f"{many(len(double), 'file')} of {facts[double[0]].dtype}, read as float32", ids=double)
     without = [slide for slide, file in facts.items() if not file.coords]
     if without and len(without) < len(facts):
         do = "extract them again, or give --patches"
-        found.add("error", "coords", f"{many(len(without), 'slide')} without positions, while others have them", do, without)
+        feature_set.add(
+            "error", "coords", f"{many(len(without), 'slide')} without positions, while others have them", do, without
+        )
     elif without:
-        hint = ", or a folder of CLAM's patches files (--patches) " if found.features.format == "pt" else " "
-        found.add("warning", "coords", f"no positions in the files{hint}: aggregators that need them are skipped")
+        hint = ", or a folder of CLAM's patches files (--patches) " if feature_set.features.format == "pt" else " "
+        feature_set.add("warning", "coords", f"no positions in the files{hint}: aggregators that need them are skipped")
 
 
-def _positions(found: FeatureSet) -> None:
+def _positions(feature_set: FeatureSet) -> None:
     """The distance of neighbouring patches, and what is odd about positions."""
-    facts = {slide: file for slide, file in found.facts.items() if file.coords}
-    _steps(found, facts)
+    facts = {slide: file for slide, file in feature_set.facts.items() if file.coords}
+    _steps(feature_set, facts)
     if twice := {slide: file.duplicates for slide, file in facts.items() if file.duplicates}:
         what = f"{many(len(twice), 'slide')} with several patches at one position"
-        found.add("warning", "duplicates", what, ids=[f"{slide} ({count:,})" for slide, count in twice.items()])
+        feature_set.add("warning", "duplicates", what, ids=[f"{slide} ({count:,})" for slide, count in twice.items()])
     many_patches = {slide: file for slide, file in facts.items() if file.n >= 20}  # fewer may lie apart by chance
     if loose := [slide for slide, file in many_patches.items() if file.aligned < 0.5]:
         what = f"{many(len(loose), 'slide')} whose patches lie on no lattice: most have no neighbour at the usual distance"
-        found.add("warning", "off-lattice", what, ids=loose)
+        feature_set.add("warning", "off-lattice", what, ids=loose)
     apart = {
         slide: file.lattice
         for slide, file in many_patches.items()
-        if file.lattice and file.aligned >= 0.5 and abs(file.lattice - found.steps[slide]) > max(1.0, 0.02 * found.steps[slide])
+        if file.lattice
+        and file.aligned >= 0.5
+        and abs(file.lattice - feature_set.steps[slide]) > max(1.0, 0.02 * feature_set.steps[slide])
     }
     if apart:
         slide, real = next(iter(apart.items()))
-        said = f"{found.steps[slide]:g} as their files or the manifest say"
+        said = f"{feature_set.steps[slide]:g} as their files or the manifest say"
         what = f"{many(len(apart), 'slide')} whose patches lie {real:g} px apart, not {said}"
         do = "were they cut with another stride? Then give it: milbench data add ... --step PIXELS --replace"
-        found.add("warning", "stride", what, do, list(apart))
+        feature_set.add("warning", "stride", what, do, list(apart))
 
 
-def _steps(found: FeatureSet, facts: Mapping[str, Facts]) -> None:
+def _steps(feature_set: FeatureSet, facts: Mapping[str, Facts]) -> None:
     """The distance of neighbours on every slide: of the manifest, else of the file, else as most neighbours lie."""
-    steps = {slide: found.features.step or file.step or file.lattice for slide, file in facts.items()}
+    steps = {slide: feature_set.features.step or file.step or file.lattice for slide, file in facts.items()}
     usual = Counter(step for step in steps.values() if step).most_common(1)
-    found.steps = {slide: step or (usual[0][0] if usual else 1.0) for slide, step in steps.items()}
+    feature_set.steps = {slide: step or (usual[0][0] if usual else 1.0) for slide, step in steps.items()}
     if alone := [slide for slide, step in steps.items() if not step and facts[slide].n > 1]:
         taken = f"; the usual {usual[0][0]:g} px are taken" if usual else ""
         what = f"{many(len(alone), 'slide')} without two neighbouring patches, so their distance is unknown{taken}"
         do = "give it: milbench data add ... --step PIXELS --replace"
-        found.add("warning" if usual else "error", "step", what, do, alone)
-    guessed = [slide for slide, file in facts.items() if not found.features.step and not file.step and file.lattice]
+        feature_set.add("warning" if usual else "error", "step", what, do, alone)
+    guessed = [slide for slide, file in facts.items() if not feature_set.features.step and not file.step and file.lattice]
     if guessed:
-        sizes = Counter(f"{found.steps[slide]:g}" for slide in guessed).most_common()
+        sizes = Counter(f"{feature_set.steps[slide]:g}" for slide in guessed).most_common()
         spread = ", ".join(f"{step} px in {count:,}" for step, count in sizes[:3]) + (" and others" if len(sizes) > 3 else "")
         what = f"no file says how far patches lie apart; taken from their positions: {spread}"
-        found.add("note", "lattice", what, ids=guessed if len(guessed) < len(facts) else ())
+        feature_set.add("note", "lattice", what, ids=guessed if len(guessed) < len(facts) else ())
 
 
-def _bodies(found: FeatureSet, progress: Progress) -> None:
+def _bodies(feature_set: FeatureSet, progress: Progress) -> None:
     """Read every feature."""
     nan, zero, constant, broken = [], [], [], []
-    for done, slide in enumerate(found.facts, 1):
-        progress("looking at every feature", done, len(found.facts))
+    for done, slide in enumerate(feature_set.facts, 1):
+        progress("looking at every feature", done, len(feature_set.facts))
         try:
-            features, _ = read_file(*found.files[slide])
+            features, _ = read_file(*feature_set.files[slide])
         except BadFile as error:
             broken.append((slide, error))
             continue
@@ -385,14 +395,17 @@ def _bodies(found: FeatureSet, progress: Progress) -> None:
         elif len(features) > 1 and (features == features[0]).all():
             constant.append(slide)
     if nan:
-        found.findings = [finding for finding in found.findings if finding.kind != "nan"]  # now it is known of all patches
-        found.add("error", "nan", f"{many(len(nan), 'slide')} with NaN or infinite values", "extract them again", nan)
+        # It is now known of all patches.
+        feature_set.findings = [finding for finding in feature_set.findings if finding.kind != "nan"]
+        feature_set.add("error", "nan", f"{many(len(nan), 'slide')} with NaN or infinite values", "extract them again", nan)
     if zero:
-        found.add("warning", "zero", f"{many(len(zero), 'slide')} with features that are all zero", ids=zero)
+        feature_set.add("warning", "zero", f"{many(len(zero), 'slide')} with features that are all zero", ids=zero)
     if constant:
-        found.add("warning", "constant", f"{many(len(constant), 'slide')} whose patches all have the same features", ids=constant)
+        feature_set.add(
+            "warning", "constant", f"{many(len(constant), 'slide')} whose patches all have the same features", ids=constant
+        )
     for slide, bad in broken:
-        found.add("error", bad.kind, f"{bad.path.name} {bad.what}", bad.do, [slide])
+        feature_set.add("error", bad.kind, f"{bad.path.name} {bad.what}", bad.do, [slide])
 
 
 def counts(examined: Examined) -> list[dict[str, Any]]:

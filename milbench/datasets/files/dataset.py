@@ -75,19 +75,19 @@ def _states(manifest: Manifest, features: Features) -> list[tuple[Path, State]]:
 
 def _checked(manifest: Manifest, features: Features, settings: Settings, dtype: str) -> Dataset:
     with Watch() as progress:
-        found = examine(manifest, [features], cache=settings.cache, progress=progress)
-    found.remember()
-    if found.lacking:
-        raise NotHere(f"dataset {manifest.name}: {found.lacking}")
-    if errors := found.of("error"):
+        examined = examine(manifest, [features], cache=settings.cache, progress=progress)
+    examined.remember()
+    if examined.lacking:
+        raise NotHere(f"dataset {manifest.name}: {examined.lacking}")
+    if errors := examined.of("error"):
         raise MilbenchError(
             f"dataset {manifest.name} has {many(len(errors), 'error')}; the first: {errors[0]}. "
             f"See all with: milbench data check {manifest.name}"
         )
-    (files,) = found.sets
+    (files,) = examined.sets
     sizes = {id: sum(files.facts[slide].n for slide in slides) for id, slides in files.slides.items()}
-    samples = found.roster.samples
-    fingerprint = _fingerprint(found, files, files.contents)
+    samples = examined.roster.samples
+    fingerprint = _fingerprint(examined, files, files.contents)
     read = packed(
         partial(_bag, files, {sample.id: sample for sample in samples}, manifest.unit),
         sizes,
@@ -110,11 +110,11 @@ def _checked(manifest: Manifest, features: Features, settings: Settings, dtype: 
         has_coords=bool(files.steps),
         encoder=features.encoder,
         fingerprint=fingerprint,
-        former_fingerprint=_fingerprint(found, files, {slide: facts.digest for slide, facts in files.facts.items()}),
-        splits=_splits(found.roster, sizes, manifest.name),
+        former_fingerprint=_fingerprint(examined, files, {slide: facts.digest for slide, facts in files.facts.items()}),
+        splits=_splits(examined.roster, sizes, manifest.name),
         magnification=features.magnification,
         patch_size=features.patch_size,
-        notes=tuple(map(str, found.of("warning"))),
+        notes=tuple(map(str, examined.of("warning"))),
         sizes=lambda: sizes,
     )
 
@@ -136,20 +136,20 @@ def _splits(roster: Roster, sizes: Mapping[str, int], salt: str) -> dict[str, Ca
     }
 
 
-def _fingerprint(found: Examined, files: FeatureSet, contents: Mapping[str, str]) -> str:
+def _fingerprint(examined: Examined, files: FeatureSet, contents: Mapping[str, str]) -> str:
     """Hash of who is in the dataset with which outcome, and of every file's contents and step.
 
     Names of folders and formats are not in it: the same features elsewhere are the same dataset.
 
     Args:
-        found: the roster, and of what task.
+        examined: the roster, and of what task.
         files: of these features.
         contents: slide -> hash of what its file holds.
     """
-    who = [[s.id, s.case_id, s.label, s.time, s.event] for s in sorted(found.roster.samples, key=lambda sample: sample.id)]
+    who = [[s.id, s.case_id, s.label, s.time, s.event] for s in sorted(examined.roster.samples, key=lambda sample: sample.id)]
     what = {id: [[slide, contents[slide], files.steps.get(slide)] for slide in slides] for id, slides in files.slides.items()}
-    classes = list(found.manifest.labels.classes) if found.manifest.labels else []
-    text = json.dumps([found.manifest.task, found.manifest.unit, classes, who, what], sort_keys=True)
+    classes = list(examined.manifest.labels.classes) if examined.manifest.labels else []
+    text = json.dumps([examined.manifest.task, examined.manifest.unit, classes, who, what], sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -183,10 +183,10 @@ def _bag(files: FeatureSet, samples: Mapping[str, Sample], unit: str, id: str) -
 
 def _read(files: FeatureSet, slide: str) -> tuple[NDArray[np.float32], NDArray[Any] | None]:
     path, patches = files.files[slide]
-    found = formats.read(path, patches)
+    content = formats.read(path, patches)
     if state_of(path, patches) != files.memory.state(path):
         raise changing(path)
-    return found
+    return content
 
 
 def _scaled(xy: NDArray[Any] | None, factor: float) -> NDArray[Any]:

@@ -114,12 +114,12 @@ def layout(folder: Path, patches: Path | None = None) -> Layout:
     places: list[tuple[Path, Format]] = [
         (folder / "h5_files", "h5"), (folder / "pt_files", "pt"), (folder, "h5"), (folder, "pt"), (folder, "npz"),
     ]  # fmt: skip
-    found = next(((place, suffix) for place, suffix in places if _files(place, suffix)), None)
-    if found is None:
+    located = next(((place, suffix) for place, suffix in places if _files(place, suffix)), None)
+    if located is None:
         deeper = sorted({path.parent for path in folder.glob("*/*") if path.suffix in (".h5", ".pt", ".npz")})
         hint = f"; there are some in {', '.join(map(str, deeper[:3]))}" if deeper else ""
         raise MilbenchError(f"{folder} holds no .h5, .pt or .npz files, nor do h5_files/ and pt_files/ in it{hint}")
-    place, suffix = found
+    place, suffix = located
     if patches is None:
         root = place.parent if place.name in ("h5_files", "pt_files") else place
         patches = next((p for p in (root / "patches", root.parent / "patches") if p != place and _files(p, "h5")), None)

@@ -107,8 +107,8 @@ class Seen:
         saved = time.monotonic()
         with ThreadPoolExecutor(READERS) as pool:
             try:
-                found = pool.map(_attempt, unread.values(), [self.state(path) for path, _ in unread.values()])
-                for done, (slide, one) in enumerate(zip(unread, found, strict=True), 1):
+                attempts = pool.map(_attempt, unread.values(), [self.state(path) for path, _ in unread.values()])
+                for done, (slide, one) in enumerate(zip(unread, attempts, strict=True), 1):
                     progress("reading feature files whole, once", done, len(unread))
                     if isinstance(one, BadFile):
                         broken[slide] = one
@@ -157,14 +157,14 @@ def _attempt(files: tuple[Path, Path | None], state: State) -> str | BadFile:
     """The hash of a file that is, after it was read, what it was when it was looked at."""
     path, patches = files
     try:
-        found = contents(path, patches)
+        content = contents(path, patches)
         if state_of(path, patches) != state:
             return changing(path)
     except BadFile as error:
         return error
     except OSError as error:
         return BadFile(path, "unreadable", f"cannot be read ({error.strerror})", "copy or extract it again")
-    return found
+    return content
 
 
 def changing(path: Path) -> BadFile:

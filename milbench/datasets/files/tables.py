@@ -129,19 +129,19 @@ def columns(path: Path, task: str, asked: Mapping[str, str]) -> dict[str, str]:
             raise unknown("role of a column", role, roles)
         if name not in frame.columns:
             raise unknown(f"column of {path}", name, frame.columns)
-    found = {role: column for role in roles if (column := asked.get(role) or find(frame, role))}
-    if "event" in found and "censorship" in found:  # the name of the latter has one meaning only
-        del found["censorship" if "event" in asked else "event"]
+    by_role = {role: column for role in roles if (column := asked.get(role) or find(frame, role))}
+    if "event" in by_role and "censorship" in by_role:  # the name of the latter has one meaning only
+        del by_role["censorship" if "event" in asked else "event"]
     here = f"it has {few(frame.columns)}; name yours with --columns"
-    if "slide" not in found and "case" not in found:
+    if "slide" not in by_role and "case" not in by_role:
         raise MilbenchError(f"{path}: no column of slides or cases such as slide_id or case_id; {here} slide=NAME")
-    if task == "subtyping" and "label" not in found:
+    if task == "subtyping" and "label" not in by_role:
         raise MilbenchError(f"{path}: no column of labels such as label; {here} label=NAME")
-    if task == "survival" and "time" not in found:
+    if task == "survival" and "time" not in by_role:
         raise MilbenchError(f"{path}: no column of times such as survival_months or survival_days; {here} time=NAME")
-    if task == "survival" and not {"event", "censorship"} & set(found):
+    if task == "survival" and not {"event", "censorship"} & set(by_role):
         raise MilbenchError(f"{path}: no column of events such as event or censorship; {here} event=NAME")
-    return found
+    return by_role
 
 
 def rows(path: Path, columns: Mapping[str, str]) -> list[Row]:
@@ -153,7 +153,7 @@ def rows(path: Path, columns: Mapping[str, str]) -> list[Row]:
     frame = read(path)
     if gone := [name for name in columns.values() if name not in frame.columns]:
         raise unknown(f"column of {path}", gone[0], frame.columns)
-    found: dict[str, Row] = {}
+    by_id: dict[str, Row] = {}
     of_case: dict[str, Row] = {}
     for at, cells in enumerate(frame[list(columns.values())].itertuples(index=False), start=2):  # row 1 is the header
         cell = dict(zip(columns, cells, strict=True))
@@ -164,14 +164,14 @@ def rows(path: Path, columns: Mapping[str, str]) -> list[Row]:
         case = clean(cell.get("case", "")) or _case_of(slide or "")
         who, patient = printable(slide or case), printable(case)
         row = Row(slide, case, _label(cell, where, who), _time(cell, where, patient), _event(cell, where, patient))
-        other = found.setdefault(slide or case, row)
+        other = by_id.setdefault(slide or case, row)
         if other != row:
             texts = [printable(f"case {seen.case} and {_outcome(seen)}") for seen in (other, row)]
             raise MilbenchError(f"{where}: {who} is listed twice, with {texts[0]} and with {texts[1]}")
         first = of_case.setdefault(case, row)
         if "time" in columns and (first.time, first.event) != (row.time, row.event):
             raise MilbenchError(f"{where}: case {patient} has {_outcome(row)} here and {_outcome(first)} in another row")
-    return list(found.values())
+    return list(by_id.values())
 
 
 def _case_of(slide: str) -> str:
@@ -256,8 +256,8 @@ def _file(path: Path) -> tuple[list[Fold], str]:
 
 def _part_columns(frame: pd.DataFrame) -> dict[str, str]:
     """part -> column, of a table that has one column for each part; empty for other tables."""
-    found = {PARTS[_plain(name)]: name for name in reversed(frame.columns) if _plain(name) in PARTS}
-    return {part: found[part] for part in Fold._fields if part in found} if "train" in found else {}
+    by_part = {PARTS[_plain(name)]: name for name in reversed(frame.columns) if _plain(name) in PARTS}
+    return {part: by_part[part] for part in Fold._fields if part in by_part} if "train" in by_part else {}
 
 
 def _folder(path: Path) -> tuple[list[Fold], str]:
@@ -268,13 +268,13 @@ def _folder(path: Path) -> tuple[list[Fold], str]:
     if not plain:
         raise MilbenchError(f"{path} holds no splits_0.csv, splits_1.csv and so on; give a folder that does, or one split table")
     _check_numbers(plain, path)
-    found = []
+    folds = []
     for number in sorted(plain):
         some, _ = _file(plain[number])
         if len(some) != 1:
             raise MilbenchError(f"{plain[number]}: {len(some)} folds in one file of a folder that has a file for each")
-        found += some
-    return found, f"{len(found)} files {plain[0].name} to {plain[len(found) - 1].name}"
+        folds += some
+    return folds, f"{len(folds)} files {plain[0].name} to {plain[len(folds) - 1].name}"
 
 
 def _check_numbers(numbers: Iterable[int], path: Path) -> None:
@@ -297,14 +297,14 @@ def _wide(frame: pd.DataFrame, columns: Mapping[str, str], path: Path) -> Fold:
 
 def _long(ids: Iterable[str], parts: Iterable[str], where: str) -> Fold:
     """A part for each id; an id without one is in none."""
-    found: dict[str, list[str]] = {part: [] for part in Fold._fields}
+    by_part: dict[str, list[str]] = {part: [] for part in Fold._fields}
     for id, part in zip(ids, parts, strict=True):
         if not part:
             continue
         if part.lower() not in PARTS:
             raise MilbenchError(f"{where}: {printable(id)} is in the part {part!r}; parts are train, val and test")
-        found[PARTS[part.lower()]].append(id)
-    return Fold(*map(tuple, found.values()))
+        by_part[PARTS[part.lower()]].append(id)
+    return Fold(*map(tuple, by_part.values()))
 
 
 def _numbers(ids: Iterable[str], column: Iterable[str], where: str) -> list[Fold]:

@@ -116,10 +116,10 @@ def _width(encoder: str) -> int:
         if reason := missing():
             raise MilbenchError(reason)
         return 64
-    found = re.fullmatch(r"gaussian(\d{2,5})", encoder)
-    if not found or int(found[1]) < 16:
+    match = re.fullmatch(r"gaussian(\d{2,5})", encoder)
+    if not match or int(match[1]) < 16:
         raise unknown("encoder of a spatial dataset", encoder, [*ENCODERS, "gaussian<width, 16 or more>"])
-    return int(found[1])
+    return int(match[1])
 
 
 @cache

@@ -436,14 +436,14 @@ def _dominoes(draw: Draw, tissue: Tissue, offsets: tuple[tuple[int, int], ...], 
     close = [(x, y) for x in range(-DOMINO, DOMINO + 1) for y in range(-DOMINO, DOMINO + 1) if x * x + y * y < DOMINO**2]
     near = tissue.neighbours(tuple(close)).tolist()  # (n, 25), -1 where there is no patch
     taken = bytearray(len(tissue) + 1)  # the last place is nobody's
-    found = []
+    pairs = []
     for spot in spots.tolist():
         if not any(taken[cell] for cell in spot):
-            found.append(spot)
+            pairs.append(spot)
             for cell in spot:
                 for other in near[cell]:
                     taken[other] = 1
-    return np.array(found, dtype=np.int64).reshape(-1, len(parts))
+    return np.array(pairs, dtype=np.int64).reshape(-1, len(parts))
 
 
 TASKS: dict[str, Task] = {

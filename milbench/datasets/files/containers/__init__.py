@@ -113,12 +113,12 @@ def regular(path: Path) -> os.stat_result:
         BadFile: it is not there, a folder, a pipe, or empty.
     """
     try:
-        found = files.regular(path)
+        status = files.regular(path)
     except OSError as error:
         raise BadFile(path, "no-file", str(error), "put the feature file there, or leave the slide out") from error
-    if not found.st_size:
+    if not status.st_size:
         raise BadFile(path, "zero-bytes", "is empty (0 bytes)", AGAIN)
-    return found
+    return status
 
 
 def fits(path: Path, name: str, shape: Sequence[int], size: int, held: int, *, compressed: bool) -> None:

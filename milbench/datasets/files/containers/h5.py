@@ -56,21 +56,21 @@ def _file(path: Path, stack: ExitStack) -> h5py.File:
 def _array(path: Path, file: h5py.File, name: str) -> Array | None:
     """The array `name`, whose declared size fits the bytes in the file; None where the file has no such array."""
     with reading(path, FORM):
-        found = _resolved(path, file, name)
-        if found is None:
+        node = _resolved(path, file, name)
+        if node is None:
             return None
-        if not isinstance(found, h5py.Dataset):
-            kind = "a group" if isinstance(found, h5py.Group) else "a type"
+        if not isinstance(node, h5py.Dataset):
+            kind = "a group" if isinstance(node, h5py.Group) else "a type"
             raise BadFile(path, "no-array", f"has {kind} `{name}` where an array should be", "store one row per patch")
-        layout = found.id.get_create_plist()
+        layout = node.id.get_create_plist()
         if layout.get_layout() == h5py.h5d.VIRTUAL:
             raise BadFile(path, "elsewhere", f"has a virtual array `{name}` whose values lie in other files", ONE_FILE)
         if layout.get_external_count():
             raise BadFile(path, "elsewhere", f"has an array `{name}` whose values lie in another file", ONE_FILE)
-        if found.shape is None:
+        if node.shape is None:
             raise BadFile(path, "empty", f"holds no values in `{name}`", AGAIN)
-        _check_size(path, name, found, layout)
-        return Array(path, FORM, found, found.chunks)
+        _check_size(path, name, node, layout)
+        return Array(path, FORM, node, node.chunks)
 
 
 def _resolved(path: Path, file: h5py.File, name: str) -> Any:
@@ -137,7 +137,7 @@ def _said(path: Path, holder: Any) -> dict[str, str | float]:
     The length of a text of variable length cannot be checked in advance: where that number is damaged, libhdf5 takes minutes
     to fail.
     """
-    found: dict[str, str | float] = {}
+    meanings: dict[str, str | float] = {}
     with reading(path, FORM):
         for name in attributes.NAMES.intersection(holder.attrs):
             kept = holder.attrs.get_id(name)
@@ -149,5 +149,5 @@ def _said(path: Path, holder: Any) -> dict[str, str | float]:
             if kept.get_type().get_class() not in _PLAIN:  # libhdf5 can crash over others, where bytes are broken
                 raise attributes.bad(path, name, "is neither number nor text")
             if (meant := attributes.plain(path, name, holder.attrs[name])) is not None:
-                found[name] = meant
-    return found
+                meanings[name] = meant
+    return meanings

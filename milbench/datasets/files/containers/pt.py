@@ -75,7 +75,7 @@ def _stored(path: Path, part: zipfile.ZipInfo) -> bytes:
         return file.read(part.file_size)
 
 
-def _plain(path: Path, found: Any, held: int) -> "Tensor":
+def _plain(path: Path, value: Any, held: int) -> "Tensor":
     """The tensor, if it is one whose values are all stored, in at most `held` bytes.
 
     Raises:
@@ -83,23 +83,23 @@ def _plain(path: Path, found: Any, held: int) -> "Tensor":
     """
     import torch
 
-    if not isinstance(found, torch.Tensor):
-        keys = f" with {few(map(str, found), 5)}" if isinstance(found, dict) else ""
+    if not isinstance(value, torch.Tensor):
+        keys = f" with {few(map(str, value), 5)}" if isinstance(value, dict) else ""
         raise BadFile(
-            path, "no-features", f"holds a {type(found).__name__}{keys} instead of a tensor", "store the (n, d) tensor alone"
+            path, "no-features", f"holds a {type(value).__name__}{keys} instead of a tensor", "store the (n, d) tensor alone"
         )
     odd = {
-        "nested": found.is_nested,
-        "quantised": found.is_quantized,
-        "sparse": found.layout != torch.strided,
-        f"on the device {found.device}, without values": found.device.type != "cpu",
+        "nested": value.is_nested,
+        "quantised": value.is_quantized,
+        "sparse": value.layout != torch.strided,
+        f"on the device {value.device}, without values": value.device.type != "cpu",
     }
     if kinds := [kind for kind, it_is in odd.items() if it_is]:
         raise BadFile(path, "tensor", f"holds a tensor that is {kinds[0]}", f"{PLAIN}, of a dense tensor")
-    storage = found.untyped_storage().nbytes()
-    fits(path, "tensor", found.shape, storage, held, compressed=False)
-    fits(path, "tensor", found.shape, found.numel() * found.element_size(), storage, compressed=False)
-    return found.detach()
+    storage = value.untyped_storage().nbytes()
+    fits(path, "tensor", value.shape, storage, held, compressed=False)
+    fits(path, "tensor", value.shape, value.numel() * value.element_size(), storage, compressed=False)
+    return value.detach()
 
 
 def _of_numpy() -> tuple[Any, ...]:
