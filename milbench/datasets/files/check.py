@@ -17,12 +17,13 @@ import numpy as np
 from milbench.datasets.cohorts import ENCODERS
 from milbench.datasets.files import roster as rosters
 from milbench.datasets.files import tables
-from milbench.datasets.files.findings import Finding, many
+from milbench.datasets.files.findings import Finding
 from milbench.datasets.files.formats import BadFile, Facts, Layout
 from milbench.datasets.files.formats import read as read_file
 from milbench.datasets.files.manifest import Features, Manifest
 from milbench.datasets.files.roster import Roster
 from milbench.datasets.files.seen import Progress, Seen
+from milbench.words import counted
 
 
 @dataclass
@@ -174,7 +175,7 @@ def _contents(feature_set: FeatureSet, deep: bool, progress: Progress) -> None:
     feature_set.contents, broken, unseen = feature_set.memory.contents(files, progress)
     _tell_broken(feature_set, broken)
     if unseen:
-        what = f"{many(len(unseen), 'slide')} whose features changed while the size and the time of change of the file did not"
+        what = f"{counted(len(unseen), 'slide')} whose features changed while the size and the time of change of the file did not"
         feature_set.add("warning" if deep else "note", "unseen", what, ids=unseen)
 
 
@@ -221,7 +222,7 @@ def _match(feature_set: FeatureSet, manifest: Manifest, roster: Roster, place: L
         _tell_missing(feature_set, manifest, place, missing, list(unused), of=len(wanted))
     if unused:
         feature_set.add(
-            "note", "unlisted", f"{many(len(unused), 'file')} of slides that are not in the label table", ids=sorted(unused)
+            "note", "unlisted", f"{counted(len(unused), 'file')} of slides that are not in the label table", ids=sorted(unused)
         )
 
 
@@ -251,11 +252,11 @@ def _tell_missing(
             misnamed[id] = bare.get(key) or near[0]
     if misnamed:
         pairs = [f"{id} (file {file})" for id, file in misnamed.items()]
-        what = f"{many(len(misnamed), 'slide')} whose file has another name than the slide has in the label table"
+        what = f"{counted(len(misnamed), 'slide')} whose file has another name than the slide has in the label table"
         feature_set.add("error", "misnamed", what, "rename the files, or the slides in the table", pairs)
     if absent := [id for id in missing if id not in misnamed]:
         leave_out = ",".join(absent) if len(absent) <= 10 else "FILE with one id a line"
-        what = f"{len(absent)} of {many(max(of, len(absent)), 'slide')} without a .{place.format} file in {place.folder}"
+        what = f"{len(absent)} of {counted(max(of, len(absent)), 'slide')} without a .{place.format} file in {place.folder}"
         do = f"extract them, or leave them out everywhere: milbench data add {manifest.name} --exclude {leave_out}"
         feature_set.add("error", "missing", what, do, absent)
 
@@ -272,7 +273,7 @@ def _widths(feature_set: FeatureSet) -> None:
     """Files of another width than most, or than the encoder's; features that are no numbers."""
     facts, width = feature_set.facts, feature_set.in_dim
     if wrong := {slide: file.d for slide, file in facts.items() if file.d != width}:
-        what = f"{many(len(wrong), 'slide')} not {width} wide as the others"
+        what = f"{counted(len(wrong), 'slide')} not {width} wide as the others"
         do = "they are of another encoder: extract them again"
         feature_set.add("error", "width", what, do, [f"{slide} ({d})" for slide, d in wrong.items()])
     known = ENCODERS.get(feature_set.features.encoder)
@@ -281,7 +282,7 @@ def _widths(feature_set: FeatureSet) -> None:
             "warning", "encoder-width", f"features are {width} wide, those of {feature_set.features.encoder} are {known}"
         )
     if bad := [slide for slide, file in facts.items() if file.nonfinite]:
-        feature_set.add("error", "nan", f"{many(len(bad), 'slide')} with NaN or infinite values", "extract them again", bad)
+        feature_set.add("error", "nan", f"{counted(len(bad), 'slide')} with NaN or infinite values", "extract them again", bad)
 
 
 def _attributes(feature_set: FeatureSet) -> None:
@@ -291,7 +292,7 @@ def _attributes(feature_set: FeatureSet) -> None:
         asked = getattr(features, key)
         other = {slide: file.says[key] for slide, file in facts.items() if asked and file.says.get(key, asked) != asked}
         if other:
-            what = f"{many(len(other), 'file')} of another {key.replace('_', ' ')} than {asked} by their attributes"
+            what = f"{counted(len(other), 'file')} of another {key.replace('_', ' ')} than {asked} by their attributes"
             ids = [f"{slide} ({value:g})" for slide, value in other.items()]
             feature_set.add("error", key.replace("_", "-"), what, "give the folder that belongs to it", ids)
     named = {str(file.says["encoder"]) for file in facts.values() if file.says.get("encoder", "None") != "None"}
@@ -312,7 +313,10 @@ def _copies(feature_set: FeatureSet) -> None:
         same[file.digest].append(slide)
     if copies := [" = ".join(slides) for slides in same.values() if len(slides) > 1]:
         feature_set.add(
-            "warning", "copies", f"{many(len(copies), 'group')} of slides with the same features under several names", ids=copies
+            "warning",
+            "copies",
+            f"{counted(len(copies), 'group')} of slides with the same features under several names",
+            ids=copies,
         )
 
 
@@ -320,14 +324,16 @@ def _forms(feature_set: FeatureSet) -> None:
     """Files whose arrays have an unusual form, and files without positions."""
     facts = feature_set.facts
     if squeezed := [slide for slide, file in facts.items() if file.squeezed]:
-        feature_set.add("note", "squeezed", f"{many(len(squeezed), 'file')} of shape (1, n, d), read as (n, d)", ids=squeezed)
+        feature_set.add("note", "squeezed", f"{counted(len(squeezed), 'file')} of shape (1, n, d), read as (n, d)", ids=squeezed)
     if double := [slide for slide, file in facts.items() if file.dtype not in ("float16", "float32")]:
-        feature_set.add("note", "dtype", f"{many(len(double), 'file')} of {facts[double[0]].dtype}, read as float32", ids=double)
+        feature_set.add(
+            "note", "dtype", f"{counted(len(double), 'file')} of {facts[double[0]].dtype}, read as float32", ids=double
+        )
     without = [slide for slide, file in facts.items() if not file.coords]
     if without and len(without) < len(facts):
         do = "extract them again, or give --patches"
         feature_set.add(
-            "error", "coords", f"{many(len(without), 'slide')} without positions, while others have them", do, without
+            "error", "coords", f"{counted(len(without), 'slide')} without positions, while others have them", do, without
         )
     elif without:
         hint = ", or a folder of CLAM's patches files (--patches) " if feature_set.features.format == "pt" else " "
@@ -339,11 +345,11 @@ def _positions(feature_set: FeatureSet) -> None:
     facts = {slide: file for slide, file in feature_set.facts.items() if file.coords}
     _steps(feature_set, facts)
     if twice := {slide: file.duplicates for slide, file in facts.items() if file.duplicates}:
-        what = f"{many(len(twice), 'slide')} with several patches at one position"
+        what = f"{counted(len(twice), 'slide')} with several patches at one position"
         feature_set.add("warning", "duplicates", what, ids=[f"{slide} ({count:,})" for slide, count in twice.items()])
     many_patches = {slide: file for slide, file in facts.items() if file.n >= 20}  # fewer may lie apart by chance
     if loose := [slide for slide, file in many_patches.items() if file.aligned < 0.5]:
-        what = f"{many(len(loose), 'slide')} whose patches lie on no lattice: most have no neighbour at the usual distance"
+        what = f"{counted(len(loose), 'slide')} whose patches lie on no lattice: most have no neighbour at the usual distance"
         feature_set.add("warning", "off-lattice", what, ids=loose)
     apart = {
         slide: file.lattice
@@ -355,7 +361,7 @@ def _positions(feature_set: FeatureSet) -> None:
     if apart:
         slide, real = next(iter(apart.items()))
         said = f"{feature_set.steps[slide]:g} as their files or the manifest say"
-        what = f"{many(len(apart), 'slide')} whose patches lie {real:g} px apart, not {said}"
+        what = f"{counted(len(apart), 'slide')} whose patches lie {real:g} px apart, not {said}"
         do = "were they cut with another stride? Then give it: milbench data add ... --step PIXELS --replace"
         feature_set.add("warning", "stride", what, do, list(apart))
 
@@ -367,7 +373,7 @@ def _steps(feature_set: FeatureSet, facts: Mapping[str, Facts]) -> None:
     feature_set.steps = {slide: step or (usual[0][0] if usual else 1.0) for slide, step in steps.items()}
     if alone := [slide for slide, step in steps.items() if not step and facts[slide].n > 1]:
         taken = f"; the usual {usual[0][0]:g} px are taken" if usual else ""
-        what = f"{many(len(alone), 'slide')} without two neighbouring patches, so their distance is unknown{taken}"
+        what = f"{counted(len(alone), 'slide')} without two neighbouring patches, so their distance is unknown{taken}"
         do = "give it: milbench data add ... --step PIXELS --replace"
         feature_set.add("warning" if usual else "error", "step", what, do, alone)
     guessed = [slide for slide, file in facts.items() if not feature_set.features.step and not file.step and file.lattice]
@@ -397,12 +403,12 @@ def _bodies(feature_set: FeatureSet, progress: Progress) -> None:
     if nan:
         # It is now known of all patches.
         feature_set.findings = [finding for finding in feature_set.findings if finding.kind != "nan"]
-        feature_set.add("error", "nan", f"{many(len(nan), 'slide')} with NaN or infinite values", "extract them again", nan)
+        feature_set.add("error", "nan", f"{counted(len(nan), 'slide')} with NaN or infinite values", "extract them again", nan)
     if zero:
-        feature_set.add("warning", "zero", f"{many(len(zero), 'slide')} with features that are all zero", ids=zero)
+        feature_set.add("warning", "zero", f"{counted(len(zero), 'slide')} with features that are all zero", ids=zero)
     if constant:
         feature_set.add(
-            "warning", "constant", f"{many(len(constant), 'slide')} whose patches all have the same features", ids=constant
+            "warning", "constant", f"{counted(len(constant), 'slide')} whose patches all have the same features", ids=constant
         )
     for slide, bad in broken:
         feature_set.add("error", bad.kind, f"{bad.path.name} {bad.what}", bad.do, [slide])

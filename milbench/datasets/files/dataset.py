@@ -18,12 +18,12 @@ from milbench.datasets import splits
 from milbench.datasets.base import Dataset, Fold, Sample
 from milbench.datasets.files import formats
 from milbench.datasets.files.check import Examined, FeatureSet, examine
-from milbench.datasets.files.findings import many
 from milbench.datasets.files.manifest import Features, Manifest
 from milbench.datasets.files.roster import Roster
 from milbench.datasets.files.seen import State, Watch, changing, state_of, too_young
 from milbench.datasets.packed import packed
 from milbench.errors import MilbenchError, NotHere
+from milbench.words import counted
 
 
 def dataset(
@@ -81,7 +81,7 @@ def _checked(manifest: Manifest, features: Features, settings: Settings, dtype: 
         raise NotHere(f"dataset {manifest.name}: {examined.lacking}")
     if errors := examined.of("error"):
         raise MilbenchError(
-            f"dataset {manifest.name} has {many(len(errors), 'error')}; the first: {errors[0]}. "
+            f"dataset {manifest.name} has {counted(len(errors), 'error')}; the first: {errors[0]}. "
             f"See all with: milbench data check {manifest.name}"
         )
     (files,) = examined.sets

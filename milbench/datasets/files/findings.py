@@ -40,8 +40,3 @@ def named(ids: Sequence[str], most: int = 3) -> str:
     more = len(ids) - most
     first = [id if len(id) <= 200 else f"{id[:197]}..." for id in ids[:most]]
     return f": {', '.join(first)}" + (f" and {more:,} more" if more > 0 else "")
-
-
-def many(count: int, thing: str) -> str:
-    """`1 slide`, `2,000 slides`."""
-    return f"{count:,} {thing}{'s' * (count != 1)}"

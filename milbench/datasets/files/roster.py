@@ -8,9 +8,10 @@ from functools import partial
 from milbench.datasets.base import Fold, Sample
 from milbench.datasets.cohorts import COHORTS
 from milbench.datasets.files import tables
-from milbench.datasets.files.findings import Finding, many
+from milbench.datasets.files.findings import Finding
 from milbench.datasets.files.manifest import Labels, Manifest
 from milbench.errors import MilbenchError
+from milbench.words import counted
 
 
 @dataclass
@@ -63,7 +64,7 @@ def read(manifest: Manifest) -> Roster:
         known = {label for labels in manifest.labels.classes.values() for label in labels}
         if strange := sorted({row.label or "" for row in rows} - known):
             do = "add it to [labels.classes], or add the labels again with --classes and --replace"
-            roster.add("error", "class", where, f"{many(len(strange), 'label')} in no class", do, strange)
+            roster.add("error", "class", where, f"{counted(len(strange), 'label')} in no class", do, strange)
             return roster
     _samples(roster, manifest, manifest.labels, rows, where)
     _look(roster, manifest, rows, where)
@@ -95,7 +96,7 @@ def _samples(roster: Roster, manifest: Manifest, labels: Labels, rows: Sequence[
         samples.append(Sample(id, first.case, label, first.time, first.event))
     if torn:
         do = "predict slides instead (--unit slide), or correct the table"
-        roster.add("error", "torn-case", where, f"{many(len(torn), 'case')} with slides of two classes", do, torn)
+        roster.add("error", "torn-case", where, f"{counted(len(torn), 'case')} with slides of two classes", do, torn)
     roster.samples = tuple(samples)
     roster.slides = {id: tuple(row.slide for row in own if row.slide) for id, own in by_sample.items()}
 
@@ -113,7 +114,7 @@ def _look(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row], where:
         )
     elif manifest.unit == "slide" and (alone := [row.slide for row in rows if row.slide == row.case]):
         roster.add(
-            "note", "no-case", where, f"{many(len(alone), 'slide')} without a case, taken as cases of their own", ids=alone
+            "note", "no-case", where, f"{counted(len(alone), 'slide')} without a case, taken as cases of their own", ids=alone
         )
     counts = Counter(sample.stratum for sample in roster.samples)
     names = roster.stratum_names(manifest)
@@ -159,10 +160,10 @@ def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Seque
     ids = list(unknown)
     if ids and not any(part for fold in folds for part in fold):
         do = "their spelling differs, or the table is of another cohort"
-        roster.add("error", "unlabelled", where, f"none of its {many(len(ids), 'id')} is in the label table", do, ids)
+        roster.add("error", "unlabelled", where, f"none of its {counted(len(ids), 'id')} is in the label table", do, ids)
         return
     if ids:
-        what, do = f"{many(len(ids), 'id')} not in the label table", _leave(manifest.name, ids)
+        what, do = f"{counted(len(ids), 'id')} not in the label table", _leave(manifest.name, ids)
         roster.add("error", "unlabelled", where, what, do, ids)
     roster.splits[name], roster.forms[name] = tuple(folds), form
     _look_at_folds(roster, manifest, where, name)
@@ -193,14 +194,14 @@ def _look_at_folds(roster: Roster, manifest: Manifest, where: str, name: str) ->
     _look_for_leaks(roster, where, name)
     everywhere = {id for fold in folds for part in fold for id in part}
     if outside := [sample.id for sample in roster.samples if sample.id not in everywhere]:
-        what = f"{many(len(outside), manifest.unit)} of the label table in no part"
+        what = f"{counted(len(outside), manifest.unit)} of the label table in no part"
         roster.add("warning", "unused", where, what, ids=outside)
 
 
 def _look_at_fold(roster: Roster, manifest: Manifest, where: str, fold: Fold) -> None:
     """Samples in two parts, empty parts, and parts without a class."""
     if both := sorted(_in_two(map(set, fold))):
-        what = f"{many(len(both), manifest.unit)} in two parts"
+        what = f"{counted(len(both), manifest.unit)} in two parts"
         roster.add("error", "overlap", where, what, "each belongs in one part of a fold", both)
     stratum = {sample.id: sample.stratum for sample in roster.samples}
     for part, ids in zip(Fold._fields, fold, strict=True):
@@ -250,7 +251,7 @@ def against_published(roster: Roster, manifest: Manifest) -> None:
     here = Counter(sample.stratum for sample in roster.samples)
     total = sum(cohort.counts)
     if len(roster.samples) != total:
-        differ(f"{many(total, cohort.unit)}, here {len(roster.samples)}")
+        differ(f"{counted(total, cohort.unit)}, here {len(roster.samples)}")
     comparable = manifest.task == "subtyping" and names == cohort.classes
     if manifest.task == "subtyping" and not comparable:
         differ(f"classes {', '.join(cohort.classes)}, here {', '.join(names)}")
@@ -262,21 +263,21 @@ def against_published(roster: Roster, manifest: Manifest) -> None:
             _sizes_of_folds(roster, split, sizes, differ)
     if comparable and cohort.official_by_class and "official" in roster.splits:
         for i, (name, printed) in enumerate(zip(cohort.classes, cohort.official_by_class, strict=True)):
-            counted = _sizes(roster, roster.splits["official"][0], i)
-            if counted != printed:
-                differ(f"official {name} {_slashed(printed)}, here {_slashed(counted)}")
+            read = _sizes(roster, roster.splits["official"][0], i)
+            if read != printed:
+                differ(f"official {name} {_slashed(printed)}, here {_slashed(read)}")
 
 
 def _sizes_of_folds(roster: Roster, split: str, sizes: Sequence[tuple[int, ...]], differ: Callable[..., None]) -> None:
     """Compare the sizes of a split's parts with the published ones."""
-    counted = [tuple(map(len, fold)) for fold in roster.splits[split]]
-    if len(counted) != len(sizes):
-        differ(f"{split} has {many(len(sizes), 'fold')}, here {len(counted)}")
+    read = [tuple(map(len, fold)) for fold in roster.splits[split]]
+    if len(read) != len(sizes):
+        differ(f"{split} has {counted(len(sizes), 'fold')}, here {len(read)}")
         return
-    pairs = [(number, *pair) for number, pair in enumerate(zip(sizes, counted, strict=True)) if pair[0] != pair[1]]
+    pairs = [(number, *pair) for number, pair in enumerate(zip(sizes, read, strict=True)) if pair[0] != pair[1]]
     if pairs:
         texts = [f"fold {number} {_slashed(printed)}, here {_slashed(here)}" for number, printed, here in pairs]
-        differ(f"{split} differs in {many(len(pairs), 'fold')}", ids=texts)
+        differ(f"{split} differs in {counted(len(pairs), 'fold')}", ids=texts)
 
 
 def _sizes(roster: Roster, fold: Fold, stratum: int) -> tuple[int, ...]:
