@@ -18,8 +18,9 @@ quickstart: .venv/quickstart
 test: .venv/test
 	$(MAKE) --no-print-directory -j 2 lint pytest
 
+# By file, so that what the tests of a file share is made once; in the order of files, so that the last ones are short.
 pytest: .venv/test
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-all: .venv/test
 	$(BIN)/python -m pytest -n 2 -m slow

@@ -23,6 +23,7 @@ def run_here(run, on_event):
         else:
             on_event({"started": Started, "epoch": Epoch}[said](trial, **more))
 
+    # Not public, so that errors of a trial are recorded in one way only, a worker's.
     for job in run.jobs:
         trial = partial(run.trial or usual, settings=settings, keep_model=run.keeps(job))
         _run_job(job, store, trial, partial(hear, trial=job.spec.trial_id))

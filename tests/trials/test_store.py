@@ -112,7 +112,7 @@ def _write(root, number, barrier, out):
 
 
 def test_of_concurrent_writers_one_wins_and_nothing_is_mixed(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # which imports nothing anew
     barrier, out = context.Barrier(4), context.Queue()
     writers = [context.Process(target=_write, args=(tmp_path, number, barrier, out)) for number in range(4)]
     for writer in writers:
