@@ -3,7 +3,7 @@
 from functools import partial
 
 from milbench.engines import Done, Epoch, Started
-from milbench.engines.worker import _run_job
+from milbench.engines.worker import _run_job  # not public: the way in which a worker records errors is not copied here
 from milbench.errors import Unwritable
 from milbench.trials.run import prepare_process
 from milbench.trials.store import Store
@@ -23,7 +23,6 @@ def run_here(run, on_event):
         else:
             on_event({"started": Started, "epoch": Epoch}[said](trial, **more))
 
-    # Not public, so that errors of a trial are recorded in one way only, a worker's.
     for job in run.jobs:
         trial = partial(run.trial or usual, settings=settings, keep_model=run.keeps(job))
         _run_job(job, store, trial, partial(hear, trial=job.spec.trial_id))
