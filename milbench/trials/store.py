@@ -97,6 +97,7 @@ class Store:
     def __init__(self, root: str | Path, writer: str | None = None) -> None:
         self.root = Path(root)
         self.trials = self.root / "trials"
+        self.claims = self.root / "claims"
         self.writer = writer or uuid.uuid4().hex[:12]
 
     def folder(self, trial_id: str) -> Path:
