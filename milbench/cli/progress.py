@@ -201,6 +201,19 @@ class _Bars(_Silence):
         self._all.update(self._bar, completed=self.done, left=self._clock.left())
 
 
+def left(results: Results, view: View) -> int:
+    """Say what a worker leaves.
+
+    Returns:
+        The exit code: 1 when a trial failed or ran out of memory; trials without a result are others' to run.
+    """
+    counts = ", ".join(f"{count} {name}" for name, count in results.counts.items())
+    view.say(f"Nothing is left for this worker: {len(results.trials)} trials, {counts}.")
+    for trial in results.failed:
+        click.echo(f"{trial.status}: {_name(trial.cell)}: {trial.reason}", err=True)
+    return int(bool(results.failed))
+
+
 def summary(results: Results, suite: str, view: View) -> int:
     """Say what there is now, what failed and what is missing.
 

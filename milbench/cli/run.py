@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from milbench.cli import show
-from milbench.cli.options import DATA, PLUGIN, QUIET, RESULTS, names, numbers
+from milbench.cli.options import DATA, PLUGIN, QUIET, RESULTS, how_to_run
 
 if TYPE_CHECKING:
     from milbench.api.runs import Needs, Planned, Rehearsal, Rehearsed
@@ -20,43 +20,7 @@ MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "s
 
 
 @click.command()
-@click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file.")
-@click.option("--small", "size", flag_value="small", help="The suite's small form, where it has one: a first look.")
-@click.option("--full", "size", flag_value="full", help="The suite's full form, where it has one: everything at full size.")
-@click.option(
-    "--aggregators",
-    metavar="NAMES",
-    callback=names,
-    help="Only these rows of the suite, by name or label; others are added: mean,transmil[landmarks=32],...",
-)
-@click.option("--seeds", metavar="0,1,2", callback=numbers, help="Instead of the suite's.")
-@click.option("--folds", metavar="0,1", callback=numbers, help="Only these folds.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's maximum.")
-@click.option("--recipe", metavar="NAME", help="Instead of the suite's: paper, or official for each method's own.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    help="auto takes CUDA where there is one.",
-)
-@click.option(
-    "--backend", "backends", multiple=True, metavar="[OP=]NAME", help="Use this backend or fail (milbench ls backends)."
-)
-@click.option("--workers", type=click.IntRange(min=1), help="Trials at a time. [default: all cores on CPU, else 1]")
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of one trial; part of its identity."
-)
-@click.option(
-    "--keep-models",
-    type=click.Choice(["none", "first-seed", "all"]),
-    default="first-seed",
-    show_default=True,
-    help="Which weights are stored.",
-)
-@click.option("--retry-failed", is_flag=True, help="Run failed and out-of-memory trials again.")
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of stored features, instead of the suite's.")
-@click.option("--no-pack", is_flag=True, help="Read feature files directly instead of packing them into one.")
+@how_to_run
 @click.option("--dry-run", is_flag=True, help="Show the grid, what is done and what is not; run nothing.")
 @click.option("--rehearse", is_flag=True, help="A few steps of every model on stand-in bags; says what the real run would need.")
 @click.option(

@@ -24,7 +24,8 @@ class Run:
         gpus: numbers of the GPUs; a worker sees one of them. None: all workers see all.
         per_gpu: workers that share a GPU; each may take its share of the memory.
         trial_timeout: seconds after which a trial is ended and recorded as failed.
-        seconds: after so many no trial is started that would not end in time, and trials of others are not waited for.
+        seconds: after so many no trial is started that would not end in time.
+        wait: whether trials that other runs have claimed are waited for.
         lasted: seconds that a trial of a method took, as far as it is known.
         trial: takes the place of :func:`milbench.trials.run.run_trial`; a worker must be able to import it.
     """
@@ -39,6 +40,7 @@ class Run:
     per_gpu: int = 1
     trial_timeout: float | None = None
     seconds: float | None = None
+    wait: bool = True
     lasted: Mapping[str, float] = field(default_factory=dict)
     trial: Callable[..., Status] | None = None
 

@@ -31,6 +31,7 @@ class Shared:
         self._lonely = ""  # the last of them that was handed out
         self._elsewhere: list[Job] = []  # claimed by another run when we last looked
         self._claims: dict[str, Claim] = {}
+        self._wait = run.wait
         self._until = None if run.seconds is None else time.monotonic() + run.seconds
         self._lasted = dict(run.lasted)
         self._before = {job.spec.trial_id: at for job in run.jobs if (at := self._version(job))}
@@ -39,7 +40,7 @@ class Shared:
     @property
     def waiting(self) -> bool:
         """Whether there is a job that this run may still do, or must wait for."""
-        return bool(self._waiting or self._alone) or (bool(self._elsewhere) and self._until is None)
+        return bool(self._waiting or self._alone) or (self._wait and bool(self._elsewhere))
 
     def next(self, busy: int) -> Job | None:
         """A job that is now this run's; None where there is none for now.

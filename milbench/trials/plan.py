@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from milbench.claims import held
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.files import parse_json, read_bytes, unusable, write_atomically
 from milbench.metrics import Column
@@ -199,7 +199,7 @@ def merge(store: Store, new: Plan) -> Plan:
     path = path_of(store, new.suite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with held(path.with_suffix(".claim")):
             earlier = read(store, new.suite).cells if path.exists() else []
             contexts = {cell.column: cell.context for cell in new.cells if not cell.missing}
             ran = {cell.column for cell in earlier if not cell.missing}

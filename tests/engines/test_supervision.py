@@ -196,7 +196,6 @@ def finds_no_room(pipe, store):
     pipe.recv()
 
 
-
 @pytest.fixture
 def stage(monkeypatch, tmp_path):
     """Play three trials with these workers; returns the results in order, the events and who was hired."""
