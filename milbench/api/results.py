@@ -21,6 +21,7 @@ from milbench.trials.store import Store
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from milbench.trials.exchange import Merged
     from milbench.trials.migrate import Report as Migrated
 
 HEADLINE = ("macro_auc", "c_index")  # the test metric that stands for a trial in one line: of subtyping, of survival
@@ -455,6 +456,54 @@ def migrate_results(
     settings = Settings.from_environment(data=data, results=results)
     load = partial(datasets.load, settings=settings)
     return migrate(Store(settings.results), store_of(to or settings.results), load, dry_run=dry_run, progress=progress)
+
+
+def export_results(
+    path: str | Path, suite: str | Path | None = None, *, results: str | Path | None = None, weights: bool = False
+) -> int:
+    """Write trials to one archive with checksums, for a colleague, a reviewer or another machine.
+
+    Args:
+        path: the archive, such as `bracs.tar.xz`.
+        suite: only this suite, with what it includes: its name or TOML file; all that were run unless given.
+        results: the results folder. [default: MILBENCH_RESULTS, or results]
+        weights: with the weights that were kept.
+
+    Returns:
+        The number of trials.
+
+    Raises:
+        MilbenchError: nothing was run into that folder, a trial is not what it says, or the archive cannot be written.
+    """
+    from milbench.trials import exchange
+
+    store = store_of(results)
+    named = plans.chosen(store, suite_name(suite) if suite else None)
+    every = dict.fromkeys([*named, *(leaf.suite for name in named for leaf in leaves(store, name))])
+    return exchange.export(store, Path(path), every, weights=weights)
+
+
+def merge_results(source: str | Path, *, results: str | Path | None = None) -> Merged:
+    """Bring trials from an archive, or from another results folder, into this one.
+
+    Args:
+        source: what :func:`export_results` wrote, or a results folder.
+        results: the results folder. [default: MILBENCH_RESULTS, or results]
+
+    Returns:
+        What was added and replaced; and conflicts, which are left alone.
+
+    Raises:
+        MilbenchError: the source is none, is damaged, or one of both is a rehearsal's.
+    """
+    from milbench.trials import exchange
+
+    source, target = Path(source), store_of(results)
+    if not source.is_dir():
+        return exchange.from_archive(source, target)
+    if not any((source / part).is_dir() for part in ("trials", "suites")):
+        raise MilbenchError(f"{source}: is no results folder; it has neither trials nor suites")
+    return exchange.merge(Store(source), target)
 
 
 def left_behind(results: str | Path) -> Path:
