@@ -117,6 +117,12 @@ def holder(path: Path) -> dict[str, Any] | None:
     return None if found is None else _said(found)
 
 
+def alive(path: Path) -> bool:
+    """Whether somebody has this claim, and gives signs of life."""
+    found = _found(path)
+    return found is not None and not _free(path, found)
+
+
 def sweep(folder: Path, older_than: float = 3600.0) -> None:
     """Remove what processes left that ended while they took a claim over, more than `older_than` seconds ago."""
     for left in folder.glob(".*"):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milbench import claims
 from milbench.config import Settings
 from milbench.errors import MilbenchError, few
 from milbench.spelling import canonical
@@ -149,11 +150,13 @@ class Status:
         suites: one entry for each: trials, and how many are ok, failed, oom, skipped, pending and not here.
         not_ok: one entry for each trial that failed or was skipped, with the reason.
         not_here: one entry for each dataset, encoder, magnification, patch size and split whose features are not here.
+        running: how many trials somebody works on now, here or on another machine.
     """
 
     suites: list[dict[str, Any]]
     not_ok: list[dict[str, Any]]
     not_here: list[dict[str, Any]]
+    running: int = 0
 
     def frame(self) -> DataFrame:
         """One row for each suite."""
@@ -175,17 +178,20 @@ def status(suite: str | Path | None = None, *, results: str | Path | None = None
     store = store_of(results)
     so_far = Status([], [], [])
     grids: list[Plan] = []
+    waiting: set[str] = set()
     for name in plans.chosen(store, suite_name(suite) if suite else None):
         grids += (of_suite := leaves(store, name))
         cells = {cell.place: cell for leaf in of_suite for cell in leaf.cells}.values()
         trials = list(_trials(store, {cell.trial_id: cell for cell in cells if not cell.missing}.values()))
         count = Counter(trial.status for trial in trials)
         counts = {state: count[state] for state in ("ok", "failed", "oom", "skipped", "pending")}
+        waiting |= {trial.trial_id for trial in trials if trial.status != "ok"}
         missing = sum(bool(cell.missing) for cell in cells)
         so_far.suites.append({"suite": name, "trials": len(trials), **counts, "not_here": missing})
         so_far.not_ok.extend(_trouble(name, trial) for trial in trials if trial.status in ("failed", "oom", "skipped"))
     so_far.not_here.extend(not_here(grids))
-    return so_far
+    claimed = {path.name for path in store.claims.glob("[0-9a-f]*")} & waiting
+    return replace(so_far, running=sum(claims.alive(store.claims / trial_id) for trial_id in claimed))
 
 
 def _trouble(suite: str, trial: Trial) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from milbench import datasets, plugins, suites
 from milbench import rehearsal as rehearsals
 from milbench.api.results import Results, Trial, not_here
 from milbench.config import Settings
-from milbench.engines import Done, Engine, Epoch, Event, Run, Started, run_local
+from milbench.engines import Done, Engine, Epoch, Event, Run, Started, run_local, run_ray
 from milbench.errors import MilbenchError, unknown
 from milbench.files import write_atomically
 from milbench.ops import backends
@@ -37,7 +37,7 @@ __all__ = [
     "plan", "rehearse", "run",
 ]  # fmt: skip
 
-ENGINES: Mapping[str, Engine] = {"local": run_local}
+ENGINES: Mapping[str, Engine] = {"local": run_local, "ray": run_ray}
 
 
 def _nothing(_said: object) -> None:
@@ -62,12 +62,13 @@ class RunOptions:
         gpus: numbers of the GPUs; each worker sees one of them.
         per_gpu: workers that share a GPU and its memory.
         threads: CPU threads of one trial; part of its identity.
-        engine: where trials run; "local" is this machine.
+        engine: where trials run: "local" is this machine, "ray" a Ray cluster.
         keep_models: which weights are stored.
         retry_failed: run failed and out-of-memory trials again.
         trial_timeout: seconds after which a trial is ended and recorded as failed.
         until: seconds after which no trial is begun that would not end in time.
         wait: whether to wait for trials that other runs on the same results folder have claimed.
+        address: of the Ray cluster; one is started on this machine unless given.
         shard: (i, n) for the i-th of n parts of the trials, counted from 1.
         plugin: files that register aggregators.
     """
@@ -91,6 +92,7 @@ class RunOptions:
     trial_timeout: float | None = None
     until: float | None = None
     wait: bool = True
+    address: str | None = None
     shard: tuple[int, int] = (1, 1)
     plugin: Sequence[str | Path] = ()
 
@@ -217,8 +219,8 @@ class Work:
             how = self.options
             run = Run(
                 self.jobs, self.settings, self.workers, [Path(file).resolve() for file in how.plugin], how.backends,
-                self.kept_seeds, how.gpus, how.per_gpu, how.trial_timeout, how.until, how.wait, self.lasted,
-                self.trial,
+                self.kept_seeds, how.gpus, how.per_gpu, how.trial_timeout, how.until, how.wait,
+                how.address, self.lasted, self.trial,
             )  # fmt: skip
             ENGINES[how.engine](run, on_event)
 
@@ -400,7 +402,7 @@ def run(
         seeds, folds: instead of the suite's.
         epochs: instead of the recipe's maximum.
         recipe: instead of the suite's: "paper", or "official" for each method's own.
-        engine: where trials run; "local" is this machine.
+        engine: where trials run: "local" is this machine, "ray" a Ray cluster.
         device: "cpu", "cuda", "mps", or "auto" for CUDA where there is one.
         workers: trials at a time; all cores on a CPU unless given, else 1.
         threads: CPU threads of one trial; part of its identity.

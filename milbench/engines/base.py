@@ -26,6 +26,7 @@ class Run:
         trial_timeout: seconds after which a trial is ended and recorded as failed.
         seconds: after so many no trial is started that would not end in time.
         wait: whether trials that other runs have claimed are waited for.
+        address: of a cluster, for engines that have one.
         lasted: seconds that a trial of a method took, as far as it is known.
         trial: takes the place of :func:`milbench.trials.run.run_trial`; a worker must be able to import it.
     """
@@ -41,6 +42,7 @@ class Run:
     trial_timeout: float | None = None
     seconds: float | None = None
     wait: bool = True
+    address: str | None = None
     lasted: Mapping[str, float] = field(default_factory=dict)
     trial: Callable[..., Status] | None = None
 

@@ -42,6 +42,17 @@ class Shared:
         """Whether there is a job that this run may still do, or must wait for."""
         return bool(self._waiting or self._alone) or (self._wait and bool(self._elsewhere))
 
+    @property
+    def open(self) -> int:
+        """How many jobs were seen without a result, by a run that takes none itself."""
+        return len(self._waiting)
+
+    def look(self) -> None:
+        """Tell of the jobs that others have given a result, by a run that takes none itself."""
+        for job in [job for job in self._waiting if self.news(job)]:
+            self._waiting.remove(job)
+            self._tell(job)
+
     def next(self, busy: int) -> Job | None:
         """A job that is now this run's; None where there is none for now.
 
