@@ -70,11 +70,11 @@ def triplet(vectors: Tensor, near: Tensor, far: Tensor) -> Tensor:
 class DGRMIL(Aggregator):
     """Diverse global representation.
 
-    f(u) = relu(W2 relu(W1 u)), for instances with dropout of whole ones after each relu; e = f(x), G = f(vectors); H = Enc(e), T =
-    Enc'([token; G]), Enc(t) = LayerNorm(t + Nystrom(LayerNorm(t))); pooled = LayerNorm(Linear(row 0 of attention(T, H, H)));
+    f(u) = relu(W2 relu(W1 u)), for instances with dropout of whole ones after each relu; e = f(x), G = f(vectors); H = Enc(e),
+    T = Enc'([token; G]), Enc(t) = LayerNorm(t + Nystrom(LayerNorm(t))); pooled = LayerNorm(Linear(row 0 of attention(T, H, H)));
     logits = Linear(pooled); scores are the sigmoid of each. Loss = BCE against the one-hot label + weight_diversity * -log
-    det(cosines of G) + weight_triplet * mean max(0, 1 + d(g, positive) - d(g, normal)), d = 1 - cosine. Two centres follow the mean
-    of a bag's e: centre = 0.4 centre + 0.6 mean, `normal` for class 0, `positive` for any other.
+    det(cosines of G) + weight_triplet * mean max(0, 1 + d(g, positive) - d(g, normal)), d = 1 - cosine. Two centres follow the
+    mean of a bag's e: centre = 0.4 centre + 0.6 mean, `normal` for class 0, `positive` for any other.
 
     Args:
         in_dim: width d of an instance.
@@ -92,7 +92,7 @@ class DGRMIL(Aggregator):
     Source: Zhu et al. 2024; ChongQingNoSubway/DGR-MIL. Defaults are the class's, with the dropouts and weights of the official
     script, which has 5 vectors. Traps: (1) the published shuffling is unseeded, also at test time, and the Nyström attention
     depends on the order. (2) The published epoch and thresholds are chosen on the test set. (3) Only the token's row reaches the
-    logits. (4) The official flags for the weights of the losses are not read. Deviations: no patches are repeated in training; the
+    logits. (4) The official flags for the weights of the losses are not read. Deviations: no patch is repeated in training; the
     epoch is chosen on validation; for survival the loss is the task's and the diversity, as there is no normal class;
     diversity and triplet are float64 (1e-10 on the diagonal is lost in float32). Memory of a training step at 20,000 patches:
     about 2.5 GiB.

@@ -143,7 +143,21 @@ def gradients(
 
 
 def by_official_name(model: nn.Module, vector: Vector) -> dict[str, nn.Parameter]:
-    """Official parameter name -> our parameter, for a model whose `rename_official` maps names one to one."""
+    """Official parameter name -> our parameter, for a model whose `rename_official` maps names one to one, or to nothing."""
     ours = dict(model.named_parameters())
-    renamed = {name: next(iter(model.rename_official({name: value}))) for name, value in vector.weights.items()}
+    renamed = {name: next(iter(model.rename_official({name: value})), "") for name, value in vector.weights.items()}
     return {name: ours[new] for name, new in renamed.items() if new in ours}
+
+
+def outputs(vector: Vector, case: Case, ours: dict[str, object], *, double: bool = False) -> None:
+    """Every array of the case but its input and gradients, against ours of the same name; none may be left out.
+
+    Args:
+        ours: name of the official array, without "_f64" -> our value.
+        double: the run was in float64; compares the "_f64" arrays.
+    """
+    tolerance = DOUBLE if double else FORWARD
+    official = {name.removesuffix("_f64"): value for name, value in case.arrays.items() if name.endswith("_f64") == double}
+    for name in official.keys() - {"x", "grad_x", "param_grad_l2", "param_grad_sum"}:
+        assert name in ours, f"{vector.name} {case.name}: nothing is held against {name}"
+        close(ours[name], official[name], tolerance, f"{vector.name} {case.name} {name}, {tolerance:.0e}")
