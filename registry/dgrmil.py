@@ -66,7 +66,7 @@ def triplet(vectors: Tensor, near: Tensor, far: Tensor) -> Tensor:
     return F.relu(1 - to_near + to_far).mean()
 
 
-@register("dgrmil", label="DGR-MIL", family="transformer", member=5, cite="zhu2024", version=1)
+@register("dgrmil", label="DGR-MIL", family="transformer", member=4, cite="zhu2024", version=1)
 class DGRMIL(Aggregator):
     """Diverse global representation.
 

@@ -55,7 +55,7 @@ class _Layer(nn.Module):
         return self.project_backward(x, latents)[0]
 
 
-@register("ilra", label="ILRA-MIL", family="transformer", member=4, cite="xiang2023", version=1)
+@register("ilra", label="ILRA-MIL", family="transformer", member=3, cite="xiang2023", version=1)
 class ILRA(Aggregator):
     """Iterative low-rank attention.
 

@@ -17,7 +17,9 @@ def dgrmil(vector):
     model.encode_instances.register_forward_hook(lambda module, given, out: seen.update(instances=out))
     model.encode_vectors.register_forward_hook(lambda module, given, out: seen.update(lesion_tokens=out))
     model.out.register_forward_hook(lambda module, given, out: seen.update(pooled=out))
-    without = {name: nn.Parameter(vector.weights[name]) for name in vector.about["without_gradient"]}  # buffers of ours, or nothing
+    without = {
+        name: nn.Parameter(vector.weights[name]) for name in vector.about["without_gradient"]
+    }  # buffers of ours, or nothing
     ours = sum(p.numel() for p in model.state_dict().values())
     assert ours + sum(without[name].numel() for name in without if "compress" in name) == vector.about["n_params"]
     for double in (False, True):
