@@ -121,7 +121,7 @@ def gradients(
 
     Args:
         x: the input, with its gradient.
-        parameters: official name -> our parameter, for every name of the vector's `param_order`.
+        parameters: official name -> our parameter; one that ours does not have counts as a gradient of zero.
         prefix: of the arrays inside the case, such as "svm_sub/".
         double: the run was in float64.
     """
@@ -134,7 +134,8 @@ def gradients(
         close(x.grad, official["grad_x"], tolerance, what % "grad_x")
     if official["param_grad_l2"] is None:
         return
-    found = [None if (g := parameters[name].grad) is None else g.double() for name in vector.about["param_order"]]
+    ours = [parameters.get(name) for name in vector.about["param_order"]]
+    found = [None if p is None or p.grad is None else p.grad.double() for p in ours]
     norms, sums = ([0.0 if g is None else float(of(g)) for g in found] for of in (torch.norm, torch.sum))
     close(norms, official["param_grad_l2"], tolerance, what % "param_grad_l2")
     if official["param_grad_sum"] is not None:
@@ -149,15 +150,17 @@ def by_official_name(model: nn.Module, vector: Vector) -> dict[str, nn.Parameter
     return {name: ours[new] for name, new in renamed.items() if new in ours}
 
 
-def outputs(vector: Vector, case: Case, ours: dict[str, object], *, double: bool = False) -> None:
+def outputs(vector: Vector, case: Case, ours: dict[str, object], *, double: bool = False, train: bool = False) -> None:
     """Every array of the case but its input and gradients, against ours of the same name; none may be left out.
 
     Args:
-        ours: name of the official array, without "_f64" -> our value.
+        ours: name of the official array, without "train/" and "_f64" -> our value.
         double: the run was in float64; compares the "_f64" arrays.
+        train: the run was in training mode; compares the arrays under "train/", else all others.
     """
     tolerance = DOUBLE if double else FORWARD
     official = {name.removesuffix("_f64"): value for name, value in case.arrays.items() if name.endswith("_f64") == double}
-    for name in official.keys() - {"x", "grad_x", "param_grad_l2", "param_grad_sum"}:
+    official = {name.removeprefix("train/"): value for name, value in official.items() if name.startswith("train/") == train}
+    for name in official.keys() - {"x", "rand", "grad_x", "param_grad_l2", "param_grad_sum"}:
         assert name in ours, f"{vector.name} {case.name}: nothing is held against {name}"
         close(ours[name], official[name], tolerance, f"{vector.name} {case.name} {name}, {tolerance:.0e}")
