@@ -46,7 +46,7 @@ class Entry:
         cls: the aggregator.
         preset: the parameters this name stands for, where they differ from the class's defaults.
         complexity: time in the number of instances, as a formula.
-        family, member: colour, and marker with line, of the method in figures; "" and None where it has none.
+        family, member: colour with line, and marker, of the method in figures; "" and None where it has none.
         where: file and line, for messages.
         source: the files of an outside plug-in; None for a built-in.
     """
@@ -67,6 +67,12 @@ class Entry:
     def implementation(self) -> str:
         """Which code this is: `name@version` of a built-in, the hash of its files as they were imported for any other."""
         return f"{self.name}@{self.version}" if self.source is None else f"{self.name}@sha256:{self.source.digest}"
+
+    @property
+    def year(self) -> int | None:
+        """Of the method's paper, as its bibliography key says it: 2018 of `ilse2018`."""
+        found = re.search(r"(?:19|20)\d\d", self.cite)
+        return int(found[0]) if found else None
 
     @property
     def parameters(self) -> type[BaseModel]:
@@ -218,8 +224,8 @@ def register(
         version: raise it whenever the same parameters would give other numbers.
         preset: parameters that this name stands for.
         complexity: of the preset, where it differs from the class's.
-        family: the methods it is drawn with: they have one colour in figures. None is grey.
-        member: its place in the family, from 0: the marker and line in figures. None takes a hash of the name.
+        family: the methods it is drawn with: they have one colour and line in figures. None is grey.
+        member: its place in the family, from 0: the marker in figures. None takes a hash of the name.
 
     Raises:
         MilbenchError: the name is taken (both places are named) or malformed, or there is no such family.
@@ -345,6 +351,17 @@ def family_of(aggregator: str) -> tuple[str, int | None]:
     """Family and place in it of the method `name` or `name[...]`, for figures; ("", None) where no plug-in says them."""
     entry = _entries.get(aggregator.partition("[")[0])
     return (entry.family, entry.member) if entry else ("", None)
+
+
+def place(aggregator: str) -> tuple[int, int, int, str]:
+    """Where `name` or `name[...]` stands in a list by family and year: (family, year, place in the family, name).
+
+    Methods without a family come last, those without a year first in their family.
+    """
+    families, entry = [*get_args(Family), ""], _entries.get(aggregator.partition("[")[0])
+    if entry is None:
+        return len(families), 0, 0, aggregator
+    return families.index(entry.family), entry.year or 0, entry.member or 0, aggregator
 
 
 def split_list(text: str) -> list[str]:

@@ -55,7 +55,7 @@ class _Layer(nn.Module):
         return self.project_backward(x, latents)[0]
 
 
-@register("ilra", label="ILRA-MIL", family="transformer", member=4, cite="xiang2023", version=1)
+@register("ilra", label="ILRA-MIL", family="transformer", member=3, cite="xiang2023", version=1)
 class ILRA(Aggregator):
     """Iterative low-rank attention.
 
@@ -76,7 +76,8 @@ class ILRA(Aggregator):
     `ilra[rank=1,norm=true]`. Traps: (1) the rank is called topk there, though nothing is ranked. (2) With rank=1 a token can only
     read that one latent: all get the same update, and the keys of the way back are never trained. (3) Keys, queries and values
     pass two linear layers in sequence. (4) The official training part is shuffled by Lightning's ddp only. The attention is the
-    pooling seed's, averaged over heads. Deviations: none in the numbers; an empty bag is refused (officially it has logits).
+    pooling seed's, averaged over heads. Deviations: an empty bag is refused (officially it has logits). A training step takes 0.8
+    GiB at 20,000 patches.
     """
 
     complexity = "n rank"

@@ -92,8 +92,8 @@ class MambaMIL(Aggregator):
     scripts pass rate 5, and dropout 0 except for survival. Traps: (1) "srmamba" pads to a multiple of `rate` with zeros, which
     stand in the middle of the reordered sequence, pass the convolution and change what follows. (2) With n <= rate the order is
     the old one. (3) The official initialisation also takes the mixers: first steps are about 0.69 where Mamba's are 0.001 to 0.1.
-    (4) The official path without compiled kernels is another function. Deviations: the official width is fixed at 512. Memory of
-    a training step at 20,000 patches: about 3.5 GiB.
+    (4) The official path without compiled kernels is another function. Deviations: the official width is fixed at 512. A
+    training step takes 3.2 GiB at 20,000 patches.
     """
 
     complexity = "n"
