@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from milbench import files
 from milbench.api.results import Results, trials
 from milbench.cli import main, progress
+from milbench.names import Family
 from tests.builders import command
 from tests.builders.results import made_up_suite
 
@@ -136,6 +138,8 @@ def test_lists():
     assert names["abmil"]["parameters_384"] == 461_572
     assert names["abmil"]["parameters_1024"] == 789_252
     assert names["transmil"]["parameters_1024"] == 2_672_659
+    order = [(get_args(Family).index(row["family"]), row["year"] or 0) for row in names.values()]
+    assert order == sorted(order)
     found = {row["name"]: row for row in json.loads(listed("ls", "suites", "--json"))}
     assert found["bracs-encoders"]["reproduces"] == "Table 1 of LongMIL (NeurIPS 2024)"
     assert {"quickstart", "bracs-all", "bracs-tuned", "paper-all"} <= set(found)
