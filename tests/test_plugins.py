@@ -156,7 +156,8 @@ def test_methods_of_a_family_share_a_colour_and_no_two_built_in_methods_look_ali
         for entry in plugins.entries()
         if entry.source is None
     }
-    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks)
+    for told_by in ("color", "linestyle"):  # of the family: also without colour
+        assert len({(str(look[told_by]), look["marker"]) for look in looks.values()}) == len(looks)
     assert figure.OTHERS not in {look["color"] for look in looks.values()}
     assert (
         looks["abmil"]["color"]
@@ -165,6 +166,15 @@ def test_methods_of_a_family_share_a_colour_and_no_two_built_in_methods_look_ali
     )
     assert figure.style("mine", *plugins.family_of("mine"))["color"] == figure.OTHERS, "a reader's own method"
     assert [looks[name]["marker"] for name in ("longmil", "longmil-retnet", "retnet", "gla")] == ["o", "s", "o", "s"]
+
+
+def test_methods_stand_by_family_and_year():
+    register("newer", label="Newer", family="attention", cite="doe2030")(type("Newer", (Aggregator,), {}))
+    register("alone", label="Alone", cite="doe2001")(type("Alone", (Aggregator,), {}))
+    names = sorted(["alone", "newer", "longmil", "abmil[gated=false]", "mean", "clam-mb", "clam-sb", "nobody"], key=plugins.place)
+    assert names == ["mean", "abmil[gated=false]", "clam-sb", "clam-mb", "newer", "longmil", "alone", "nobody"]
+    years = {entry.name: entry.year for entry in plugins.entries()}
+    assert (years["mean"], years["abmil"], years["mambamil"], years["newer"]) == (None, 2018, 2024, 2030)
 
 
 def test_an_unknown_family_is_an_error_with_near_misses():
