@@ -169,8 +169,11 @@ def test_methods_of_a_family_share_a_colour_and_no_two_built_in_methods_look_ali
 
 
 def test_methods_stand_by_family_and_year():
-    register("newer", label="Newer", family="attention", cite="doe2030")(type("Newer", (Aggregator,), {}))
-    register("alone", label="Alone", cite="doe2001")(type("Alone", (Aggregator,), {}))
+    @register("newer", label="Newer", family="attention", cite="doe2030")
+    @register("alone", label="Alone", cite="doe2001")
+    class Mine(Aggregator):
+        pass
+
     names = sorted(["alone", "newer", "longmil", "abmil[gated=false]", "mean", "clam-mb", "clam-sb", "nobody"], key=plugins.place)
     assert names == ["mean", "abmil[gated=false]", "clam-sb", "clam-mb", "newer", "longmil", "alone", "nobody"]
     years = {entry.name: entry.year for entry in plugins.entries()}

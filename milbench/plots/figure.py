@@ -84,7 +84,9 @@ def label_ends(ax: "Axes", lines: Sequence["Line2D"], labels: Sequence[str], siz
         labels: one of each, a word or a number.
         size: of the text in points.
     """
-    points = [ax.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1])) for line in lines]  # type: ignore[index]
+    import numpy as np
+
+    points = ax.transData.transform(np.array([np.asarray(line.get_xydata())[-1] for line in lines]))
     ends = ax.transAxes.inverted().transform(points)  # (lines, 2), from 0 to 1 inside the axes
     gap = 1.1 * size / (ax.bbox.height / ax.figure.dpi * 72)
     order = sorted(range(len(lines)), key=lambda at: ends[at][1])

@@ -166,13 +166,11 @@ KINDS = {
     "vmamba": {"selective scan", "cross scan"},
     "transmil": {"Nyström"},
     "hipt": {"regions"},
-    "rrt": {"regions"},  # also across regions: one block of 64 representatives for each of the k
+    "rrt": {"regions"},
+    "dgrmil": {"Nyström"},
+    "mambamil": {"selective scan"},
 }
-SMALL = {
-    "rrt": "rrt[hidden=16,heads=2,cross_heads=2]",
-    "transmil": "transmil[hidden=16,heads=2,landmarks=8]",
-    "hipt": "hipt[dim=24,heads=2,region=4]",
-}
+SMALL = {"transmil": "transmil[hidden=16,heads=2,landmarks=8]", "hipt": "hipt[dim=24,heads=2,region=4]", "rrt": "rrt[hidden=16]"}
 
 
 @pytest.mark.parametrize("name", sorted(entry.name for entry in plugins.entries() if entry.name != "gigapath-pretrained"))
