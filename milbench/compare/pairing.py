@@ -149,11 +149,12 @@ class Pairing(Generic[T]):
         Raises:
             OtherCasesError: the sides test different cases.
         """
+        fill, filled_reference = method or filled, reference or filled
         folds = [
             (
                 fold.strata,
                 [
-                    (_side(pair.method, metric, method or filled), _side(pair.reference, metric, reference or filled, self.level))
+                    (summed(pair.method, metric, fill), summed(pair.reference, metric, filled_reference, self.level))
                     for pair in fold.pairs
                 ],
             )
@@ -202,8 +203,8 @@ class Shared:
         return self._known[key]
 
 
-def _side(runs: Sequence[Tested], metric: Metric, fill: Filled, level: float = 0.0) -> OfCounts:
-    """The sum of a side's metrics, and of a constant."""
+def summed(runs: Sequence[Tested], metric: Metric, fill: Filled, level: float = 0.0) -> OfCounts:
+    """The sum of a side's metrics, and of a constant, as a function of case counts (B, n) -> (B,)."""
     terms = [fill(run, metric) for run in runs]
     if len(terms) == 1 and not level:
         return terms[0]
