@@ -55,7 +55,9 @@ def build(plan: Plan, runs: Sequence[Run], compared: Comparisons) -> list[Table]
 def _tests(plan: Plan, compared: Comparisons, metric: Metric, *, folds: bool) -> Table:
     """Each method against the reference, by every test that applies to this metric."""
     comparisons = compared.about(metric)
-    results = [outcomes(comparison.pairing, metric) for comparison in comparisons]
+    results = [
+        outcomes(c.pairing, metric, seed=pairing.resamples(c.column, metric), family=len(comparisons)) for c in comparisons
+    ]
     names = [name for name in _TESTS if any(name in tests for tests in results)]
     corrected = {name: stats.holm([tests[name].p if name in tests else math.nan for tests in results]) for name in names}
     lines: list[Row] = []
