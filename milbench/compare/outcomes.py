@@ -44,12 +44,6 @@ def outcomes(
     return tests | _over_runs(sides, metric)
 
 
-def superiority(sides: Pairing[T], metric: Metric) -> float:
-    """Chance that a run of the method gives the larger value than one of the reference on the same fold; ties one half."""
-    folds = _values(sides, metric)
-    return stats.superiority([[a for a, _ in fold] for fold in folds], [[b for _, b in fold] for fold in folds])
-
-
 def _values(sides: Pairing[T], metric: Metric) -> list[list[tuple[float, float]]]:
     """Of each fold, each seed: the metric of the method and of the reference."""
 

@@ -166,10 +166,7 @@ class Pairing(Generic[T]):
         folds = [
             (
                 fold.strata,
-                [
-                    (summed(pair.method, metric, fill), summed(pair.reference, metric, filled_reference))
-                    for pair in fold.pairs
-                ],
+                [(summed(pair.method, metric, fill), summed(pair.reference, metric, filled_reference)) for pair in fold.pairs],
             )
             for fold in self.folds
         ]

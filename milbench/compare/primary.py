@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,14 @@ class Contrast:
         return int((ahead > stats.TINY).sum()), ties, int((ahead < -stats.TINY).sum())
 
     @property
+    def shares(self) -> dict[str, float]:
+        """How much of the variance comes from patients, trainings and who meets whom; empty where it is not known."""
+        split = self.test.split
+        parts = {"patients": split.patients, "trainings": split.trainings, "interaction": split.interaction}
+        total = sum(parts.values())
+        return {name: part / total for name, part in parts.items()} if total > 0 else {}
+
+    @property
     def _good(self) -> list[list[list[float]]]:
         """The values, larger being better."""
         return [[[self.metric.direction * value for value in fold] for fold in side] for side in self.values]
@@ -91,6 +100,24 @@ class Contrast:
     def seen_once(self) -> bool:
         """A side has one training on one split, so nothing is known of other trainings."""
         return len(self.folds) == 1 and min(self.test.trainings) == 1
+
+    def as_row(self) -> dict[str, Any]:
+        """Every number, for a line of a CSV file."""
+        test, plan, chance = self.test, self.planning, self.chance
+        return {
+            "mean_a": self.means[0], "mean_b": self.means[1], "difference": test.difference, "low": test.low, "high": test.high,
+            "df": test.df, "rule": test.rule, "these_models_low": test.fixed.low, "these_models_high": test.fixed.high,
+            "variance": test.variance, "variance_patients": test.split.patients, "variance_trainings": test.split.trainings,
+            "variance_interaction": test.split.interaction, "tolerated_sd": test.tolerated_sd,
+            "chance": chance.chance, "chance_low": chance.low, "chance_high": chance.high,
+            **dict(zip(("wins", "ties", "losses"), self.tally, strict=True)),
+            "folds": len(self.folds), "trainings_a": test.trainings[0], "trainings_b": test.trainings[1],
+            "patients": test.patients, "patients_known": test.patients_known,
+            "half_width": plan.now.half_width, "half_width_twice_the_trainings": plan.seeds.half_width,
+            "half_width_twice_the_patients": plan.patients.half_width, "detectable": plan.now.detectable,
+            "more_trainings": plan.needed.trainings, "more_patients": plan.needed.patients,
+            "why": test.why, "p": test.p, "p_holm": self.p_holm,
+        }  # fmt: skip
 
     @property
     def better(self) -> str:
@@ -156,9 +183,10 @@ def _patients(folds: Sequence[Sequence[Run]]) -> tuple[list[Patients] | list[Non
     named: list[Patients] = []
     alone = slides = 0
     for runs in folds:
-        slide, case = (runs[0].predictions[name] for name in ("slide", "case"))
-        for run in runs[1:]:
-            if not np.array_equal(run.predictions["case"], case):
+        slide = runs[0].predictions["slide"]
+        case, *others = (run.predictions.get("case", slide) for run in runs)
+        for run, other in zip(runs[1:], others, strict=True):
+            if not np.array_equal(other, case):
                 raise OtherCasesError(f"trials {runs[0].identity} and {run.identity} name other patients for the same slides")
         lacking = (case == "") | (case == slide)
         slides += len(slide)

@@ -148,7 +148,7 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
     value = what.replace(" ", "_")
     rows: Numbers = []
     for (name, label), fit in fitted.items():
-        method = {"aggregator": name, "label": label, "cases": fit.cases}
+        method = {"aggregator": name, "label": label, "cases": fit.cases, "patients": fit.patients}
         for kind, points in (("bin", fit.bins), ("line", fit.line)):
             rows += [{**method, "kind": kind, "instances": p.n, value: p.mean, "low": p.low, "high": p.high} for p in points]
         rows.append({**method, "kind": "slope per doubling", value: fit.slope, "low": fit.low, "high": fit.high})
@@ -156,7 +156,7 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
     caption = (
         f"Each test case counts with the {what} of {unit}, averaged over seeds, against its number of instances. Points: means "
         f"of {BINS} groups of like size, with their standard error. Line: least squares in the logarithm of the size, with a "
-        "95 % band over resampled cases. Number: change per doubling of the bag; an asterisk where its 95 % interval excludes 0, "
+        "95 % band over resampled patients. Number: change per doubling of the bag; an asterisk where its 95 % interval excludes 0, "
         f"not corrected for the number of methods. {_slopes(fitted)} Large and small slides may differ in more than size, such "
         "as class."
     )
@@ -354,21 +354,21 @@ def extrapolation(plan: Plan, done: Sequence[Run], compared: Comparisons | None,
             c = intervals.get((column, name))
             rows.append({
                 **column._asdict(), "aggregator": name, "label": label, "metric": metric.name, "mean": _mean(group),
-                "sd": _sd(group), "runs": len(group), "difference": c.paired.difference if c else None,
-                "low": c.paired.low if c else None, "high": c.paired.high if c else None, "p_holm": c.p_holm if c else None,
+                "sd": _sd(group), "runs": len(group), "difference": c.test.difference if c else None,
+                "low": c.test.low if c else None, "high": c.test.high if c else None, "p_holm": c.p_holm if c else None,
                 "anova_p": anova,
             })  # fmt: skip
     reference = next((row["label"] for row in rows if row["aggregator"] == plan.definition["table"]["reference"]), None)
     against = (
-        f"Below: difference to {reference} on the same slides and seeds, with the 95 % interval of the paired bootstrap over "
-        f"test slides; a filled marker where p < {ALPHA:g} after Holm's correction."
+        f"Below: difference to {reference} on the same slides, with the 95 % interval for other patients and other trainings, "
+        f"none where a side was trained once; a filled marker where p < {ALPHA:g} after Holm's correction."
         if reference and intervals
         else "There is no paired comparison."
     )
     caption = (
         f"{metric.label} on slides larger than any that was trained on. Bars: mean over runs with the sample standard "
         "deviation. The ANOVA is the unpaired one over methods, runs being repetitions, as printed in the paper; it does not "
-        f"know that methods share slides and seeds. {against}"
+        f"know that methods share slides. {against}"
     )
     name = f"{plan.definition['table']['name']}-{metric.name.replace('_', '-')}-larger-slides"
     title = f"Trained on small slides, tested on large ones: {metric.label}"
@@ -391,7 +391,7 @@ def _draw_bars(rows: Numbers, looks: Looks, metric: Metric, reference: str) -> "
             top.bar(x, row["mean"], 0.7, yerr=row["sd"], color=look["color"], capsize=2, error_kw={"elinewidth": 0.8})
             if row["difference"] is not None:
                 fill = look["color"] if row["p_holm"] < ALPHA else "white"
-                low.vlines(x, row["low"], row["high"], color=look["color"])  # a percentile interval need not hold the estimate
+                low.vlines(x, row["low"], row["high"], color=look["color"])
                 low.plot(x, row["difference"], color=look["color"], marker=look["marker"], markerfacecolor=fill)
         low.axhline(0, color="black", linewidth=0.6)
         low.set_xticks(range(len(here)), [row["label"] for row in here], rotation=35, ha="right")

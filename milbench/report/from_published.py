@@ -16,8 +16,11 @@ from milbench.numbers import interval, p_value, signed, spread, styles, tally
 from milbench.papers.sheets import FoldScores, Head, Predictions, Scores, Sheet, fold_scores, plain, predictions
 from milbench.report import verdicts
 from milbench.report.model import Entry, Report, Row, Table
-from milbench.report.tables import RESAMPLED
 
+RESAMPLED = (
+    "95 % interval and two-sided p: bootstrap over cases, stratified by outcome, drawn inside each fold, {replicates:,} "
+    "resamples, the same for both models."
+)
 REFERENCES = ("longmil", "abmil", "amil")  # in this order; else the first model of the file
 
 
@@ -213,7 +216,7 @@ def _paired(sheet: Sheet, read: Predictions, compared: list[list[OverCases]], ba
                 lines.append(Row(head, [], rule=bool(lines)))
             notes += [f"{c.model}: {c.paired.note}."] if c.paired.note else []
             lines.append(_line(c))
-    resampled = RESAMPLED.format(strata="outcome", replicates=pairing.REPLICATES, sides="models")
+    resampled = RESAMPLED.format(replicates=pairing.REPLICATES)
     notes = [
         f"Difference = model minus {base}, mean over folds; W/T/L counts folds.",
         f"{resampled} Holm's correction runs over all models and columns of one score.",

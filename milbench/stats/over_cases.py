@@ -212,7 +212,9 @@ def permutation(folds: Sequence[PairedFold], metric: str, *, replicates: int = 1
     name = "permutation" + (" (exact)" if exact else "")
     sizes = [fold.patients.count for fold in folds]
     if metric == "macro_auc" and any(len(np.unique(fold.target)) < fold.method.shape[2] for fold in folds):
-        return Outcome(name, math.nan, math.nan, math.nan, n, "not computed (a fold lacks a class)", smallest, math.nan, over=over)
+        return Outcome(
+            name, math.nan, math.nan, math.nan, n, "not computed (a fold lacks a class)", smallest, math.nan, over=over
+        )
     parts = [(_auc_swaps if metric == "macro_auc" else _f1_swaps)(fold) for fold in folds]
 
     def difference(signs: Array) -> Array:

@@ -231,7 +231,9 @@ class _Interval:
         if flat and abs(observed) > TINY:
             return cls(note="not computed (each resample gives the same difference, so its spread is unknown)")
         if not flat and different < math.log(FEWEST):
-            return cls(note=f"not computed (so few cases have {math.exp(different):.0f} different resamples, {FEWEST} are needed)")
+            return cls(
+                note=f"not computed (so few cases have {math.exp(different):.0f} different resamples, {FEWEST} are needed)"
+            )
         if lost := replicates - len(defined):
             notes.append(f"{lost} of {replicates} resamples left out, in which the metric is undefined")
         low, high = map(float, np.quantile(defined, [0.025, 0.975]))

@@ -297,7 +297,14 @@ def of_patients(seed, patients=12, each=4):
     rng = np.random.default_rng(seed)
     patient = rng.permutation(np.repeat(np.arange(patients), each))
     target = rng.integers(0, 2, len(patient))
-    return patient, target, [np.stack([1 - s, s], 1) for s in target + rng.normal(size=(2, len(patient))) + rng.normal(size=(2, patients))[:, patient]]
+    return (
+        patient,
+        target,
+        [
+            np.stack([1 - s, s], 1)
+            for s in target + rng.normal(size=(2, len(patient))) + rng.normal(size=(2, patients))[:, patient]
+        ],
+    )
 
 
 def test_whole_patients_are_drawn():
