@@ -48,8 +48,8 @@ class Square:
         low, high: its 95 % interval for other patients and other trainings; with one training, for other patients and this model.
         p: against chance, corrected over the methods of the task; NaN with one training.
         loss: training loss of the last epoch over that of the first, mean over the runs; NaN for methods without epochs.
-        verdict: "pass", "partial", "fail", "undecided" or "seen once"; empty without a finished run, and where the AUC is undefined.
-        why: why there is no verdict: status of the runs, or that the AUC is undefined; and why it is undecided.
+        verdict: "pass", "partial", "fail", "undecided" or "seen once"; empty without a finished run, or where the AUC is
+        undefined. why: why there is no verdict: status of the runs, or that the AUC is undefined; and why it is undecided.
     """
 
     known: Known

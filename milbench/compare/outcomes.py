@@ -16,7 +16,7 @@ MOST = 100_000  # resamples: from 250 comparisons on that product grows, to 0.02
 
 
 def outcomes(
-    sides: Pairing[T], metric: Metric, *, seed: str, family: int = 1, reference: Filled = filled, replicates: int | None = None
+    sides: Pairing[T], metric: Metric, *, seed: str, family: int = 1, fill: Filled = filled, replicates: int | None = None
 ) -> dict[str, Outcome]:
     """What each test that applies to the metric says, by name.
 
@@ -29,7 +29,7 @@ def outcomes(
         seed: text that fixes resamples and random swaps.
         family: how many comparisons Holm's correction runs over. Where the p-value of the bootstrap is near its smallest, 400
             resamples are drawn for each of them, and no more than 100,000.
-        reference: how metrics are computed on that side; a :class:`milbench.compare.pairing.Shared` remembers them.
+        fill: how metrics are computed; a :class:`milbench.compare.pairing.Shared` remembers them for runs that meet often.
         replicates: of the bootstrap and the permutation test; REPLICATES of the pairing unless given.
 
     Raises:
@@ -37,7 +37,7 @@ def outcomes(
     """
     drawn = replicates or pairing.REPLICATES
     most = min(EACH * family, MOST)
-    c = sides.bootstrap(metric, seed=seed, replicates=drawn, most=most, reference=reference)
+    c = sides.bootstrap(metric, seed=seed, replicates=drawn, most=most, method=fill, reference=fill)
     tests = {"paired-bootstrap": Outcome(c.name, c.difference, c.low, c.high, c.n, c.note, c.smallest, c.p, over=c.over)}
     if metric.name in ("macro_auc", "macro_f1", "accuracy"):
         tests |= _over_cases(sides, metric, seed, drawn)

@@ -37,9 +37,9 @@ class Reach(stats.Rounded):
 def reach(runs: Sequence[Run], metric: Metric, number: Printed) -> Reach:
     """Compare the finished runs of a method in a column with the number printed for them.
 
-    The variance of the difference is ours plus the square of what is printed behind the ±, which is read as a standard error; where
-    nothing is printed there, or ours is not known, the verdict is undefined. Degrees of freedom are Satterthwaite's, the printed
-    ones taken as many.
+    The variance of the difference is ours plus the square of what is printed behind the ±, which is read as a standard error;
+    where nothing is printed there, or ours is not known, the verdict is undefined. Degrees of freedom are Satterthwaite's, the
+    printed ones taken as many.
     """
     mean = stats.primary([fold.against(metric, 0.0) for fold in Pairing.of([finished(runs)]).folds])
     difference, ends = mean.difference - number.mean, (math.nan, math.nan)

@@ -93,7 +93,7 @@ def _by_case(runs: Sequence[Run]) -> tuple[Array, Array, stats.Patients]:
 
 
 def _standard_error(y: Array, patient: NDArray[np.intp]) -> float:
-    """Of the mean of y (n,), by the sums over patients; that of independent cases where each is of another. NaN of one patient."""
+    """Of the mean of y (n,), by the sums over patients: that of independent cases if each is of another. NaN of one patient."""
     away = np.bincount(np.unique(patient, return_inverse=True)[1], y - y.mean())
     g = len(away)
     return math.sqrt(g / (g - 1) * (away**2).sum()) / len(y) if g > 1 else math.nan

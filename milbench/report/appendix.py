@@ -26,22 +26,26 @@ _TESTS = {
     "wilcoxon": ("Wilcoxon", ("smallest p",)),
 }
 _SAYS = {
-    "paired-bootstrap": "Bootstrap, paired: whole patients are drawn inside each fold, inside the classes where each patient has slides "
-    "of one, the same for both methods; {replicates:,} resamples, and more where p is near the smallest they can give, which stands "
-    "beside it. It says what other patients would have shown to THESE models, not what another training would.",
+    "paired-bootstrap": "Bootstrap, paired: whole patients are drawn inside each fold, inside the classes where each patient "
+    "has slides of one, the same for both methods; {replicates:,} resamples, and more where p is near the smallest they can "
+    "give, which stands beside it. It says what other patients would have shown to THESE models, not what another training "
+    "would.",
     "delong": "DeLong: AUC of two classes, each seed's own probabilities (not seed-mean ones); placements are averaged over "
-    "seeds, folds are taken as independent; normal approximation. Placements are summed over the slides of a patient (Obuchowski). It "
-    "says what other patients would have shown to these models.",
-    "permutation": "Permutation: each seed's own predictions (not seed-mean ones) of a patient are swapped between the methods, all "
-    "slides and seeds together; for the AUC ranks within each method are swapped. All swaps where they are few, else {replicates:,} random "
-    "ones. Its null hypothesis is stronger than equal metrics: the methods are exchangeable case by case.",
+    "seeds, folds are taken as independent; normal approximation. Placements are summed over the slides of a patient "
+    "(Obuchowski). It says what other patients would have shown to these models.",
+    "permutation": "Permutation: each seed's own predictions (not seed-mean ones) of a patient are swapped between the "
+    "methods, all slides and seeds together; for the AUC ranks within each method are swapped. All swaps where they are few, "
+    "else {replicates:,} random ones. Its null hypothesis is stronger than equal metrics: the methods are exchangeable case "
+    "by case.",
     "mcnemar": "McNemar, exact: SEED-MEAN probabilities, over the cases of all folds. It tests the accuracy, whose difference it "
-    "shows, not the metric of this table. Of a patient with several slides the discordant ones are balanced first; the interval is "
-    "that of the share of patients who favour the method, given the sizes of their balances.",
+    "shows, not the metric of this table. Of a patient with several slides the discordant ones are balanced first; the "
+    "interval is that of the share of patients who favour the method, given the sizes of their balances.",
     "nadeau-bengio": "Nadeau-Bengio: Student's t over folds (seeds averaged first), the variance multiplied by 1/J + "
-    "n_test/n_train because training sets overlap; n counts patients. It assumes normal differences and speaks of other training sets too.",
+    "n_test/n_train because training sets overlap; n counts patients. It assumes normal differences and speaks of other "
+    "training sets too.",
     "wilcoxon": "Wilcoxon signed rank, exact, over {unit}. It takes pairs as independent, which {unit} that share {shared} are "
-    "not, and knows nothing of patients. No p-value can be below the smallest one that so many pairs allow, which stands beside it.",
+    "not, and knows nothing of patients. No p-value can be below the smallest one that so many pairs allow, which stands "
+    "beside it.",
 }
 
 

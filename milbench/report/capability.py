@@ -81,16 +81,17 @@ class _Layout:
             headers=[("", self.heads[column]) for column in columns] + [("", "as predicted")],
             rows=[*references, *lines],
             notes=[
-                "pass: the 95 % interval of the AUC lies above the middle between chance and oracle. partial: above chance (p < 0.05"
-                " after Holm's correction over the methods of the task), but not shown to be so far. fail: not shown to be above"
-                " chance, the interval lies below the middle, and the training slides were learnt. undecided: none of these.",
+                "pass: the 95 % interval of the AUC lies above the middle between chance and oracle. partial: above chance (p "
+                "< 0.05 after Holm's correction over the methods of the task), but not shown to be so far. fail: not shown to "
+                "be above chance, the interval lies below the middle, and the training slides were learnt. undecided: none of "
+                "these.",
                 f"{SURPRISE}: a surprise, other than the suite's file predicted.",
                 f"{UNLEARNT}: not learnt: the training loss of the last epoch is above {FALLEN:.0%} of the first's. The method,"
                 " or this recipe, fails on the training slides too; that says nothing of what it could see.",
                 "Bayes: the best score of anything that knows types and places. Oracle: the task's rule, applied to the types and"
                 " places of the same test slides.",
-                f"Interval and p: the primary test against chance, for other slides and other trainings. A verdict on a method needs"
-                f" {FEWEST} trainings or more.",
+                "Interval and p: the primary test against chance, for other slides and other trainings. A verdict on a method "
+                f"needs {FEWEST} trainings or more.",
                 *self.once(),
             ],
             tidy=self.tidy(),

@@ -156,9 +156,9 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
     caption = (
         f"Each test case counts with the {what} of {unit}, averaged over seeds, against its number of instances. Points: means "
         f"of {BINS} groups of like size, with their standard error. Line: least squares in the logarithm of the size, with a "
-        "95 % band over resampled patients. Number: change per doubling of the bag; an asterisk where its 95 % interval excludes 0, "
-        f"not corrected for the number of methods. {_slopes(fitted)} Large and small slides may differ in more than size, such "
-        "as class."
+        "95 % band over resampled patients. Number: change per doubling of the bag; an asterisk where its 95 % interval "
+        f"excludes 0, not corrected for the number of methods. {_slopes(fitted)} Large and small slides may differ in more "
+        "than size, such as class."
     )
     return Figure(
         f"{place.name}-size", f"Performance against the size of the bag{place.words}", caption, rows,

@@ -36,9 +36,10 @@ def build(plan: Plan, runs: Sequence[Run]) -> Table | None:
                     tidy += [_tidy(here[0], metric, measured, number)] if measured else []
                     sources.append(f"{number.method}: {number.note}.")
     notes = [
-        "Measured: mean over folds and repetitions, with the 95 % interval of the primary test: for other cases and other trainings.",
-        "Within: the 95 % interval of the difference, ours minus printed, holds 0. The printed ± is read as a standard error; where "
-        "the paper does not say that it is one, the verdict is looser or stricter than it looks.",
+        "Measured: mean over folds and repetitions, with the 95 % interval of the primary test: for other cases and other "
+        "trainings.",
+        "Within: the 95 % interval of the difference, ours minus printed, holds 0. The printed ± is read as a standard error; "
+        "where the paper does not say that it is one, the verdict is looser or stricter than it looks.",
         "All methods are trained here under one recipe, that of AB-MIL's paper; other papers used their own.",
         *dict.fromkeys(sources),
     ]

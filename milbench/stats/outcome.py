@@ -5,7 +5,6 @@ from typing import Literal
 
 from milbench.stats.rounding import Rounded
 
-
 Unit = Literal["patients", "slides", "folds", "runs", "blocks"]
 
 

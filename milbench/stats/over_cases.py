@@ -186,8 +186,8 @@ def _f1_swaps(fold: PairedFold) -> Callable[[Array], Array]:
 def permutation(folds: Sequence[PairedFold], metric: str, *, replicates: int = 10_000, seed: str = "") -> Outcome:
     """Paired permutation test: if the methods were alike, swapping their predictions of a patient would change nothing.
 
-    All slides of a patient are swapped at once, and jointly over seeds, since they share them. For "macro_auc" ranks within each method are swapped,
-    since the methods' scales need not agree; for "macro_f1" the predicted classes. Folds are independent.
+    All slides of a patient are swapped at once, and jointly over seeds, since they share them. For "macro_auc" ranks within each
+    method are swapped, since the methods' scales need not agree; for "macro_f1" the predicted classes. Folds are independent.
 
     Args:
         folds: predictions of both methods.
@@ -232,9 +232,9 @@ def mcnemar(folds: Sequence[PairedFold]) -> Outcome:
     """Exact McNemar test of the accuracy: of the cases that one method gets right and the other wrong, is half each?
 
     With several slides of a patient, d is the difference of a patient's discordant slides, won minus lost. If the methods are
-    alike, d is as likely as -d: the p-value counts every choice of signs that is as far from 0 as what was seen. This is the exact
-    form of the test of Yang, Sun and Hardin, whose variance, the sum of d^2, is that of the signs; with one slide each it is
-    McNemar's own.
+    alike, d is as likely as -d: the p-value counts every choice of signs that is as far from 0 as what was seen. This is the
+    exact form of the test of Yang, Sun and Hardin, whose variance, the sum of d^2, is that of the signs; with one slide each it
+    is McNemar's own.
 
     Returns:
         Difference of the accuracies of seed-mean probabilities, over the cases of all folds. Its interval holds 0 exactly when
@@ -270,9 +270,12 @@ def mcnemar(folds: Sequence[PairedFold]) -> Outcome:
 
 def _sums_of_signs(size: NDArray[np.int_], share: float) -> Array:
     """Chance of each sum from -most to most of the sizes (g,) where each is positive with chance `share`, else negative."""
-    chance = np.ones(1)
+    chance = np.zeros(2 * int(size.sum()) + 1)
+    chance[0] = 1.0
     for step in size.tolist():
-        chance = share * np.pad(chance, (2 * step, 0)) + (1 - share) * np.pad(chance, (0, 2 * step))
+        higher = np.zeros_like(chance)
+        higher[2 * step :] = chance[: -2 * step]
+        chance = share * higher + (1 - share) * chance
     return chance
 
 

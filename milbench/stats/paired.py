@@ -118,8 +118,8 @@ def paired_bootstrap(
     """Bootstrap over whole patients, stratified by class, the same resample for both methods.
 
     Folds are nested: patients are drawn inside each fold, and inside the classes where each patient has slides of one class.
-    Seeds are crossed with patients: one draw serves all seeds of a fold. The interval says what other patients would have shown to
-    these trained models; it does not cover what another training set or other seeds would.
+    Seeds are crossed with patients: one draw serves all seeds of a fold. The interval says what other patients would have shown
+    to these trained models; it does not cover what another training set or other seeds would.
 
     The p-value is the level at which the percentile interval just reaches 0, so the two never contradict each other. The other
     choice, recentring the resamples at 0, assumes that their spread is symmetric and the same under the null hypothesis; near
