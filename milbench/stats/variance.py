@@ -281,22 +281,22 @@ def _incomplete(parts: Sequence[Components]) -> str:
     return ""
 
 
-def _satterthwaite(terms: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Sum of independent estimates of variance with their degrees of freedom, and the degrees of freedom of that sum."""
+def satterthwaite(terms: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Sum of independent estimates of variance, each with its degrees of freedom, and the degrees of freedom of that sum."""
     total, low = sum(value for value, _ in terms), sum(value * value / df for value, df in terms)
     return total, total**2 / low if low > 0 else math.inf
 
 
 def _fixed(parts: Sequence[Components]) -> tuple[float, float]:
     """Variance over patients of the mean difference of these models, and its degrees of freedom."""
-    return _satterthwaite([(part.fixed / len(parts) ** 2, part.df_patients) for part in parts])
+    return satterthwaite([(part.fixed / len(parts) ** 2, part.df_patients) for part in parts])
 
 
 def _within(parts: Sequence[Components]) -> tuple[float, float]:
     """Variance over trainings and patients, and its degrees of freedom."""
     terms = [(max(part.patients, 0.0), part.df_patients) for part in parts]
     terms += [term for part in parts for term in zip(part.mean_squares, part.df_trainings, strict=True)]
-    return _satterthwaite([(value / len(parts) ** 2, df) for value, df in terms])
+    return satterthwaite([(value / len(parts) ** 2, df) for value, df in terms])
 
 
 def _between(parts: Sequence[Components]) -> float:
