@@ -9,7 +9,7 @@ from typing import Any
 
 from milbench.api.reports import Written
 from milbench.api.results import store_of, suite_name
-from milbench.compare.calibration import SIZES, Calibrated, Trainings, calibrate, of_sheet, of_suite
+from milbench.compare.calibration import Trainings, every, of_sheet, of_suite
 from milbench.compare.methods import Method
 from milbench.errors import MilbenchError
 from milbench.papers.sheets import Sheet
@@ -52,17 +52,8 @@ def calibration(
         trainings += of_sheet(sheet, read_predictions(sheet), seeds)
     if not trainings:
         raise MilbenchError("say which trainings meet: --suite NAME that was run with many seeds, or --predictions FILE")
-    met = [page.Met(each, _every(each, progress)) for each in trainings]
+    met = [page.Met(each, every(each, progress)) for each in trainings]
     with TemporaryDirectory() as folder:
         figure = page.figure(met).save(Path(folder))
         made = Report("calibration", page.TITLE, [], others=[page.table(met)], figures=[figure])
         return Written(made, write(made, Path(reports) / "calibration", FORMATS))
-
-
-def _every(trainings: Trainings[Any], progress: Callable[[str, int, int], None]) -> list[Calibrated]:
-    found = []
-    for metric in trainings.metrics:
-        for size in SIZES:
-            what = f"{trainings.data}, {metric.label}, {size} against {size}"
-            found.append(calibrate(trainings, metric, size, lambda done, total, what=what: progress(what, done, total)))  # type: ignore[misc]
-    return found

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Generic
 
 import numpy as np
@@ -125,6 +125,18 @@ def of_sheet(sheet: Sheet, predictions: Predictions, seeds: int | None) -> list[
 
 def _metrics(selects: str) -> tuple[Metric, ...]:
     return tuple(METRICS[name] for name in ("macro_auc", "macro_f1")) if selects == "macro_auc" else (METRICS[selects],)
+
+
+def every(trainings: Trainings[T], progress: Callable[[str, int, int], None]) -> list[Calibrated]:
+    """The trainings by each metric, five against five and one against one.
+
+    `progress` is called with what meets, the number of pairs that are done, and of all.
+    """
+    return [
+        calibrate(trainings, metric, size, partial(progress, f"{trainings.data}, {metric.label}, {size} against {size}"))
+        for metric in trainings.metrics
+        for size in SIZES
+    ]
 
 
 def calibrate(
