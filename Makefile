@@ -7,15 +7,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all lint pytest clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/quickstart
 	$(BIN)/milbench run --suite quickstart
 	$(BIN)/milbench report --suite quickstart
 
-test: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+# The types are checked while the tests begin: alone, they would keep one core busy for a minute.
+test: .venv/test
+	$(MAKE) --no-print-directory -j 2 lint pytest
+
+# By file, so that what the tests of a file share is made once; in the order of files, so that the last ones are short.
+pytest: .venv/test
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-all: .venv/test
 	$(BIN)/python -m pytest -n 2 -m slow
