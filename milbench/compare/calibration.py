@@ -27,12 +27,14 @@ class Trainings(Generic[T]):
     """Trainings of one method on the same slides.
 
     Args:
-        data: what they were trained on, and which method, in words.
+        data: what they were trained on, in words.
+        method: which it is, as printed; empty where a file does not say.
         runs: (fold, seed) -> run; every seed has every fold.
         metrics: that are compared.
     """
 
     data: str
+    method: str
     runs: Mapping[Repeat, T]
     metrics: tuple[Metric, ...]
 
@@ -97,9 +99,10 @@ def _complete(method: Method, column: Column, settings: Mapping[object, list[Run
     chosen = complete[:seeds]
     if not chosen:
         raise MilbenchError(f"{place}: no seed finished every fold; run the suite first")
-    label = f"{runs[0].cell.dataset_label}, {method.label}"
     metrics = _metrics(SELECTS[done[folds[0], chosen[0]].result["spec"]["task"]])
-    return Trainings(label, {(fold, seed): done[fold, seed] for fold in folds for seed in chosen}, metrics)
+    return Trainings(
+        runs[0].cell.dataset_label, method.label, {(fold, seed): done[fold, seed] for fold in folds for seed in chosen}, metrics
+    )
 
 
 def of_sheet(sheet: Sheet, predictions: Predictions, seeds: int | None) -> list[Trainings[Tested]]:
@@ -119,7 +122,7 @@ def of_sheet(sheet: Sheet, predictions: Predictions, seeds: int | None) -> list[
         chosen = list(models)[:seeds]
         runs: dict[Repeat, Tested] = {(fold, model): models[model][fold] for fold in every for model in chosen}
         label = ", ".join(filter(None, [sheet.stem.replace("-", " "), group]))
-        found.append(Trainings(label, runs, _metrics(predictions.metrics[0].name)))
+        found.append(Trainings(label, "", runs, _metrics(predictions.metrics[0].name)))
     return found
 
 

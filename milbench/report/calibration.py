@@ -50,7 +50,8 @@ class Met:
         patients = sum(len(set(of.tolist())) for of in known if of is not None)
         whose = f"of {patients} patients" if patients else "(no patient is named: each counts as one)"
         over = f" in {len(folds)} folds" if len(folds) > 1 else " on one split"
-        return f"{len(self.trainings.seeds)} trainings{over}, {slides} test slides {whose}"
+        of = f" of {self.trainings.method}" if self.trainings.method else ""
+        return f"{len(self.trainings.seeds)} trainings{of}{over}, {slides} test slides {whose}"
 
 
 def table(met: Sequence[Met], name: str = "calibration") -> Table:
@@ -84,8 +85,9 @@ def tidy(met: Sequence[Met]) -> list[dict[str, Any]]:
     """A row for each data set, metric, size of groups and test that has p-values."""
     return [
         {
-            "data": of.trainings.data, "metric": each.metric.name, "trainings_a_side": each.size, "test": test,
-            "share": found.share, "se": found.se, "groups": found.groups, "pairs": found.pairs, "undefined": found.undefined,
+            "data": of.trainings.data, "method": of.trainings.method, "metric": each.metric.name, "trainings_a_side": each.size,
+            "test": test, "share": found.share, "se": found.se, "groups": found.groups, "pairs": found.pairs,
+            "undefined": found.undefined,
         }
         for of in met
         for each in of.found
@@ -132,6 +134,6 @@ def _draw(rows: list[dict[str, Any]]) -> "Drawing":
         )
         for size in sizes
     ]
-    drawing.legend(handles=keys, loc="outside lower center", ncols=len(keys))
+    drawing.legend(handles=keys, loc="outside upper center", ncols=len(keys))
     drawing.supxlabel("called different", fontsize=8)
     return drawing

@@ -29,7 +29,7 @@ def store(tmp_path):
 
 def test_groups_of_a_suite_meet_by_every_test(store):
     (trainings,) = of_suite(Method.find(store, "abmil", "made-up"), None)
-    assert (trainings.seeds, trainings.data) == (list(range(6)), "Toy, ABMIL")
+    assert (trainings.seeds, trainings.data, trainings.method) == (list(range(6)), "Toy", "ABMIL")
     found = calibrate(trainings, METRICS["macro_f1"], 2)
     assert {"primary", "these models", "paired-bootstrap", "permutation", "mcnemar", "wilcoxon", "anova", "welch"} == set(
         found.tests
@@ -98,7 +98,7 @@ def test_the_command_writes_a_page(store, tmp_path, monkeypatch):
         assert (folder / name).is_file(), name
     with (folder / "tables" / "calibration.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["data"] for row in rows} == {"Toy, ABMIL", "other"}
+    assert {row["data"] for row in rows} == {"Toy", "other"}
     assert {row["test"] for row in rows} >= {"primary", "paired-bootstrap", "permutation", "delong", "mcnemar", "wilcoxon"}
     assert all(float(row["se"]) > 0 for row in rows)
 
@@ -114,6 +114,6 @@ def test_the_primary_test_keeps_its_level_on_real_bags(shared, tmp_path, metric)
         (0, seed): type("Case", (), {"identity": seed, "predictions": {"slide": np.array(cases), "target": target, "score": p}})()
         for seed, p in enumerate(score)
     }
-    found = calibrate(calibrations.Trainings("lung tiles", runs, ()), METRICS[metric], 5)
+    found = calibrate(calibrations.Trainings("lung tiles", "", runs, ()), METRICS[metric], 5)
     assert found.tests["primary"].share <= 0.07
     assert found.tests["paired-bootstrap"].share > 0.15
