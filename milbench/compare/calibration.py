@@ -9,7 +9,7 @@ from typing import Generic
 import numpy as np
 
 from milbench import stats
-from milbench.compare.methods import Method
+from milbench.compare.methods import Method, Setting
 from milbench.compare.outcomes import outcomes
 from milbench.compare.pairing import Pairing, Repeat, Shared, T, Tested
 from milbench.errors import MilbenchError
@@ -84,7 +84,7 @@ def of_suite(method: Method, seeds: int | None) -> list[Trainings[Run]]:
     return [_complete(method, column, settings, seeds) for column, settings in method.in_columns().items()]
 
 
-def _complete(method: Method, column: Column, settings: Mapping[object, list[Run]], seeds: int | None) -> Trainings[Run]:
+def _complete(method: Method, column: Column, settings: Mapping[Setting, list[Run]], seeds: int | None) -> Trainings[Run]:
     place = f"{method.label} on {column.dataset}, {column.encoder}, {column.split}"
     if len(settings) > 1:
         raise MilbenchError(f"{place}: was run in several settings (recipe, data or device differ); choose a suite that has one")

@@ -15,6 +15,11 @@ EACH = 400  # resamples for each comparison of a family: the smallest p-value, t
 MOST = 100_000  # resamples: from 250 comparisons on that product grows, to 0.02 for 1,000
 
 
+def most(family: int) -> int:
+    """How many resamples a comparison of a family may take."""
+    return min(EACH * family, MOST)
+
+
 def outcomes(
     sides: Pairing[T], metric: Metric, *, seed: str, family: int = 1, fill: Filled = filled, replicates: int | None = None
 ) -> dict[str, Outcome]:
@@ -36,8 +41,7 @@ def outcomes(
         OtherCasesError: the sides test different cases.
     """
     drawn = replicates or pairing.REPLICATES
-    most = min(EACH * family, MOST)
-    c = sides.bootstrap(metric, seed=seed, replicates=drawn, most=most, method=fill, reference=fill)
+    c = sides.bootstrap(metric, seed=seed, replicates=drawn, most=most(family), method=fill, reference=fill)
     tests = {"paired-bootstrap": Outcome(c.name, c.difference, c.low, c.high, c.n, c.note, c.smallest, c.p, over=c.over)}
     if metric.name in ("macro_auc", "macro_f1", "accuracy"):
         tests |= _over_cases(sides, metric, seed, drawn)

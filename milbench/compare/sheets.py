@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milbench import stats
+from milbench.compare.outcomes import most
 from milbench.compare.pairing import Pairing, Shared
 from milbench.errors import MilbenchError
 from milbench.metrics import Metric
@@ -41,7 +42,7 @@ def over_cases(sheet: Sheet, predictions: Predictions, metric: Metric, base: str
     Raises:
         MilbenchError: the models do not agree on what happened to a case.
     """
-    shared, compared = Shared(), []
+    shared, compared, family = Shared(), [], sum(model != base for _, model in predictions.cases)
     for (group, model), folds in predictions.cases.items():
         reference = predictions.cases.get((group, base), {}) if model != base else {}
         common = {fold: _common(sheet, cases, reference[fold]) for fold, cases in folds.items() if fold in reference}
@@ -50,7 +51,7 @@ def over_cases(sheet: Sheet, predictions: Predictions, metric: Metric, base: str
         pairing = Pairing[Cases].of([mine], [theirs])
         if pairing.folds:
             seed = f"{sheet.stem}|{group}|{metric.name}"
-            paired = pairing.bootstrap(metric, seed=seed, method=shared, reference=shared)
+            paired = pairing.bootstrap(metric, seed=seed, most=most(family), method=shared, reference=shared)
             left_out = sum(len(np.setxor1d(folds[fold].names, reference[fold].names)) for fold in common)
             compared.append(OverCases(group, model, metric, left_out, paired, math.nan))
     p_holm = stats.holm([c.paired.p for c in compared]).tolist()
