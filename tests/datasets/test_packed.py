@@ -66,7 +66,7 @@ def index(get):
 
 
 def files(folder):
-    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.filterwarnings("error")
