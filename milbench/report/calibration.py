@@ -108,6 +108,7 @@ def figure(met: Sequence[Met], name: str = "calibration") -> Figure:
 
 def _draw(rows: list[dict[str, Any]]) -> "Drawing":
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
 
     panels = list(dict.fromkeys((row["data"], row["metric"]) for row in rows))
     tests = [name for name in _LABELS if any(row["test"] == name for row in rows)]
@@ -129,9 +130,7 @@ def _draw(rows: list[dict[str, Any]]) -> "Drawing":
     grid[0, 0].set_ylim(len(tests) - 0.5, -0.5)
     sizes = list(dict.fromkeys(row["trainings_a_side"] for row in rows))
     keys = [
-        plt.Line2D(
-            [], [], color=_COLOURS.get(size), marker="s" if size == 1 else "o", linestyle="", label=f"{size} against {size}"
-        )
+        Line2D([], [], color=_COLOURS.get(size), marker="s" if size == 1 else "o", linestyle="", label=f"{size} against {size}")
         for size in sizes
     ]
     drawing.legend(handles=keys, loc="outside upper center", ncols=len(keys))
