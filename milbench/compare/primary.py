@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milbench import stats
-from milbench.compare.pairing import ALPHA, Filled, OtherCasesError, filled, finished, same_cases, strata, summed
+from milbench.compare.pairing import ALPHA, Filled, OtherCasesError, Tested, filled, finished, same_cases, strata, summed
 from milbench.metrics import Metric
 from milbench.reading import Run
 from milbench.words import counted
 
-Training = tuple[Run, ...]  # one run of each method of a side, of the same fold and seed; their metrics are added
+Training = tuple[Tested, ...]  # one run of each method of a side, of the same fold and seed; their metrics are added
 Trainings = Mapping[int, Sequence[Training]]  # those of each fold
 Patients = NDArray[np.str_]  # of each slide of a fold (n,)
 
@@ -127,19 +127,19 @@ class Contrast:
         return "a" if self.test.difference * self.metric.direction > 0 else "b"
 
 
-def trainings(*members: Sequence[Run]) -> dict[int, list[Training]]:
+def trainings(*members: Sequence[Run]) -> dict[int, list[tuple[Run, ...]]]:
     """The finished trainings of each fold, by seed.
 
     Args:
         members: the runs of a method; of several whose metrics are added, the seeds count that all of them have.
     """
-    done: list[Training]
+    done: list[tuple[Run, ...]]
     if len(members) == 1:
         done = [(run,) for run in sorted(members[0], key=lambda run: run.cell.seed) if run.status == "ok"]
     else:
         first, *others = map(finished, members)
         done = [(run, *(of[repeat] for of in others)) for repeat, run in first.items() if all(repeat in of for of in others)]
-    folds: dict[int, list[Training]] = defaultdict(list)
+    folds: dict[int, list[tuple[Run, ...]]] = defaultdict(list)
     for training in done:
         folds[training[0].cell.fold].append(training)
     return folds
@@ -149,7 +149,7 @@ def contrast(a: Trainings, b: Trainings, metric: Metric, fill: Filled = filled) 
     """The primary test of two sides on the folds that both have; None where they share none.
 
     Args:
-        a, b: the trainings of either side.
+        a, b: the trainings of either side, by fold.
         metric: compared.
         fill: how metrics are computed; a :class:`milbench.compare.pairing.Shared` computes those of a run once for all tests.
 
@@ -172,10 +172,10 @@ def contrast(a: Trainings, b: Trainings, metric: Metric, fill: Filled = filled) 
     return Contrast(metric, common, values, test, tuple(notes), float("nan"))
 
 
-def _patients(folds: Sequence[Sequence[Run]]) -> tuple[list[Patients] | list[None], list[str]]:
+def _patients(folds: Sequence[Sequence[Tested]]) -> tuple[list[Patients] | list[None], list[str]]:
     """The patient of each slide of each fold, None where the dataset names none; and what a reader must know of it.
 
-    A slide whose patient is not named carries its own id in the results.
+    A slide whose patient is not named carries its own id in the results; files of other people are of cases.
 
     Raises:
         OtherCasesError: two runs say otherwise whose slide it is.
@@ -190,7 +190,8 @@ def _patients(folds: Sequence[Sequence[Run]]) -> tuple[list[Patients] | list[Non
                 raise OtherCasesError(f"trials {runs[0].identity} and {run.identity} name other patients for the same slides")
         lacking = (case == "") | (case == slide)
         slides += len(slide)
-        alone += 0 if runs[0].result["spec"]["unit"] == "case" else int(lacking.sum())
+        unit = runs[0].result["spec"]["unit"] if isinstance(runs[0], Run) else "case"
+        alone += 0 if unit == "case" else int(lacking.sum())
         named.append(np.where(lacking, slide, case))
     notes = []
     if alone == slides:

@@ -81,7 +81,9 @@ def _planning(plan: Plan, compared: Comparisons) -> Iterator[Table]:
         headers += [("half-width", head) for head in ("now", "2 x trainings", "2 x patients")]
         headers += [("", "detectable"), ("more needed", "trainings"), ("more needed", "patients")]
         title = f"Variance and planning of the comparisons with {compared.label}"
-        yield Table(f"{_name(plan)}-planning", title, headers, lines, _PLANNING, tidy)
+        lacking = ", ".join(dict.fromkeys(c.label for c in compared.every if not c.shares))
+        why = f"Not known in every column: {lacking}, where a side has one training on a fold, or no interval."
+        yield Table(f"{_name(plan)}-planning", title, headers, lines, [*_PLANNING, *[why] * bool(lacking)], tidy)
 
 
 _PLANNED = (

@@ -13,6 +13,15 @@ from milbench.report.content import Block, Content
 from milbench.report.model import DELTA, PAPER, Beside
 
 FEW = 100  # slides below which a table says that its ranking is mostly chance
+THE_TEST = (
+    "95 % interval, p and †: for other patients and other trainings (trainings are the readers and patients the cases of an "
+    "Obuchowski-Rockette-Hillis analysis). These models: the 95 % interval for other patients, the trainings being these."
+)
+TOLERATED = (
+    "Tolerated sd: of one training a side, the standard deviation between trainings of either method up to which the difference "
+    "would be significant; 0 where it is not even for these models."
+)
+SEEN_ONCE = "Seen once: a side has one training on one split, so no † is possible."
 _STATES = {"oom": "out of memory", "pending": "not run", "absent": "not run"}
 
 
@@ -114,19 +123,14 @@ def _about_daggers(content: Content, significant: bool) -> list[str]:
 
 def about_test(content: Content, compared: Comparisons) -> list[str]:
     """The footnotes of the paired comparison: what each number says, and where it says nothing."""
-    label = compared.label
+    once = any(c.seen_once for c in compared.every)
     notes = [
-        f"Difference = method minus {label}, mean over the folds that both have; all finished trainings count, seeds need not "
-        "pair. W/T/L counts pairs of trainings of one fold.",
-        "95 % interval, p and †: for other patients and other trainings (trainings are the readers and patients the cases of an "
-        "Obuchowski-Rockette-Hillis analysis). These models: the 95 % interval for other patients, the trainings being these.",
+        f"Difference = method minus {compared.label}, mean over the folds that both have; all finished trainings count, seeds "
+        "need not pair. W/T/L counts pairs of trainings of one fold.",
+        THE_TEST,
         "Holm's correction runs over all comparisons of one metric in this table.",
+        *[TOLERATED] * once,
     ]
-    if any(c.seen_once for c in compared.every):
-        notes.append(
-            "Tolerated sd: of one training a side, the standard deviation between trainings of either method up to which the "
-            "difference would be significant; 0 where it is not even for these models."
-        )
     if any(c.shares for c in compared.every):
         notes.append("What the variance comes from, and what more trainings or patients would show: in the appendix and the CSV.")
     without = _said(content, compared, lambda c: [] if c.seen_once or not c.test.why else [f"No p-value: {c.test.why}."])
@@ -134,7 +138,7 @@ def about_test(content: Content, compared: Comparisons) -> list[str]:
 
 
 def _seen_once(comparison: Comparison) -> list[str]:
-    return ["Seen once: a side has one training on one split, so no † is possible."] if comparison.seen_once else []
+    return [SEEN_ONCE] if comparison.seen_once else []
 
 
 def _said(content: Content, compared: Comparisons, texts: Callable[[Comparison], Iterable[str]]) -> list[str]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from milbench.compare import ALPHA, Comparison, Comparisons
+from milbench.compare import ALPHA, Comparisons, Contrast
 from milbench.numbers import NONE, Style, interval, number, p_value, signed, spread, styles, tally
 from milbench.papers import PrintedTable
 from milbench.reading import Run
@@ -145,22 +145,32 @@ def _paired(content: Content, compared: Comparisons) -> Table:
         for block in blocks:
             if block.aggregator == compared.reference or not block.runs:
                 continue
-            lines.append(Row(block.label, _difference(block.comparison, once=once)))
+            lines.append(Row(block.label, difference(block.comparison, once=once)))
             if block.comparison:
                 tidy.append({**block.place, "reference": compared.reference, **block.comparison.as_row()})
-    heads = ["difference", "95 % interval", "these models", "W/T/L", "p", "p (Holm)", *["tolerated sd"] * once]
     below = notes.about_test(content, compared)
     if without:
         below.append(f"No method can be compared with {compared.label} in: {'; '.join(without)}.")
-    headers = [("", head) for head in heads]
-    return Table(f"{content.layout['name']}-paired", f"Paired comparison with {compared.label}", headers, lines, below, tidy)
+    title = f"Paired comparison with {compared.label}"
+    return Table(f"{content.layout['name']}-paired", title, heads_of_test(once=once), lines, below, tidy)
 
 
-def _difference(comparison: Comparison | None, *, once: bool) -> list[Entry]:
-    """The cells of a line; `once` says that the table has a column for the tolerated sd."""
-    if comparison is None:
+def heads_of_test(*, once: bool) -> list[tuple[str, str]]:
+    """Over the columns of :func:`difference`."""
+    heads = ("difference", "95 % interval", "these models", "W/T/L", "p", "p (Holm)")
+    return [("", head) for head in (*heads, *["tolerated sd"] * once)]
+
+
+def difference(c: Contrast | None, *, once: bool) -> list[Entry]:
+    """What the primary test says, cell by cell.
+
+    Args:
+        c: of one method with the reference; None where they were not compared.
+        once: a comparison of the table is seen once, so it has a column for the tolerated sd.
+    """
+    if c is None:
         return [Entry(NONE)] * (6 + once)
-    c, test = comparison, comparison.test
+    test = c.test
     return [
         Entry(signed(test.difference), dagger=c.p_holm < ALPHA),
         Entry(interval(test.low, test.high)),

@@ -71,7 +71,7 @@ _ON_PRINT = [
     f"{_RULES[0]} Not supported: the interval lies below that value, with a p below 0.05 after Holm's correction over the parts "
     "of the claim. Inconclusive: neither.",
     "On these slides only: Welch's test of the printed means and deviations asks whether other trainings would differ on the "
-    "same slides. It ignores patients: of two equally good methods it calls one better in 20 to 34 % of simulated tables. ± is "
+    "same slides. It ignores patients: of two equally good methods it calls one better in 13 to 32 % of simulated tables. ± is "
     "taken as sample standard deviation over 5 seeds (BRACS), 5 folds (survival) or 10 folds (TCGA-BRCA subtyping). Runs are "
     "taken as independent: those on the same folds mostly show more when paired, so inconclusive means that the table does not "
     "show a difference, not that there is none.",

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 CLAIMS = (
     ("best-table1", "table1"), ("best-table3", "table3"), ("longmil-above-full", "table1"), ("full-above-vanilla", "table1"),
-    ("full-above-transmil", "table1"),
+    ("full-above-transmil", "table1"), ("linear-below-full", "table9"), ("hybrid-above-linear", "table9"),
 )  # fmt: skip
 SEEDS = (5, 10, 20)
 OF_PAPER = 5  # trainings behind each printed mean

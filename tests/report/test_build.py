@@ -141,6 +141,7 @@ def test_rows_that_are_seen_once_are_named(tmp_path):
     assert said in section.table.notes and said in section.paired.notes
     (planning,) = (table for table in section.appendix if table.name.endswith("-planning"))
     assert {row.label for row in planning.rows if row.entries} == set(map(str.upper, NOISE)) - {"MEAN", "ABMIL"}
+    assert planning.notes[-1].startswith("Not known in every column: MEAN, where a side has one training")
 
 
 def test_planning_says_what_the_statistics_say(tmp_path):
