@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milbench import reading, stats
-from milbench.compare.pairing import Fold, Pair, Shared, filled
+from milbench.compare.pairing import Fold, Pair, Shared, Tested, filled
 from milbench.compare.primary import Contrast, Trainings, contrast, trainings
 from milbench.metrics import Column, Metric
 from milbench.reading import Run
@@ -106,12 +106,12 @@ def _column(column: Column, metric: Metric, methods: dict[str, Trainings], label
 
 def _mean(folds: Trainings, metric: Metric) -> float:
     """Of a method, over folds, smaller being better; infinite where it is undefined."""
-    values = [np.mean([run.metric(metric.name) for (run,) in of]) for of in folds.values()]
+    values = [np.mean([float(metric(run.predictions)) for (run,) in of]) for of in folds.values()]
     mean = stats.rounded(float(np.mean(values)), step=stats.STEP)
     return math.inf if math.isnan(mean) else -metric.direction * mean
 
 
-def _ranked(methods: list[list[Run]], metric: Metric) -> stats.Ranked:
+def _ranked(methods: list[list[Tested]], metric: Metric) -> stats.Ranked:
     """The runs of all methods on a fold."""
     tested = Fold((Pair(tuple(run for runs in methods for run in runs), ()),))
     return stats.Ranked([[filled(run, metric) for run in runs] for runs in methods], tested.strata, tested.patients)

@@ -60,9 +60,6 @@ def test_two_methods_are_no_crowd(suite):
 
 def test_a_lower_error_is_better(suite):
     brier = METRICS["brier"]
-    for run in suite[1]:
-        if run.status == "ok":
-            run.result["metrics"]["test"]["brier"] = float(brier(run.predictions))
     (found,) = everyone(*suite, brier)
     assert found.ranked[0] == "abmil" and found.places[0, 0] > 0.9
     first = found.pairs[0]
