@@ -98,7 +98,7 @@ def compare(
         >>> compare("abmil", "mean", suite="quickstart", results="nowhere")
         Traceback (most recent call last):
         ...
-        milbench.errors.MilbenchError: nothing was run into nowhere yet; start with: milbench run --suite quickstart
+        milbench.errors.NothingYet: nothing was run into nowhere yet; start with: milbench run --suite quickstart
 
         compared = milbench.compare("longmil", "abmil", suite="bracs-encoders")
         print(compared)                          # a line for each encoder

@@ -18,6 +18,7 @@ from milbench.trials.plan import Plan
 
 # How each test is called in the heads, and which of its numbers stand before its p-value.
 _TESTS = {
+    "paired-bootstrap": ("bootstrap", ("95 % interval", "smallest p")),
     "delong": ("DeLong", ("95 % interval",)),
     "permutation": ("permutation", ()),
     "mcnemar": ("McNemar", ("difference", "95 % interval")),
@@ -25,17 +26,26 @@ _TESTS = {
     "wilcoxon": ("Wilcoxon", ("smallest p",)),
 }
 _SAYS = {
+    "paired-bootstrap": "Bootstrap, paired: whole patients are drawn inside each fold, inside the classes where each patient "
+    "has slides of one, the same for both methods; {replicates:,} resamples, and more where p is near the smallest they can "
+    "give, which stands beside it. It says what other patients would have shown to THESE models, not what another training "
+    "would.",
     "delong": "DeLong: AUC of two classes, each seed's own probabilities (not seed-mean ones); placements are averaged over "
-    "seeds, folds are taken as independent; normal approximation. It says what other test cases would have shown.",
-    "permutation": "Permutation: each seed's own predictions (not seed-mean ones) of a case are swapped between the methods, all "
-    "seeds together; for the AUC ranks within each method are swapped. All swaps where they are few, else {replicates:,} random "
-    "ones. Its null hypothesis is stronger than equal metrics: the methods are exchangeable case by case.",
+    "seeds, folds are taken as independent; normal approximation. Placements are summed over the slides of a patient "
+    "(Obuchowski). It says what other patients would have shown to these models.",
+    "permutation": "Permutation: each seed's own predictions (not seed-mean ones) of a patient are swapped between the "
+    "methods, all slides and seeds together; for the AUC ranks within each method are swapped. All swaps where they are few, "
+    "else {replicates:,} random ones. Its null hypothesis is stronger than equal metrics: the methods are exchangeable case "
+    "by case.",
     "mcnemar": "McNemar, exact: SEED-MEAN probabilities, over the cases of all folds. It tests the accuracy, whose difference it "
-    "shows, not the metric of this table; the interval is Clopper and Pearson's given the number of discordant cases.",
+    "shows, not the metric of this table. Of a patient with several slides the discordant ones are balanced first; the "
+    "interval is that of the share of patients who favour the method, given the sizes of their balances.",
     "nadeau-bengio": "Nadeau-Bengio: Student's t over folds (seeds averaged first), the variance multiplied by 1/J + "
-    "n_test/n_train because training sets overlap. It assumes normal differences and speaks of other training sets too.",
+    "n_test/n_train because training sets overlap; n counts patients. It assumes normal differences and speaks of other "
+    "training sets too.",
     "wilcoxon": "Wilcoxon signed rank, exact, over {unit}. It takes pairs as independent, which {unit} that share {shared} are "
-    "not. No p-value can be below the smallest one that so many pairs allow, which stands beside it.",
+    "not, and knows nothing of patients. No p-value can be below the smallest one that so many pairs allow, which stands "
+    "beside it.",
 }
 
 
@@ -108,7 +118,10 @@ def _count(more: float) -> str:
 def _tests(plan: Plan, compared: Comparisons, metric: Metric, *, folds: bool) -> Table:
     """Each method against the reference, by every test that applies to this metric."""
     comparisons = compared.about(metric)
-    results = [outcomes(comparison.pairing, metric) if comparison.pairing.folds else {} for comparison in comparisons]
+    results = [
+        outcomes(c.pairing, metric, seed=pairing.resamples(c.column, metric), family=len(comparisons)) if c.pairing.folds else {}
+        for c in comparisons
+    ]
     names = [name for name in _TESTS if any(name in tests for tests in results)]
     corrected = {name: stats.holm([tests[name].p if name in tests else math.nan for tests in results]) for name in names}
     lines: list[Row] = []
@@ -224,5 +237,5 @@ def _heading(plan: Plan, column: Column) -> str:
 def _as_dict(outcome: Outcome) -> dict[str, Any]:
     return {
         "test": outcome.name, "effect": outcome.effect, "effect_low": outcome.low, "effect_high": outcome.high, "n": outcome.n,
-        "note": outcome.note, "smallest_p": outcome.smallest, "p": outcome.p,
+        "over": outcome.over, "note": outcome.note, "smallest_p": outcome.smallest, "p": outcome.p,
     }  # fmt: skip

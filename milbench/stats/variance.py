@@ -15,6 +15,7 @@ from scipy.special import stdtr, stdtrit
 
 from milbench.errors import MilbenchError
 from milbench.stats.paired import Metric
+from milbench.stats.patients import Patients
 from milbench.stats.rounding import TINY, Rounded
 
 Array = NDArray[np.float64]
@@ -53,12 +54,7 @@ class Fold:
                 f"nothing to compare: {len(self.method)} and {len(self.reference)} runs on {slides} slides; a fold needs slides, "
                 "and a run of either method"
             )
-        if self.patient is not None:
-            named = sum(p is not None and p == p for p in np.asarray(self.patient).ravel().tolist())  # NaN is not itself
-            if named != slides or np.size(self.patient) != slides:
-                raise MilbenchError(
-                    f"a fold names the patient of {named} of {slides} slides: name it for each slide, or for none"
-                )
+        Patients.of(self.stratum, self.patient)
 
 
 @dataclass(frozen=True)
@@ -239,17 +235,12 @@ def leave_one_patient_out(stratum: ArrayLike, patient: ArrayLike | None = None) 
         and each class two patients or more, else one stratum of all; and the degrees of freedom of what g patients of m
         slides each bring: max(1, (sum m)^2 / sum m^2 - strata), g - strata where all have equally many.
     """
-    stratum = np.asarray(stratum)
-    at = np.arange(len(stratum)) if patient is None else np.unique(np.asarray(patient), return_inverse=True)[1]
-    code = np.unique(stratum, return_inverse=True)[1]
-    slides = np.bincount(at).astype(np.float64)
-    of_patient = np.zeros(len(slides), dtype=np.intp)
-    of_patient[at] = code
-    if not np.array_equal(of_patient[at], code) or np.bincount(of_patient).min() < 2:
-        of_patient[:] = 0
-    weights = (at != np.arange(len(slides))[:, None]).astype(np.float64)
-    df = slides.sum() ** 2 / (slides**2).sum() - len(np.unique(of_patient))
-    return weights, of_patient, max(1.0, float(df))
+    patients = Patients.of(stratum, patient)
+    strata = patients.stratum if np.bincount(patients.stratum).min() > 1 else np.zeros_like(patients.stratum)
+    weights = (patients.of_slide != np.arange(patients.count)[:, None]).astype(np.float64)
+    slides = np.bincount(patients.of_slide).astype(np.float64)
+    df = slides.sum() ** 2 / (slides**2).sum() - len(np.unique(strata))
+    return weights, strata, max(1.0, float(df))
 
 
 def jackknife(left_out: Array, strata: NDArray) -> Array:

@@ -34,10 +34,11 @@ def column(table, label):
 def test_against_stored_files(tmp_path, monkeypatch):
     """Every form of a small report, byte for byte. MILBENCH_WRITE_GOLDEN=1 writes them anew; then read the difference."""
     monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 10_000)
-    paths = golden(tmp_path, ["latex", "md", "csv"])  # pages of HTML are read, not compared
+    made = golden(tmp_path, ["latex", "md", "csv"])  # pages of HTML are read, not compared
+    paths = [path for path in made if path.suffix not in (".pdf", ".png")]  # fonts differ between machines
     if os.environ.get("MILBENCH_WRITE_GOLDEN"):
         shutil.rmtree(GOLDEN, ignore_errors=True)
-        shutil.copytree(tmp_path / "report", GOLDEN)
+        shutil.copytree(tmp_path / "report", GOLDEN, ignore=shutil.ignore_patterns("*.pdf", "*.png", "*.json"))
     names = sorted(str(path.relative_to(tmp_path / "report")) for path in paths)
     assert names == sorted(str(path.relative_to(GOLDEN)) for path in GOLDEN.rglob("*") if path.is_file())
     for name in names:
