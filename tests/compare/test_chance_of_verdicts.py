@@ -14,7 +14,7 @@ from milbench.compare.claims import PRINTED
 from milbench.compare.evidence import Estimate
 from milbench.compare.judge import Part, decide_together, judge, together
 from milbench.metrics import METRICS
-from tests.stats.test_size import FAST, OF_METHOD, OF_TRAINING, PATIENT, SHARED, TARGET, draw, known, noise, share
+from tests.builders.simulated import FAST, OF_METHOD, OF_TRAINING, PATIENT, SHARED, TARGET, draw, known, noise, share
 
 pytestmark = pytest.mark.slow
 
