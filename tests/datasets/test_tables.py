@@ -6,13 +6,16 @@ import pytest
 
 from milbench import MilbenchError
 from milbench.datasets import Fold
-from milbench.datasets.files import tables
-from milbench.datasets.files.adding import default_classes
-from tests.builders.folders import ids, table
+from milbench.datasets.files import columns, ids, labels, tables
+from milbench.datasets.files.classes import usual
+from milbench.delimited import Delimited
+from tests.builders import folders
+from tests.builders.folders import table
 
 
 def rows(path, task="subtyping", **asked):
-    return tables.rows(path, tables.columns(path, task, asked))
+    read = Delimited.read(path)
+    return labels.read(read, columns.roles(read, task, asked)).rows
 
 
 @pytest.mark.parametrize(
@@ -31,7 +34,7 @@ def rows(path, task="subtyping", **asked):
     ],
 )  # fmt: skip
 def test_ids_are_compared_without_folder_and_extension(id, plain):
-    assert tables.clean(id) == plain
+    assert ids.slide(id) == plain
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,7 @@ def test_columns_are_found_by_the_names_that_circulate(tmp_path, header):
     separator = next(c for c in ",;\t" if c in header)
     path = tmp_path / "t.csv"
     path.write_text("\ufeff" + header + "\n" + separator.join(["P1", "S-1.svs", "IDC"]) + "\n", encoding="utf-8")
-    assert rows(path) == [tables.Row("S-1", "P1", "IDC")]
+    assert rows(path) == [labels.Row("S-1", "P1", "IDC")]
 
 
 def test_a_column_can_be_named(tmp_path):
@@ -74,7 +77,7 @@ def test_a_slide_without_a_case_is_one_of_its_own_and_tcga_names_its_case(tmp_pa
 def test_an_event_is_an_event_however_it_is_written(tmp_path, header, alive, dead):
     path = table(tmp_path / "t.csv", header, [["a", "10.5", alive], ["b", "3", dead]])
     found = rows(path, "survival")
-    assert found == [tables.Row(None, "a", time=10.5, event=False), tables.Row(None, "b", time=3.0, event=True)]
+    assert found == [labels.Row(None, "a", time=10.5, event=False), labels.Row(None, "b", time=3.0, event=True)]
 
 
 def test_of_event_and_censorship_the_unmistakable_one_is_taken_unless_asked(tmp_path):
@@ -87,7 +90,7 @@ def test_of_event_and_censorship_the_unmistakable_one_is_taken_unless_asked(tmp_
 
 def test_padded_boolean_long_numbered_and_many_column_tables(tmp_path):
     want = Fold(("a", "b", "c"), ("d",), ("e",))
-    padded = table(tmp_path / "p.csv", ["", "train", "val", "test"], [[0, "a.svs", "d", "e"], [1, "b", "", ""], [2, "c", "", ""]])
+    padded = table(tmp_path / "p.csv", ["", "train", "val", "test"], [[0, "a", "d", "e"], [1, "b", "", ""], [2, "c", "", ""]])
     flags = [["a", 1, 0, 0], ["b", 1, 0, 0], ["c", 1, 0, 0], ["d", 0, 1, 0], ["e", 0, 0, 1]]
     boolean = table(tmp_path / "b.csv", ["", "train", "val", "test"], [[id, *(bool(f) for f in own)] for id, *own in flags])
     part = ["training", "TRAIN", "train", "valid", "testing"]
@@ -133,8 +136,8 @@ def test_a_folder_has_its_folds_in_the_order_of_their_numbers(tmp_path):
     ],
 )
 def test_classes_have_an_order_that_does_not_depend_on_the_rows(labels, published, classes):
-    assert default_classes(set(labels.split()), published) == classes
-    assert list(default_classes(set(labels.split()), published)) == list(classes)
+    assert usual(set(labels.split()), published) == classes
+    assert list(usual(set(labels.split()), published)) == list(classes)
 
 
 def test_the_four_tables_of_bracs(shared):
@@ -186,6 +189,6 @@ def test_the_five_folds_of_the_survival_cohorts(shared, cohort, cases, events, s
 
 
 def test_names_of_parts_that_nobody_uses_are_refused(tmp_path):
-    path = table(tmp_path / "t.csv", ["slide_id", "split"], [[id, "train"] for id in ids(3)] + [["x", "future"]])
+    path = table(tmp_path / "t.csv", ["slide_id", "split"], [[id, "train"] for id in folders.ids(3)] + [["x", "future"]])
     with pytest.raises(MilbenchError, match="x is in the part 'future'"):
         tables.folds(path)

@@ -591,7 +591,7 @@ def _gz(text):
 
 TABLES = {
     "bytes.csv": (b"slide_id,label\na,\xff\n", "line 2 is not UTF-8: byte 0xff"),
-    "utf16.csv": ("slide_id,label\na,b\n".encode("utf-16"), "NUL bytes in it"),
+    "utf16.csv": ("slide_id,label\na,b\n".encode("utf-16-le"), "NUL bytes in it; it looks like UTF-16: give --encoding utf-16-le"),
     "nul.csv": (b"slide_id,label\na,\0b\n", "NUL bytes in it"),
     "line.csv": (b"slide_id,label\na," + b"b" * (2 << 20), "a line of more than 1 MiB"),
     "wide.csv": (b"," * 30_000 + b"\n1\n", "more than 10,000 columns|not 30001 fields"),

@@ -111,24 +111,24 @@ def _checked(manifest: Manifest, features: Features, settings: Settings, dtype: 
         encoder=features.encoder,
         fingerprint=fingerprint,
         former_fingerprint=_fingerprint(examined, files, {slide: facts.digest for slide, facts in files.facts.items()}),
-        splits=_splits(examined.roster, sizes, manifest.name),
+        splits=_splits(examined.roster, sizes, manifest),
         magnification=features.magnification,
         patch_size=features.patch_size,
-        notes=tuple(map(str, examined.of("warning"))),
+        notes=tuple(str(finding) for finding in examined.findings if finding.reported),
         sizes=lambda: sizes,
     )
 
 
-def _splits(roster: Roster, sizes: Mapping[str, int], salt: str) -> dict[str, Callable[[], Sequence[Fold]]]:
+def _splits(roster: Roster, sizes: Mapping[str, int], manifest: Manifest) -> dict[str, Callable[[], Sequence[Fold]]]:
     """Splits by name: generated ones, those of the user's tables, and twins of these in which no patient is in two parts."""
-    samples = roster.samples
+    samples, salt = roster.samples, manifest.name
     twins = {
         f"{name}-grouped": partial(splits.grouped_twin, samples, folds, salt)
         for name, folds in roster.splits.items()
         if name in roster.leaking or name.startswith("hipt")  # suites ask for these by name, whether or not patients are torn
     }
     return {
-        **{f"kfold{k}": partial(splits.k_fold, samples, k, salt=salt) for k in (5, 10)},
+        **{f"kfold{k}": partial(splits.k_fold, samples, k, salt=salt) for k in sorted({5, 10, *manifest.folds})},
         "extrapolation": partial(splits.extrapolation, samples, sizes, salt=salt),
         "extrapolation-mixed": partial(splits.extrapolation, samples, sizes, mixed=True, salt=salt),
         **twins,

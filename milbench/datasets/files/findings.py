@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from milbench.errors import printable
+from milbench.files import write_atomically
 
 Severity = Literal["error", "warning", "note"]
 
@@ -29,8 +31,19 @@ class Finding:
     do: str = ""
     ids: tuple[str, ...] = ()
 
+    @property
+    def reported(self) -> bool:
+        """Whether a reader of the dataset's tables must know: warnings, and whatever is not used."""
+        return self.severity == "warning" or self.kind in ("unlisted", "no-case")
+
     def __str__(self) -> str:
         return printable(f"{self.where}: {self.what}{named(self.ids)}" + (f"; {self.do}" if self.do else ""))
+
+
+def kept(path: Path, lines: Sequence[str]) -> Path:
+    """Write a list that is too long for a message, one a line; returns where it is."""
+    write_atomically(path, "".join(f"{printable(line)}\n" for line in lines))
+    return path
 
 
 def named(ids: Sequence[str], most: int = 3) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -68,11 +68,17 @@ class Labels(_Form):
 
     Args:
         file: the table.
+        header: whether its first row names the columns; else they are called 1, 2, ...
+        slides: table of the slides of cases, where the label table lists cases.
+        skip_incomplete: whether rows without a label, a time or an event are left out.
         columns: role -> column; roles are slide, case, label, time, event, censorship.
         classes: class -> the labels that mean it, in the order of class indices; empty for survival.
     """
 
     file: str
+    header: bool = True
+    slides: str | None = None
+    skip_incomplete: bool = False
     columns: dict[str, str]
     classes: dict[str, list[str]] = {}
 
@@ -109,6 +115,8 @@ class Manifest(_Form):
         exclude: slides or cases that are left out.
         labels: the label table; None until it is added.
         splits: name -> split table or folder of them.
+        folds: numbers of folds of generated splits: 3 gives kfold3; kfold5 and kfold10 are always there.
+        encodings: table, or folder of tables -> the encoding of its text, where that is not UTF-8.
         features: sets of features.
 
     `home` is the data folder that it belongs to: relative paths start there.
@@ -122,6 +130,8 @@ class Manifest(_Form):
     exclude: list[str] = []
     labels: Labels | None = None
     splits: dict[Name, str] = {}
+    folds: list[Annotated[int, Field(ge=2)]] = []
+    encodings: dict[str, str] = {}
     features: list[Features] = []
     _home: Path = PrivateAttr(Settings.data)
     _origin: "Origin | None" = PrivateAttr(None)
@@ -158,6 +168,11 @@ class Manifest(_Form):
         if self.labels and ("label" in self.labels.columns) != (self.task == "subtyping"):
             raise ValueError(f"the label table was added for another task than {self.task}; add the one of this task, too")
         return self
+
+    @property
+    def lists(self) -> str:
+        """What a row of the label table stands for: a slide, or a case."""
+        return "slide" if self.labels and ("slide" in self.labels.columns or self.labels.slides) else "case"
 
     def find(self, encoder: str, magnification: int | None, patch_size: int | None) -> Features | None:
         """The set of features of that encoder, magnification and patch size."""
@@ -254,17 +269,20 @@ def save(manifest: Manifest) -> Path | None:
 
 
 def _lines(manifest: Manifest) -> Iterator[str]:
-    values = manifest.model_dump(exclude_none=True, exclude={"name", "labels", "splits", "features"})
+    values = manifest.model_dump(exclude_none=True, exclude={"name", "labels", "splits", "encodings", "features"})
     yield f"# Written by `milbench data add`, and yours to edit. Whether it holds: milbench data check {manifest.name}"
     yield from _pairs({key: value for key, value in values.items() if value != []})
     if manifest.labels:
-        yield from ("", "[labels]", *_pairs({"file": manifest.labels.file}))
+        described = manifest.labels.model_dump(exclude_defaults=True, exclude={"columns", "classes"})
+        yield from ("", "[labels]", *_pairs(described))
         yield from ("", "[labels.columns]", *_pairs(manifest.labels.columns))
         if manifest.labels.classes:
             yield from ("", "# class = the labels that mean it; the order is that of the class indices")
             yield from ("[labels.classes]", *_pairs(manifest.labels.classes))
     if manifest.splits:
         yield from ("", "[splits]", *_pairs(manifest.splits))
+    if manifest.encodings:
+        yield from ("", "[encodings]", *_pairs(manifest.encodings))
     for features in manifest.features:
         yield from ("", "[[features]]", *_pairs(features.model_dump(exclude_none=True)))
 

@@ -1,280 +1,107 @@
-"""Label, survival and split tables in the schemas that circulate.
-
-Columns are found by the names that CLAM, HIPT, TRIDENT, BRACS, TCGA-CDR and cBioPortal give them; ids are compared without the
-extension of the slide file.
-"""
+"""Split tables in the schemas that circulate: CLAM's, HIPT's, ACMIL's, with columns of parts or of fold numbers."""
 
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 
 from milbench.datasets.base import Fold
-from milbench.errors import MilbenchError, few, printable, unknown
-from milbench.files import LONGEST, table_text
+from milbench.datasets.files import ids as spelling
+from milbench.datasets.files.columns import find, plain
+from milbench.delimited import Delimited
+from milbench.errors import MilbenchError, few, printable
+from milbench.followup import missing
 
-SEPARATORS = (",", "\t", ";")
-WIDEST = 10_000  # columns; a table of slides has fewer
-
-# Names of columns, the likeliest first; compared in lower case, with _ for every other character.
-COLUMNS = {
-    "slide": "slide_id slide slide_name slide_ids wsi_id wsi wsi_name image_id image image_name filename file_name file",
-    "case": "case_id case patient_id patient bracs_patient_id bcr_patient_barcode case_submitter_id submitter_id subject_id",
-    "label": "label class type subtype target diagnosis oncotree_code label_name category",
-    "time": "survival_months survival_days overall_survival_months overall_survival_days os_months os_days os_time time months "
-    "days time_months time_days survival_time followup_months followup_days survival",
-    "event": "event os_event os os_status vital_status status dead death died overall_survival_event",
-    "censorship": "censorship censored censor censorship_status",
-    "split": "split split_info set partition subset part",
-    "fold": "fold fold_id fold_number folds",
-}
 PARTS = {
     "train": "train", "training": "train", "tr": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val", "tune": "val",
     "test": "test", "testing": "test", "te": "test", "holdout": "test",
 }  # fmt: skip
-_SLIDE_FILE = re.compile(r"\.(svs|tiff?|ndpi|mrxs|scn|vms|vmu|bif|qptiff|czi|dcm|isyntax|ome|jpe?g|png|h5|pt|npz)$", re.I)
-_TCGA = re.compile(r"TCGA-\w\w-\w{4}(?=-|$)")
-_TRUE, _FALSE = {"1", "true", "yes", "dead", "deceased"}, {"0", "false", "no", "alive", "living"}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a label table.
-
-    Args:
-        slide: its id; None where the table lists cases.
-        case: the patient.
-        label: as the table spells it (subtyping).
-        time, event: follow-up, in the table's unit, and whether the event was seen (survival).
-    """
-
-    slide: str | None
-    case: str
-    label: str | None = None
-    time: float | None = None
-    event: bool | None = None
-
-
-def clean(id: str) -> str:
-    """An id as everything is compared by: without folder and slide extension, and 12.0 as 12.
-
-    TCGA's own ids have dots in them, so only the extensions of slide and feature files are taken away.
-    """
-    id = re.split(r"[/\\]", str(id).strip())[-1]
-    while (shorter := _SLIDE_FILE.sub("", id)) != id:
-        id = shorter
-    return re.sub(r"^(\d+)\.0+$", r"\1", id)
-
-
-def read(path: Path) -> pd.DataFrame:
-    """A table with every cell as text.
+def read(path: Path, encoding: str | None = None) -> pd.DataFrame:
+    """A table with every cell as text, empty where it says that nobody knows.
 
     Raises:
-        MilbenchError: no such file, or no table in it.
+        MilbenchError: no such file, no table in it, or no header.
     """
-    try:
-        text = table_text(path)
-        header = "".join(text[:LONGEST].lstrip().splitlines()[:1])
-        if max(map(header.count, SEPARATORS)) >= WIDEST:
-            raise ValueError(f"it has more than {WIDEST:,} columns")
-        for separator in SEPARATORS:
-            frame = pd.read_csv(StringIO(text), sep=separator, index_col=False, dtype=str, keep_default_na=False)
-            if len(frame.columns) > 1:
-                break
-    except OSError as error:
-        raise MilbenchError(f"table {path} {error}") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
-        raise MilbenchError(f"{path}: not a table of comma- or tab-separated text ({error})".replace("\n", " ")) from error
-    if frame.empty:
-        raise MilbenchError(f"{path}: the table has no rows")
-    frame.columns = [str(name).strip() for name in frame.columns]
-    if twice := sorted({name for name in frame.columns[frame.columns.duplicated()] if name}):
-        raise MilbenchError(f"{path}: several columns are called {few(twice)}; rename all but one")
-    return frame.apply(lambda column: column.str.strip())
+    table = Delimited.read(path, encoding)
+    frame = pd.DataFrame({name: table.column(name) for name in table.names}, index=list(table.numbers), dtype=str)
+    return frame.map(lambda cell: "" if missing(cell) else cell)
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-
-
-def find(frame: pd.DataFrame, role: str) -> str | None:
-    """The column that plays `role`, a key of `COLUMNS`, or None."""
-    by_name = {_plain(name): name for name in reversed(frame.columns)}
-    return next((by_name[name] for name in COLUMNS[role].split() if name in by_name), None)
-
-
-def columns(path: Path, task: str, asked: Mapping[str, str]) -> dict[str, str]:
-    """Which columns of a label table are slide, case, and label or time and event.
-
-    Args:
-        path: the table.
-        task: "subtyping" or "survival".
-        asked: role -> column, where the user says it.
-
-    Returns:
-        role -> column. Of `event` and `censorship` (0 where the event was seen) there is one.
-
-    Raises:
-        MilbenchError: a column is missing, and which ones there are.
-    """
-    frame = read(path)
-    roles = ["slide", "case", *(("label",) if task == "subtyping" else ("time", "event", "censorship"))]
-    for role, name in asked.items():
-        if role not in roles:
-            raise unknown("role of a column", role, roles)
-        if name not in frame.columns:
-            raise unknown(f"column of {path}", name, frame.columns)
-    by_role = {role: column for role in roles if (column := asked.get(role) or find(frame, role))}
-    if "event" in by_role and "censorship" in by_role:  # the name of the latter has one meaning only
-        del by_role["censorship" if "event" in asked else "event"]
-    here = f"it has {few(frame.columns)}; name yours with --columns"
-    if "slide" not in by_role and "case" not in by_role:
-        raise MilbenchError(f"{path}: no column of slides or cases such as slide_id or case_id; {here} slide=NAME")
-    if task == "subtyping" and "label" not in by_role:
-        raise MilbenchError(f"{path}: no column of labels such as label; {here} label=NAME")
-    if task == "survival" and "time" not in by_role:
-        raise MilbenchError(f"{path}: no column of times such as survival_months or survival_days; {here} time=NAME")
-    if task == "survival" and not {"event", "censorship"} & set(by_role):
-        raise MilbenchError(f"{path}: no column of events such as event or censorship; {here} event=NAME")
-    return by_role
-
-
-def rows(path: Path, columns: Mapping[str, str]) -> list[Row]:
-    """The rows of a label table, each slide once. A slide without a case is a case of its own; TCGA's ids name their case.
-
-    Raises:
-        MilbenchError: a missing, unreadable or contradictory value, with its row.
-    """
-    frame = read(path)
-    if gone := [name for name in columns.values() if name not in frame.columns]:
-        raise unknown(f"column of {path}", gone[0], frame.columns)
-    by_id: dict[str, Row] = {}
-    of_case: dict[str, Row] = {}
-    for at, cells in enumerate(frame[list(columns.values())].itertuples(index=False), start=2):  # row 1 is the header
-        cell = dict(zip(columns, cells, strict=True))
-        where = f"{path}, row {at}"
-        slide = clean(cell["slide"]) if "slide" in cell else None
-        if slide == "" or (slide is None and not cell["case"]):
-            raise MilbenchError(f"{where}: no {'slide' if slide == '' else 'case'} is named")
-        case = clean(cell.get("case", "")) or _case_of(slide or "")
-        who, patient = printable(slide or case), printable(case)
-        row = Row(slide, case, _label(cell, where, who), _time(cell, where, patient), _event(cell, where, patient))
-        other = by_id.setdefault(slide or case, row)
-        if other != row:
-            texts = [printable(f"case {seen.case} and {_outcome(seen)}") for seen in (other, row)]
-            raise MilbenchError(f"{where}: {who} is listed twice, with {texts[0]} and with {texts[1]}")
-        first = of_case.setdefault(case, row)
-        if "time" in columns and (first.time, first.event) != (row.time, row.event):
-            raise MilbenchError(f"{where}: case {patient} has {_outcome(row)} here and {_outcome(first)} in another row")
-    return list(by_id.values())
-
-
-def _case_of(slide: str) -> str:
-    tcga = _TCGA.match(slide)
-    return tcga[0] if tcga else slide
-
-
-def _outcome(row: Row) -> str:
-    return f"label {row.label}" if row.label is not None else f"time {row.time:g} and event {row.event}"
-
-
-def _label(cell: Mapping[str, str], where: str, id: str) -> str | None:
-    if "label" not in cell:
-        return None
-    if not cell["label"] or cell["label"].lower() in ("nan", "na", "none"):
-        raise MilbenchError(f"{where}: {id} has no label; fill it in or remove the row")
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", cell["label"])
-
-
-def _time(cell: Mapping[str, str], where: str, case: str) -> float | None:
-    if "time" not in cell:
-        return None
-    try:
-        time = float(cell["time"])
-    except ValueError:
-        time = float("nan")
-    if not 0 <= time < float("inf"):
-        raise MilbenchError(f"{where}: case {case} has the time {cell['time'] or 'nothing'!r}; it must be a number from 0 up")
-    return time
-
-
-def _event(cell: Mapping[str, str], where: str, case: str) -> bool | None:
-    """`event` is true for an event, `censorship` is 0 for one. cBioPortal writes 1:DECEASED."""
-    role = "event" if "event" in cell else "censorship"
-    if role not in cell:
-        return None
-    value = re.sub(r"\.0+$", "", cell[role].lower().partition(":")[0])
-    if value not in _TRUE | _FALSE:
-        raise MilbenchError(f"{where}: case {case} has the {role} {cell[role] or 'nothing'!r}; it must be 0 or 1")
-    return (value in _TRUE) == (role == "event")
-
-
-def folds(path: Path) -> tuple[list[Fold], str]:
+def folds(path: Path, encoding: str | None = None) -> tuple[list[Fold], str]:
     """The folds of a split table or of a folder of them.
 
     A folder holds CLAM's `splits_0.csv`, `splits_1.csv`, ... A file is one such table; or it has a column of parts (train, val,
     test), or one such column for each fold; or a column of fold numbers, of which each is tested once and the next one is
     validated on.
 
+    Args:
+        path: the table or folder.
+        encoding: of the text, where that is not UTF-8.
+
     Returns:
-        The folds, and how the table was understood.
+        The folds, with ids as they stand there but for blanks and Unicode forms, and how the table was understood.
 
     Raises:
         MilbenchError: nothing of that kind, with what there is.
     """
-    return _folder(path) if os.path.isdir(path) else _file(path)
+    return _folder(path, encoding) if os.path.isdir(path) else _file(path, encoding)
 
 
-def _file(path: Path) -> tuple[list[Fold], str]:
-    frame = read(path)
-    if columns := _part_columns(frame):
+def _file(path: Path, encoding: str | None) -> tuple[list[Fold], str]:
+    frame = read(path, encoding)
+    names = list(map(str, frame.columns))
+    if columns := _part_columns(names, path):
         return [_wide(frame, columns, path)], f"columns {', '.join(columns.values())}"
-    id = find(frame, "slide") or find(frame, "case")
+    id = find(names, "slide") or find(names, "case")
     if id is None:
         raise MilbenchError(
             f"{path}: a split table has columns train, val and test, or a column of slides or cases beside a column of parts; "
-            f"it has {few(frame.columns)}"
+            f"it has {few(names)}; is its first row no header? Then add one, such as slide_id,split"
         )
-    ids = frame[id].map(clean)
-    if split := find(frame, "split"):
-        return [_long(ids, frame[split], f"{path}: column {split}")], f"column {split}"
-    numbered = sorted(
-        (int(m[1]), name) for name in frame.columns if (m := re.fullmatch(r"(?:fold|split)_?(\d{1,9})", _plain(name)))
-    )
+    frame = frame.assign(**{id: frame[id].map(spelling.slides)}).explode(id)
+    ids = frame[id].map(spelling.text)
+    if split := find(names, "split"):
+        return [_long(ids, frame[split], f"{path}: column {split}")], f"columns {id} and {split}"
+    numbered = sorted((int(m[1]), name) for name in names if (m := re.fullmatch(r"(?:fold|split)_?(\d{1,9})", plain(name))))
     if numbered:
         _check_numbers([number for number, _ in numbered], path)
-        return [_long(ids, frame[name], f"{path}: column {name}") for _, name in numbered], f"{len(numbered)} columns of parts"
-    if fold := find(frame, "fold"):
-        return _numbers(ids, frame[fold], f"{path}: column {fold}"), f"column {fold}: each is tested once, the next validated on"
-    raise MilbenchError(f"{path}: no column of parts such as split, or of folds such as fold; it has {few(frame.columns)}")
+        form = f"column {id} and {len(numbered)} columns of parts"
+        return [_long(ids, frame[name], f"{path}: column {name}") for _, name in numbered], form
+    if fold := find(names, "fold"):
+        form = f"columns {id} and {fold}: each is tested once, the next validated on"
+        return _numbers(ids, frame[fold], f"{path}: column {fold}"), form
+    raise MilbenchError(f"{path}: no column of parts such as split, or of folds such as fold; it has {few(names)}")
 
 
-def _part_columns(frame: pd.DataFrame) -> dict[str, str]:
+def _part_columns(names: Iterable[str], path: Path) -> dict[str, str]:
     """part -> column, of a table that has one column for each part; empty for other tables."""
-    by_part = {PARTS[_plain(name)]: name for name in reversed(frame.columns) if _plain(name) in PARTS}
+    by_part: dict[str, str] = {}
+    for name in names:
+        if (part := PARTS.get(plain(name))) and by_part.setdefault(part, name) != name:
+            raise MilbenchError(f"{path}: columns {by_part[part]} and {name} are both of the {part} part; remove one")
     return {part: by_part[part] for part in Fold._fields if part in by_part} if "train" in by_part else {}
 
 
-def _folder(path: Path) -> tuple[list[Fold], str]:
+def _folder(path: Path, encoding: str | None) -> tuple[list[Fold], str]:
     every = {
         file: m for file in sorted(path.glob("*.csv")) if (m := re.fullmatch(r"(?:splits?|fold)_?(\d{1,9})(_bool)?", file.stem))
     }
-    plain = {int(m[1]): file for file, m in every.items() if not m[2]} or {int(m[1]): file for file, m in every.items()}
-    if not plain:
+    numbered = {int(m[1]): file for file, m in every.items() if not m[2]} or {int(m[1]): file for file, m in every.items()}
+    if not numbered:
         raise MilbenchError(f"{path} holds no splits_0.csv, splits_1.csv and so on; give a folder that does, or one split table")
-    _check_numbers(plain, path)
+    _check_numbers(numbered, path)
     folds = []
-    for number in sorted(plain):
-        some, _ = _file(plain[number])
+    for number in sorted(numbered):
+        some, _ = _file(numbered[number], encoding)
         if len(some) != 1:
-            raise MilbenchError(f"{plain[number]}: {len(some)} folds in one file of a folder that has a file for each")
+            raise MilbenchError(f"{numbered[number]}: {len(some)} folds in one file of a folder that has a file for each")
         folds += some
-    return folds, f"{len(folds)} files {plain[0].name} to {plain[len(folds) - 1].name}"
+    return folds, f"{len(folds)} files {numbered[0].name} to {numbered[len(folds) - 1].name}"
 
 
 def _check_numbers(numbers: Iterable[int], path: Path) -> None:
@@ -286,13 +113,20 @@ def _check_numbers(numbers: Iterable[int], path: Path) -> None:
 def _wide(frame: pd.DataFrame, columns: Mapping[str, str], path: Path) -> Fold:
     """One column for each part: of ids, padded with nothing; or of true and false beside a column of ids."""
     values = {part: frame[name] for part, name in columns.items()}
-    if all(set(column.str.lower()) <= {"true", "false", "0", "1"} for column in values.values()):
-        others = [name for name in frame.columns if name not in columns.values()]
-        if not others:
-            raise MilbenchError(f"{path}: columns of true and false, but no column of slides")
-        ids = frame[others[0]].map(clean)  # CLAM leaves it without a name
+    if all(set(column.str.lower()) <= {"true", "false", "0", "1", ""} for column in values.values()):
+        ids = frame[_beside(frame, columns, path)].map(spelling.text)
         return Fold(*(tuple(ids[values[p].str.lower().isin({"true", "1"})]) if p in values else () for p in Fold._fields))
-    return Fold(*(tuple(clean(id) for id in values[p] if id) if p in values else () for p in Fold._fields))
+    every = {part: [id for cell in column if cell for id in spelling.slides(cell)] for part, column in values.items()}
+    return Fold(*(tuple(map(spelling.text, every.get(part, ()))) for part in Fold._fields))
+
+
+def _beside(frame: pd.DataFrame, columns: Mapping[str, str], path: Path) -> str:
+    """The column of ids beside columns of true and false: by its name, else the first that does not only number the rows."""
+    others = [name for name in frame.columns if name not in columns.values()]
+    if not others:
+        raise MilbenchError(f"{path}: columns of true and false, but no column of slides")
+    words = [name for name in others if list(frame[name]) != [str(at) for at in range(len(frame))]]
+    return find(others, "slide") or find(others, "case") or (words or others)[0]  # CLAM leaves it without a name
 
 
 def _long(ids: Iterable[str], parts: Iterable[str], where: str) -> Fold:
