@@ -161,8 +161,8 @@ def _agree_on_labels(table: Delimited, first: str, other: str) -> None:
     pairs = [(n, a, b) for n, a, b in zip(table.numbers, table.column(first), table.column(other), strict=True)
              if not missing(a) and not missing(b)]  # fmt: skip
     words = [{a.casefold() for _, a, _ in pairs}, {b.casefold() for _, _, b in pairs}]
-    numbers = all(word.isdigit() for word in words[0] | words[1])
-    if len(words[0] & words[1]) > 1 and (words[0] == words[1] or not numbers):
+    shared, numbers = words[0] & words[1], all(word.isdigit() for word in words[0] | words[1])
+    if other.startswith(f"{first} (") or words[0] == words[1] or (not numbers and len(shared) > 1):
         apart = next(((n, a, b) for n, a, b in pairs if a.casefold() != b.casefold()), None)
     elif plain(re.sub(r" \(\d+\)$", "", other)) in _LOOSE:
         return

@@ -91,8 +91,8 @@ def tissue(slide: str) -> str | None:
 def kind_of(slide: str, case: str) -> str:
     """What the name of a slide says beyond the case: tissue and section of TCGA's barcodes, else its ending without numbers."""
     ending = slide.removeprefix(case).strip("-_. ")
-    number = re.fullmatch(r"\W*[a-z]?\W*\d*\W*[a-z]?", ending, re.I)
-    return tissue(slide) or ("without an ending in words" if number else f"ending in {ending}")
+    words = re.search(r"[^\W\d_]{2}", ending)
+    return tissue(slide) or (f"ending in {ending}" if words else "without an ending in words")
 
 
 def pasted(ids: Iterable[str]) -> str:

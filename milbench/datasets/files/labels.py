@@ -173,7 +173,8 @@ def _records(table: Delimited, roles: Mapping[str, str]) -> Iterator[_Record]:
         if "slide" not in cell:
             yield _Record(number, None, None, case, cell)
             continue
-        some = [] if missing(cell["slide"]) else [(raw, ids.slide(raw)) for raw in dict.fromkeys(ids.slides(cell["slide"]))]
+        named = [] if missing(cell["slide"]) else list(dict.fromkeys(ids.slides(cell["slide"])))
+        some = [(cell["slide"] if len(named) == 1 else raw, ids.slide(raw)) for raw in named]
         for raw, slide in some or [("", "")]:
             yield _Record(number, raw, slide, case or _of_slide(some[0][1] if some else ""), cell)
 
@@ -195,8 +196,9 @@ def _patients(records: list[_Record], roles: Mapping[str, str], listed: Listed, 
             cases[barcode[record.slide]].add(record.case)
             patients[record.case].add(barcode[record.slide])
     torn = sorted(patient for patient, some in cases.items() if len(some) > 1)
-    if torn or any(record.slide in barcode and record.case == record.slide for record in records):
-        why = f"gives slides of one TCGA patient several cases ({few(torn, 3)})" if torn else "repeats the ids of slides"
+    repeats = any(record.slide in barcode and record.case == record.slide for record in records)
+    if torn or repeats:
+        why = "repeats the ids of slides" if repeats else f"gives slides of one TCGA patient several cases ({few(torn, 3)})"
         warn("barcodes", f"column {column} {why}; the patient is taken from {counted(len(barcode), 'barcode')}")
         return [replace(r, case=barcode[r.slide]) if r.slide in barcode else r for r in records]
     if several := sorted(case for case, some in patients.items() if len(some) > 1):

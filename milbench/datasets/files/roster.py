@@ -11,6 +11,7 @@ from milbench.datasets.cohorts import COHORTS
 from milbench.datasets.files import classes, ids, labels, tables
 from milbench.datasets.files.findings import Finding
 from milbench.datasets.files.manifest import Labels, Manifest
+from milbench.datasets.splits import k_fold
 from milbench.delimited import Delimited
 from milbench.errors import MilbenchError, few
 from milbench.words import counted
@@ -85,6 +86,11 @@ def read(manifest: Manifest) -> Roster:
     _look(roster, manifest, listed.rows, where)
     for name, path in manifest.splits.items():
         _split(roster, manifest, name, path, listed.rows)
+    for k in manifest.folds:
+        try:
+            k_fold(roster.samples, k, salt=manifest.name)
+        except MilbenchError as error:
+            roster.add("error", "folds", f"split kfold{k}", str(error))
     return roster
 
 
