@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from milbench import MilbenchError, files
 from milbench.cli import main
-from milbench.datasets.files import containers, tables
+from milbench.datasets.files import containers, split_files, tables
 from milbench.datasets.files.containers import attributes
 from milbench.datasets.files.formats import BadFile, inspect, layout, read
 from milbench.papers.sheets import Sheet
@@ -246,6 +246,9 @@ def test_packed_files_are_read_as_ever(tmp_path, how):
         ("encoder", np.array(["uni"], h5py.string_dtype()), "uni"),
         ("encoder", "256", "256"),
         ("custom_downsample", np.zeros(0), None),
+        ("target_magnification", "None", None),
+        ("patch_size_level0", b"unknown", None),
+        ("encoder", "None", None),
     ],
 )
 def test_an_attribute_whose_meaning_is_plain(tmp_path, name, value, meant):
@@ -608,7 +611,7 @@ def test_a_table_that_is_none_is_told_in_one_line(tmp_path, name, monkeypatch):
     if "bomb" in name:
         monkeypatch.setattr(files, "LARGEST", 2 << 20)
     (tmp_path / name).write_bytes(raw)
-    for reader in (tables.read, tables.folds, Sheet.read):
+    for reader in (tables.read, split_files.read, Sheet.read):
         with pytest.raises(MilbenchError, match=says) as told:
             reader(tmp_path / name)
         assert "\n" not in str(told.value) and len(str(told.value)) < 500
@@ -624,7 +627,7 @@ def test_folders_and_pipes_for_tables(tmp_path):
                 with pytest.raises(MilbenchError, match=rf"{name}\.h5"):
                     reader(tmp_path / f"{name}.h5")
         with pytest.raises(MilbenchError, match=r"splits_0\.csv.* is a folder"):
-            tables.folds(tmp_path / "splits")
+            split_files.read(tmp_path / "splits")
 
 
 @pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz", ""])

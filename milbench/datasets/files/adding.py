@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from milbench.config import Settings
 from milbench.datasets import classic
 from milbench.datasets.cohorts import BRACS_ORDER, BRACS_TYPES, COHORTS
-from milbench.datasets.files import formats, tables
+from milbench.datasets.files import formats, split_files, tables
 from milbench.datasets.files.manifest import Labels, Manifest, Origin, load, spelled, stored
 from milbench.errors import MilbenchError, few, from_validation, unknown
 
@@ -140,8 +140,7 @@ class _Changes:
     def splits(self, splits: Mapping[str, Path]) -> None:
         """Split tables by their names."""
         for name, path in splits.items():
-            folds, _ = tables.folds(path)
-            split = name or _usual_split(self.values, len(folds))
+            split = name or _usual_split(self.values, len(split_files.read(path).folds))
             saved = self.values.setdefault("splits", {})
             self.set(saved, split, f"another split {split}", stored(path, self.home), saved=split in saved)
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from milbench.datasets.base import Fold, Sample
 from milbench.datasets.cohorts import COHORTS
-from milbench.datasets.files import tables
+from milbench.datasets.files import split_files, tables
 from milbench.datasets.files.findings import Finding
 from milbench.datasets.files.manifest import Labels, Manifest
 from milbench.errors import MilbenchError
@@ -135,14 +135,14 @@ def _look(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row], where:
 def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Sequence[tables.Row]) -> None:
     where = f"split {name}"
     try:
-        raw, form = tables.folds(manifest.resolved(path))
+        split = split_files.read(manifest.resolved(path))
     except MilbenchError as error:
         roster.add("error", "split", where, str(error))
         return
     targets = _targets(roster, manifest, rows)
     unknown: dict[str, None] = {}
     folds = []
-    for fold in raw:
+    for fold in split.folds:
         parts: list[dict[str, None]] = [{}, {}, {}]
         for listed, part in zip(fold, parts, strict=True):
             for id in listed:
@@ -165,7 +165,9 @@ def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Seque
     if ids:
         what, do = f"{counted(len(ids), 'id')} not in the label table", _leave(manifest.name, ids)
         roster.add("error", "unlabelled", where, what, do, ids)
-    roster.splits[name], roster.forms[name] = tuple(folds), form
+    if split.unused:
+        roster.add("warning", "unused-split", where, f"not used: {', '.join(split.unused)}")
+    roster.splits[name], roster.forms[name] = tuple(folds), split.form
     _look_at_folds(roster, manifest, where, name)
 
 

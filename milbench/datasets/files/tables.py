@@ -1,19 +1,17 @@
-"""Label, survival and split tables in the schemas that circulate.
+"""Label and survival tables in the schemas that circulate.
 
 Columns are found by the names that CLAM, HIPT, TRIDENT, BRACS, TCGA-CDR and cBioPortal give them; ids are compared without the
 extension of the slide file.
 """
 
-import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 
-from milbench.datasets.base import Fold
 from milbench.errors import MilbenchError, few, printable, unknown
 from milbench.files import LONGEST, table_text
 
@@ -32,11 +30,6 @@ COLUMNS = {
     "split": "split split_info set partition subset part",
     "fold": "fold fold_id fold_number folds",
 }
-PARTS = {
-    "train": "train", "training": "train", "tr": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val", "tune": "val",
-    "test": "test", "testing": "test", "te": "test", "holdout": "test",
-}  # fmt: skip
 _SLIDE_FILE = re.compile(r"\.(svs|tiff?|ndpi|mrxs|scn|vms|vmu|bif|qptiff|czi|dcm|isyntax|ome|jpe?g|png|h5|pt|npz)$", re.I)
 _TCGA = re.compile(r"TCGA-\w\w-\w{4}(?=-|$)")
 _TRUE, _FALSE = {"1", "true", "yes", "dead", "deceased"}, {"0", "false", "no", "alive", "living"}
@@ -212,115 +205,3 @@ def _event(cell: Mapping[str, str], where: str, case: str) -> bool | None:
     if value not in _TRUE | _FALSE:
         raise MilbenchError(f"{where}: case {case} has the {role} {cell[role] or 'nothing'!r}; it must be 0 or 1")
     return (value in _TRUE) == (role == "event")
-
-
-def folds(path: Path) -> tuple[list[Fold], str]:
-    """The folds of a split table or of a folder of them.
-
-    A folder holds CLAM's `splits_0.csv`, `splits_1.csv`, ... A file is one such table; or it has a column of parts (train, val,
-    test), or one such column for each fold; or a column of fold numbers, of which each is tested once and the next one is
-    validated on.
-
-    Returns:
-        The folds, and how the table was understood.
-
-    Raises:
-        MilbenchError: nothing of that kind, with what there is.
-    """
-    return _folder(path) if os.path.isdir(path) else _file(path)
-
-
-def _file(path: Path) -> tuple[list[Fold], str]:
-    frame = read(path)
-    if columns := _part_columns(frame):
-        return [_wide(frame, columns, path)], f"columns {', '.join(columns.values())}"
-    id = find(frame, "slide") or find(frame, "case")
-    if id is None:
-        raise MilbenchError(
-            f"{path}: a split table has columns train, val and test, or a column of slides or cases beside a column of parts; "
-            f"it has {few(frame.columns)}"
-        )
-    ids = frame[id].map(clean)
-    if split := find(frame, "split"):
-        return [_long(ids, frame[split], f"{path}: column {split}")], f"column {split}"
-    numbered = sorted(
-        (int(m[1]), name) for name in frame.columns if (m := re.fullmatch(r"(?:fold|split)_?(\d{1,9})", _plain(name)))
-    )
-    if numbered:
-        _check_numbers([number for number, _ in numbered], path)
-        return [_long(ids, frame[name], f"{path}: column {name}") for _, name in numbered], f"{len(numbered)} columns of parts"
-    if fold := find(frame, "fold"):
-        return _numbers(ids, frame[fold], f"{path}: column {fold}"), f"column {fold}: each is tested once, the next validated on"
-    raise MilbenchError(f"{path}: no column of parts such as split, or of folds such as fold; it has {few(frame.columns)}")
-
-
-def _part_columns(frame: pd.DataFrame) -> dict[str, str]:
-    """part -> column, of a table that has one column for each part; empty for other tables."""
-    by_part = {PARTS[_plain(name)]: name for name in reversed(frame.columns) if _plain(name) in PARTS}
-    return {part: by_part[part] for part in Fold._fields if part in by_part} if "train" in by_part else {}
-
-
-def _folder(path: Path) -> tuple[list[Fold], str]:
-    every = {
-        file: m for file in sorted(path.glob("*.csv")) if (m := re.fullmatch(r"(?:splits?|fold)_?(\d{1,9})(_bool)?", file.stem))
-    }
-    plain = {int(m[1]): file for file, m in every.items() if not m[2]} or {int(m[1]): file for file, m in every.items()}
-    if not plain:
-        raise MilbenchError(f"{path} holds no splits_0.csv, splits_1.csv and so on; give a folder that does, or one split table")
-    _check_numbers(plain, path)
-    folds = []
-    for number in sorted(plain):
-        some, _ = _file(plain[number])
-        if len(some) != 1:
-            raise MilbenchError(f"{plain[number]}: {len(some)} folds in one file of a folder that has a file for each")
-        folds += some
-    return folds, f"{len(folds)} files {plain[0].name} to {plain[len(folds) - 1].name}"
-
-
-def _check_numbers(numbers: Iterable[int], path: Path) -> None:
-    numbers = sorted(numbers)
-    if numbers != list(range(len(numbers))):
-        raise MilbenchError(f"{path}: folds are numbered from 0 up without gaps, these are {', '.join(map(str, numbers))}")
-
-
-def _wide(frame: pd.DataFrame, columns: Mapping[str, str], path: Path) -> Fold:
-    """One column for each part: of ids, padded with nothing; or of true and false beside a column of ids."""
-    values = {part: frame[name] for part, name in columns.items()}
-    if all(set(column.str.lower()) <= {"true", "false", "0", "1"} for column in values.values()):
-        others = [name for name in frame.columns if name not in columns.values()]
-        if not others:
-            raise MilbenchError(f"{path}: columns of true and false, but no column of slides")
-        ids = frame[others[0]].map(clean)  # CLAM leaves it without a name
-        return Fold(*(tuple(ids[values[p].str.lower().isin({"true", "1"})]) if p in values else () for p in Fold._fields))
-    return Fold(*(tuple(clean(id) for id in values[p] if id) if p in values else () for p in Fold._fields))
-
-
-def _long(ids: Iterable[str], parts: Iterable[str], where: str) -> Fold:
-    """A part for each id; an id without one is in none."""
-    by_part: dict[str, list[str]] = {part: [] for part in Fold._fields}
-    for id, part in zip(ids, parts, strict=True):
-        if not part:
-            continue
-        if part.lower() not in PARTS:
-            raise MilbenchError(f"{where}: {printable(id)} is in the part {part!r}; parts are train, val and test")
-        by_part[PARTS[part.lower()]].append(id)
-    return Fold(*map(tuple, by_part.values()))
-
-
-def _numbers(ids: Iterable[str], column: Iterable[str], where: str) -> list[Fold]:
-    """Fold numbers: fold i tests part i and validates on the next."""
-    if not all(re.fullmatch(r"\d{1,9}(\.0+)?", value) for value in column):
-        bad = next(value for value in column if not re.fullmatch(r"\d{1,9}(\.0+)?", value))
-        raise MilbenchError(f"{where}: {bad or 'nothing'!r} is not the number of a fold")
-    parts: dict[int, list[str]] = {}
-    for id, value in zip(ids, column, strict=True):
-        parts.setdefault(int(float(value)), []).append(id)
-    if len(parts) < 3:
-        raise MilbenchError(f"{where}: {len(parts)} folds; with a test and a validation part there must be at least 3")
-    numbers = sorted(parts)
-    return [
-        Fold(
-            tuple(id for part in numbers if part not in (val, test) for id in parts[part]), tuple(parts[val]), tuple(parts[test])
-        )
-        for test, val in zip(numbers, numbers[1:] + numbers[:1], strict=True)
-    ]
