@@ -108,10 +108,12 @@ def add_dataset(
     patch_size: int | None = None,
     patches: Path | None = None,
     step: float | None = None,
+    swap_xy: bool = False,
     labels: Path | None = None,
     columns: Mapping[str, str] | None = None,
     classes: Mapping[str, list[str]] | None = None,
     splits: Mapping[str, Path] | None = None,
+    drop: str | None = None,
     task: str | None = None,
     unit: str | None = None,
     label: str | None = None,
@@ -130,10 +132,10 @@ def add_dataset(
         name: of the dataset.
         features: folder of CLAM, TRIDENT or npz files. encoder, magnification, patch_size: what they are of.
         patches: CLAM's patches folder, where it is not beside the features.
-        step: level-0 pixels between patches, where no file says it.
+        step: level-0 pixels between patches, where no file says it. swap_xy: positions stand in the files as (y, x).
         labels: table of labels, or of survival. columns: role (slide, case, label, time, event, censorship) -> column.
         classes: class -> labels that mean it, in the order of the classes' indices.
-        splits: name -> split table; the name "" takes that of the file.
+        splits: name -> split table; the name "" takes that of the file. drop: "val" or "test", a part that is left out.
         task: "subtyping" or "survival". unit: "slide" or "case".
         label: name in tables.
         published: cohort whose published counts are compared.
@@ -151,7 +153,7 @@ def add_dataset(
         name, task=task, unit=unit, label=label, published=published, labels=labels, columns=dict(columns or {}),
         classes=None if classes is None else dict(classes), splits=dict(splits or {}), encoder=encoder,
         magnification=magnification, patch_size=patch_size, features=features, patches=patches, step=step,
-        exclude=list(exclude), replace=replace, home=settings.data,
+        swap_xy=swap_xy, drop=drop, exclude=list(exclude), replace=replace, home=settings.data,
     )  # fmt: skip
     added = [each for each in whole.features if each.key == (encoder, magnification, patch_size)]
     everywhere = labels is not None or bool(exclude) or replace  # then every set of features has other slides to hold

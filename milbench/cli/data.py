@@ -34,10 +34,14 @@ def data() -> None:
     metavar="PIXELS",
     help="Level-0 pixels between patches, when no file says it.",
 )
+@click.option("--swap-xy", is_flag=True, help="Positions stand in the files as (y, x).")
 @click.option("--labels", type=PATH, metavar="CSV", help="Table of labels, or of survival.")
 @click.option("--columns", metavar="ROLE=COLUMN,...", help="Which column is slide, case, label, time, event or censorship.")
 @click.option("--classes", metavar="A=x+y,B=z", help="Classes in the order of their index, and the labels that mean them.")
 @click.option("--splits", "split_tables", multiple=True, metavar="[NAME=]DIR|FILE", help="Split tables; may be repeated.")
+@click.option(
+    "--drop", type=click.Choice(["val", "test"]), help="Leave this part of --splits out, such as one that is another, too."
+)
 @click.option("--task", type=click.Choice(["subtyping", "survival"]), help="[default: subtyping]")
 @click.option("--unit", type=click.Choice(["slide", "case"]), help="What is predicted. [default: slide; case for survival]")
 @click.option("--label", metavar="TEXT", help="Name in tables. [default: NAME]")

@@ -318,3 +318,67 @@ def test_splits_are_read_in_the_form_that_they_have(name, home):
             assert [fold[2] for fold in got] == [set(ids()[i::3]) for i in range(3)]
     else:
         assert re.search(expected, told), told
+
+
+# Parts: what is wrong with the parts of a split, the option that goes on, and the sizes with it.
+
+
+@pytest.mark.parametrize(
+    ("parts", "says", "option", "sizes"),
+    [
+        ({"train": TRAIN, "val": TEST, "test": TEST}, "ERROR .*the validation part is the test part, .*--drop val", "val", "6/0/3"),
+        ({"train": TRAIN, "val": TEST[:2], "test": TEST}, "ERROR .*2 slides in two parts.*--drop val", "val", "6/0/3"),
+        ({"train": TRAIN, "val": TRAIN[:1], "test": TEST}, "ERROR .*1 slide in two parts.*--drop val", "val", "6/0/3"),
+        ({"train": TRAIN, "val": VAL, "test": TRAIN[:2]}, "ERROR .*2 slides in two parts.*--drop test", "test", "6/0/3"),
+        ({"train": TRAIN, "test": TEST}, "no validation part in the table: methods train as many epochs", None, "6/0/3"),
+        ({"train": TRAIN, "val": VAL}, "no test part in the table; its validation part is tested", None, "6/0/3"),
+    ],
+)  # fmt: skip
+def test_what_is_odd_about_parts_names_the_option_that_goes_on(home, parts, says, option, sizes):
+    given = {"--splits": dump(home / "s.json", parts)}
+    code, told = tried(*words(**given))
+    assert re.search(says, told), told
+    assert code == (1 if option else 0)
+    if option:
+        told = milbench(*words(**given, **{"--drop": option}))
+        assert "part is left out by choice" in told
+    assert f": {sizes} (train/val/test)" in told
+    milbench("data", "check", "mine")
+    assert len(datasets.load("mine", "enc").folds("official")[0].val) == 0
+
+
+def test_a_dropped_part_belongs_to_a_split_and_is_replaced_when_asked(home):
+    given = {"--splits": dump(home / "s.json", WHOLE)}
+    milbench(*words(**given))
+    before = datasets.load("mine", "enc").split_fingerprint("official")
+    assert "--replace" in milbench(*words(**given, **{"--drop": "val"}), code=2)
+    milbench(*words(**given, **{"--drop": "val"}), "--replace")
+    assert 'official = "val"' in (home / "data" / "mine.toml").read_text()
+    assert datasets.load("mine", "enc").split_fingerprint("official") != before
+    milbench(*words(**given), "--replace")
+    assert datasets.load("mine", "enc").split_fingerprint("official") == before
+    assert "--drop leaves out a part of --splits" in milbench("data", "add", "mine", "--drop", "val", code=2)
+
+
+def test_folds_of_which_some_lack_a_part(home):
+    some = list(rotated())
+    some[1]["val"] = []
+    told = milbench(*words(**{"--splits": dump(home / "s.json", some)}))
+    assert "no validation part in fold 1: only the others select an epoch; leave it out of all: add the split again with --drop val" in told  # fmt: skip
+    some[1] = {**some[0], "test": []}
+    told = milbench(*words(**{"--splits": dump(home / "s.json", some)}), code=1)
+    assert "fold 1: the test part is empty; correct the table; to test the validation parts instead, give the split with --drop test" in told  # fmt: skip
+
+
+def test_a_twin_claims_to_be_free_of_the_leaks_that_are_known_only(home):
+    cases = ["P0", *(["P1"] * 2), *(f"P{i}" for i in range(3, 8)), *[""] * 4]
+    cases[9] = "P0"  # in training and test
+    rows = [[case, id, "tumour" if i % 2 else "normal"] for i, (id, case) in enumerate(zip(ids(), cases, strict=True))]
+    given = {"--splits": dump(home / "s.json", WHOLE), "--labels": table(home / "l.csv", ["case_id", "slide_id", "label"], rows)}
+    told = milbench(*words(**given))
+    assert "(official-grouped has none of these; 3 slides of unknown patients may leak there, too)" in told
+    for row in rows:
+        row[0] = ""
+    table(home / "l.csv", ["case_id", "slide_id", "label"], rows)
+    milbench("data", "add", "mine", "--splits", f"hipt10={home / 's.json'}")
+    assert "hipt10-grouped" not in datasets.load("mine", "enc").splits, "nobody knows which slides are of one patient"

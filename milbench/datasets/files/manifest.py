@@ -37,6 +37,7 @@ class Features(_Form):
         format: suffix of the files.
         patches: folder of CLAM's patches files, where positions or their distance are not in the feature files.
         step: level-0 pixels between neighbouring patches, where no file says them or files are wrong.
+        swap_xy: whether positions stand in the files as (y, x).
     """
 
     encoder: Encoder
@@ -46,6 +47,7 @@ class Features(_Form):
     format: Format
     patches: str | None = None
     step: float | None = Field(None, ge=STEPS[0], le=STEPS[1])
+    swap_xy: bool = False
 
     @property
     def key(self) -> tuple[str, int | None, int | None]:
@@ -109,6 +111,7 @@ class Manifest(_Form):
         exclude: slides or cases that are left out.
         labels: the label table; None until it is added.
         splits: name -> split table or folder of them.
+        drop: split -> its part that is left out; without a test part, the validation part is tested.
         features: sets of features.
 
     `home` is the data folder that it belongs to: relative paths start there.
@@ -122,6 +125,7 @@ class Manifest(_Form):
     exclude: list[str] = []
     labels: Labels | None = None
     splits: dict[Name, str] = {}
+    drop: dict[Name, Literal["val", "test"]] = {}
     features: list[Features] = []
     _home: Path = PrivateAttr(Settings.data)
     _origin: "Origin | None" = PrivateAttr(None)
@@ -254,7 +258,7 @@ def save(manifest: Manifest) -> Path | None:
 
 
 def _lines(manifest: Manifest) -> Iterator[str]:
-    values = manifest.model_dump(exclude_none=True, exclude={"name", "labels", "splits", "features"})
+    values = manifest.model_dump(exclude_none=True, exclude={"name", "labels", "splits", "drop", "features"})
     yield f"# Written by `milbench data add`, and yours to edit. Whether it holds: milbench data check {manifest.name}"
     yield from _pairs({key: value for key, value in values.items() if value != []})
     if manifest.labels:
@@ -265,8 +269,10 @@ def _lines(manifest: Manifest) -> Iterator[str]:
             yield from ("[labels.classes]", *_pairs(manifest.labels.classes))
     if manifest.splits:
         yield from ("", "[splits]", *_pairs(manifest.splits))
+    if manifest.drop:
+        yield from ("", "# split = its part that is left out", "[drop]", *_pairs(manifest.drop))
     for features in manifest.features:
-        yield from ("", "[[features]]", *_pairs(features.model_dump(exclude_none=True)))
+        yield from ("", "[[features]]", *_pairs(features.model_dump(exclude_none=True, exclude_defaults=True)))
 
 
 def _pairs(values: Mapping[str, Any]) -> Iterator[str]:
