@@ -113,6 +113,7 @@ def add_dataset(
     patch_size: int | None = None,
     patches: Path | None = None,
     step: float | None = None,
+    swap_xy: bool = False,
     labels: Path | None = None,
     slides: Path | None = None,
     header: bool = True,
@@ -122,6 +123,7 @@ def add_dataset(
     skip_incomplete: bool = False,
     splits: Mapping[str, Path] | None = None,
     folds: int | None = None,
+    drop: str | None = None,
     task: str | None = None,
     unit: str | None = None,
     label: str | None = None,
@@ -140,13 +142,14 @@ def add_dataset(
         name: of the dataset.
         features: folder of CLAM, TRIDENT or npz files. encoder, magnification, patch_size: what they are of.
         patches: CLAM's patches folder, where it is not beside the features.
-        step: level-0 pixels between patches, where no file says it.
+        step: level-0 pixels between patches, where no file says it. swap_xy: positions stand in the files as (y, x).
         labels: table of labels, or of survival; header=False where it has none. slides: table of the slides of its cases.
         encoding: of the tables given here, where they are not UTF-8.
         columns: role (slide, case, label, time, event, censorship) -> column; an empty one leaves the role to none.
         classes: class -> labels that mean it, in the order of the classes' indices.
         skip_incomplete: leave out rows without a label, a time or an event.
-        splits: name -> split table; the name "" takes the usual one. folds: K of one more generated split kfoldK.
+        splits: name -> split table; the name "" takes the usual one. drop: "val" or "test", a part that is left out.
+        folds: K of one more generated split kfoldK.
         task: "subtyping" or "survival". unit: "slide" or "case".
         label: name in tables.
         published: cohort whose published counts are compared.
@@ -165,7 +168,7 @@ def add_dataset(
         encoding=encoding, columns=dict(columns or {}), classes=None if classes is None else dict(classes),
         skip_incomplete=skip_incomplete, splits=dict(splits or {}), folds=folds, encoder=encoder,
         magnification=magnification, patch_size=patch_size, features=features, patches=patches, step=step,
-        exclude=list(exclude), replace=replace, home=settings.data,
+        swap_xy=swap_xy, drop=drop, exclude=list(exclude), replace=replace, home=settings.data,
     )  # fmt: skip
     added = [each for each in whole.features if each.key == (encoder, magnification, patch_size)]
     everywhere = any((labels, slides, columns, exclude, skip_incomplete, replace))  # then all sets have other slides

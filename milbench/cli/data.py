@@ -34,6 +34,7 @@ def data() -> None:
     metavar="PIXELS",
     help="Level-0 pixels between patches, when no file says it.",
 )
+@click.option("--swap-xy", is_flag=True, help="Positions stand in the files as (y, x).")
 @click.option("--labels", type=PATH, metavar="CSV", help="Table of labels, or of survival.")
 @click.option("--slides", type=PATH, metavar="CSV", help="Table of the slides of cases, when --labels lists cases.")
 @click.option("--columns", metavar="ROLE=COLUMN,...", help="Which column is slide, case, label, time, event or censorship.")
@@ -46,6 +47,9 @@ def data() -> None:
 )
 @click.option("--skip-incomplete", is_flag=True, help="Leave out rows without a label, a time or an event.")
 @click.option("--splits", "split_tables", multiple=True, metavar="[NAME=]DIR|FILE", help="Split tables; may be repeated.")
+@click.option(
+    "--drop", type=click.Choice(["val", "test"]), help="Leave this part of --splits out, such as one that is another, too."
+)
 @click.option("--folds", type=click.IntRange(min=2), metavar="K", help="Add the generated split kfoldK; 5 and 10 are there.")
 @click.option("--task", type=click.Choice(["subtyping", "survival"]), help="[default: subtyping]")
 @click.option("--unit", type=click.Choice(["slide", "case"]), help="What is predicted. [default: slide; case for survival]")

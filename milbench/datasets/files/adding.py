@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from milbench.config import Settings
 from milbench.datasets import classic
 from milbench.datasets.cohorts import COHORTS
-from milbench.datasets.files import formats, tables
+from milbench.datasets.files import formats, split_files
 from milbench.datasets.files.classes import asked as asked_classes
 from milbench.datasets.files.classes import usual as usual_classes
 from milbench.datasets.files.columns import roles as find_roles
@@ -28,10 +28,10 @@ def joined(
     name: str, *, task: str | None = None, unit: str | None = None, label: str | None = None, published: str | None = None,
     labels: Path | None = None, slides: Path | None = None, header: bool = True, encoding: str | None = None,
     columns: Mapping[str, str] | None = None, classes: Mapping[str, Sequence[str]] | None = None, skip_incomplete: bool = False,
-    splits: Mapping[str, Path] | None = None, folds: int | None = None, encoder: str | None = None,
+    splits: Mapping[str, Path] | None = None, drop: str | None = None, folds: int | None = None, encoder: str | None = None,
     magnification: int | None = None, patch_size: int | None = None, features: Path | None = None, patches: Path | None = None,
-    step: float | None = None,
-    exclude: Sequence[str] = (), replace: bool = False, home: Path | None = None,
+    step: float | None = None, swap_xy: bool = False, exclude: Sequence[str] = (), replace: bool = False,
+    home: Path | None = None,
 ) -> Manifest:  # fmt: skip
     """The manifest of `name` with these additions. Nothing is written until :func:`milbench.datasets.files.manifest.save`.
 
@@ -46,8 +46,9 @@ def joined(
         classes: class -> labels, in the order of class indices; an empty list is the class's own name.
         skip_incomplete: leave out rows without a label, a time or an event.
         splits: name -> split table or folder; the name "" takes the usual one.
+        drop: part of these splits that is left out, "val" or "test".
         folds: number of folds of one more generated split: 3 gives kfold3.
-        encoder, magnification, patch_size, features, patches, step: one set of features.
+        encoder, magnification, patch_size, features, patches, step, swap_xy: one set of features.
         exclude: slides or cases to leave out, added to those that are left out already.
         replace: let these values replace those that the manifest has.
         home: the data folder; None is that of the environment.
@@ -68,15 +69,15 @@ def joined(
     changes.exclude(exclude)
     changes.labels(labels, columns or {}, classes, slides, header, skip_incomplete)
     changes.unit(unit)
-    changes.splits(splits or {})
+    changes.splits(splits or {}, drop)
     if folds is not None:
         changes.values["folds"] = sorted({*changes.values.get("folds", []), folds})
     described = {"encoder": encoder, "magnification": magnification, "patch_size": patch_size}
     if features is not None:
-        changes.features(features, patches, step, described)
-    elif any(value is not None for value in (*described.values(), patches, step)):
+        changes.features(features, patches, step, swap_xy, described)
+    elif any(value is not None for value in (*described.values(), patches, step, swap_xy or None)):
         raise MilbenchError(
-            "--encoder, --magnification, --patch-size, --patches and --step describe --features DIR, which is missing"
+            "--encoder, --magnification, --patch-size, --patches, --step and --swap-xy describe --features DIR, which is missing"
         )
     try:
         saved = old.origin.text if old and old.origin else None
@@ -203,15 +204,21 @@ class _Changes:
         elif self.values["task"] == "survival" or _lists_cases(self.values):
             self.values["unit"] = "case"
 
-    def splits(self, splits: Mapping[str, Path]) -> None:
-        """Split tables by their names."""
+    def splits(self, splits: Mapping[str, Path], drop: str | None) -> None:
+        """Split tables by their names, and the part of them that is left out."""
+        if drop and not splits:
+            raise MilbenchError("--drop leaves out a part of --splits DIR|FILE, which is missing")
         for name, path in splits.items():
-            folds, _ = tables.folds(path, self._encoding(path))
-            split = name or _usual_split(self.values, len(folds))
-            saved = self.values.setdefault("splits", {})
+            split = name or _usual_split(self.values, len(split_files.read(path, self._encoding(path)).folds))
+            saved, dropped = self.values.setdefault("splits", {}), self.values.setdefault("drop", {})
+            self.set(dropped, split, f"another part left out of split {split}", drop, saved=split in saved)
             self.set(saved, split, f"another split {split}", stored(path, self.home), saved=split in saved)
+            if drop is None:
+                del dropped[split]
 
-    def features(self, folder: Path, patches: Path | None, step: float | None, described: Mapping[str, Any]) -> None:
+    def features(
+        self, folder: Path, patches: Path | None, step: float | None, swap_xy: bool, described: Mapping[str, Any]
+    ) -> None:
         """A set of features; `described` is its encoder, magnification and patch size."""
         if described["encoder"] is None:
             raise MilbenchError("--features needs --encoder, the name by which suites ask for these features")
@@ -222,6 +229,7 @@ class _Changes:
             "format": place.format,
             "patches": stored(place.patches, self.home) if place.patches else None,
             "step": step,
+            "swap_xy": swap_xy,
         }
         sets = {tuple(saved[key] for key in described): saved for saved in self.values.get("features", [])}
         key = tuple(described.values())

@@ -314,7 +314,7 @@ def _attributes(feature_set: FeatureSet) -> None:
             what = f"{counted(len(other), 'file')} of another {key.replace('_', ' ')} than {asked} by their attributes"
             ids = [f"{slide} ({value:g})" for slide, value in other.items()]
             feature_set.add("error", key.replace("_", "-"), what, "give the folder that belongs to it", ids)
-    named = {str(file.says["encoder"]) for file in facts.values() if file.says.get("encoder", "None") != "None"}
+    named = {str(file.says["encoder"]) for file in facts.values() if "encoder" in file.says}
     asked = _letters(features.encoder)
     if others := sorted(name for name in named if asked not in _letters(name) and _letters(name) not in asked):
         feature_set.add("warning", "encoder", f"files name their encoder {', '.join(others)}")

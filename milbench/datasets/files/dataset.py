@@ -122,10 +122,12 @@ def _checked(manifest: Manifest, features: Features, settings: Settings, dtype: 
 def _splits(roster: Roster, sizes: Mapping[str, int], manifest: Manifest) -> dict[str, Callable[[], Sequence[Fold]]]:
     """Splits by name: generated ones, those of the user's tables, and twins of these in which no patient is in two parts."""
     samples, salt = roster.samples, manifest.name
+    patients = roster.known_patients(manifest)
     twins = {
         f"{name}-grouped": partial(splits.grouped_twin, samples, folds, salt)
         for name, folds in roster.splits.items()
-        if name in roster.leaking or name.startswith("hipt")  # suites ask for these by name, whether or not patients are torn
+        # Suites ask for HIPT's by name, whether or not patients are torn. Where nobody knows patients, a twin would be no twin.
+        if name in roster.leaking or (name.startswith("hipt") and patients)
     }
     return {
         **{f"kfold{k}": partial(splits.k_fold, samples, k, salt=salt) for k in sorted({5, 10, *manifest.folds})},

@@ -37,6 +37,7 @@ class Features(_Form):
         format: suffix of the files.
         patches: folder of CLAM's patches files, where positions or their distance are not in the feature files.
         step: level-0 pixels between neighbouring patches, where no file says them or files are wrong.
+        swap_xy: whether positions stand in the files as (y, x).
     """
 
     encoder: Encoder
@@ -46,6 +47,7 @@ class Features(_Form):
     format: Format
     patches: str | None = None
     step: float | None = Field(None, ge=STEPS[0], le=STEPS[1])
+    swap_xy: bool = False
 
     @property
     def key(self) -> tuple[str, int | None, int | None]:
@@ -115,6 +117,7 @@ class Manifest(_Form):
         exclude: slides or cases that are left out.
         labels: the label table; None until it is added.
         splits: name -> split table or folder of them.
+        drop: split -> its part that is left out; without a test part, the validation part is tested.
         folds: numbers of folds of generated splits: 3 gives kfold3; kfold5 and kfold10 are always there.
         encodings: table, or folder of tables -> the encoding of its text, where that is not UTF-8.
         features: sets of features.
@@ -132,6 +135,7 @@ class Manifest(_Form):
     splits: dict[Name, str] = {}
     folds: list[Annotated[int, Field(ge=2)]] = []
     encodings: dict[str, str] = {}
+    drop: dict[Name, Literal["val", "test"]] = {}
     features: list[Features] = []
     _home: Path = PrivateAttr(Settings.data)
     _origin: "Origin | None" = PrivateAttr(None)
@@ -269,7 +273,7 @@ def save(manifest: Manifest) -> Path | None:
 
 
 def _lines(manifest: Manifest) -> Iterator[str]:
-    values = manifest.model_dump(exclude_none=True, exclude={"name", "labels", "splits", "encodings", "features"})
+    values = manifest.model_dump(exclude_none=True, exclude={"name", "labels", "splits", "drop", "encodings", "features"})
     yield f"# Written by `milbench data add`, and yours to edit. Whether it holds: milbench data check {manifest.name}"
     yield from _pairs({key: value for key, value in values.items() if value != []})
     if manifest.labels:
@@ -281,10 +285,12 @@ def _lines(manifest: Manifest) -> Iterator[str]:
             yield from ("[labels.classes]", *_pairs(manifest.labels.classes))
     if manifest.splits:
         yield from ("", "[splits]", *_pairs(manifest.splits))
+    if manifest.drop:
+        yield from ("", "# split = its part that is left out", "[drop]", *_pairs(manifest.drop))
     if manifest.encodings:
         yield from ("", "[encodings]", *_pairs(manifest.encodings))
     for features in manifest.features:
-        yield from ("", "[[features]]", *_pairs(features.model_dump(exclude_none=True)))
+        yield from ("", "[[features]]", *_pairs(features.model_dump(exclude_none=True, exclude_defaults=True)))
 
 
 def _pairs(values: Mapping[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from functools import partial
 
 from milbench.datasets.base import Fold, Sample
 from milbench.datasets.cohorts import COHORTS
-from milbench.datasets.files import classes, ids, labels, tables
+from milbench.datasets.files import classes, ids, labels, split_files
 from milbench.datasets.files.findings import Finding
 from milbench.datasets.files.manifest import Labels, Manifest
 from milbench.datasets.splits import k_fold
@@ -54,6 +54,10 @@ class Roster:
         if manifest.task == "survival":
             return "censored", "events"
         return tuple(manifest.labels.classes) if manifest.labels else ()
+
+    def known_patients(self, manifest: Manifest) -> int:
+        """How many samples are of a patient that somebody named; a slide that is a case of its own may be of any."""
+        return sum(manifest.unit == "case" or sample.case_id != sample.id for sample in self.samples)
 
 
 def read(manifest: Manifest) -> Roster:
@@ -183,14 +187,14 @@ def _look(roster: Roster, manifest: Manifest, rows: Sequence[labels.Row], where:
 def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Sequence[labels.Row]) -> None:
     where = f"split {name}"
     try:
-        raw, form = tables.folds(manifest.resolved(path), manifest.encodings.get(path))
+        split = split_files.read(manifest.resolved(path), manifest.encodings.get(path))
     except MilbenchError as error:
         roster.add("error", "split", where, str(error))
         return
     targets = _targets(roster, manifest, rows)
     unknown: dict[str, None] = {}
     folds = []
-    for fold in raw:
+    for fold in split.folds:
         parts: list[dict[str, None]] = [{}, {}, {}]
         for listed, part in zip(fold, parts, strict=True):
             for id in listed:
@@ -201,22 +205,38 @@ def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Seque
                 elif not {id, meant} & roster.excluded:
                     unknown[id] = None
         folds.append(Fold(*map(tuple, parts)))
-    if not any(fold.test for fold in folds):
-        folds = [Fold(fold.train, (), fold.val) for fold in folds]
-        roster.add(
-            "warning", "no-test", where, "no test part in the table; its validation part is tested, as HIPT's survival folds are "
-            "used, and no epoch is selected",
-        )  # fmt: skip
+    folds = _parts_used(roster, where, folds, manifest.drop.get(name))
     found = {id for fold in folds for part in fold for id in part}
     if unknown and not found:
-        do = f"their spelling differs, or the table is of another cohort, or the ids stand in another column ({form})"
+        do = f"their spelling differs, or the table is of another cohort, or the ids stand elsewhere ({split.form})"
         roster.add("error", "unlabelled", where, f"none of its {counted(len(unknown), 'id')} is in the label table", do, unknown)
         return
     if unknown:
         what = f"{counted(len(unknown), 'id')} not in the label table"
-        roster.add("error", "unlabelled", where, what, _leave(manifest.name, list(unknown), len(found), form), unknown)
-    roster.splits[name], roster.forms[name] = tuple(folds), form
+        roster.add("error", "unlabelled", where, what, _leave(manifest.name, list(unknown), len(found), split.form), unknown)
+    if split.unused:
+        roster.add("warning", "unused-split", where, f"not used: {', '.join(split.unused)}")
+    roster.splits[name], roster.forms[name] = tuple(folds), split.form
     _look_at_folds(roster, manifest, where, name)
+
+
+def _parts_used(roster: Roster, where: str, folds: list[Fold], dropped: str | None) -> list[Fold]:
+    """The folds without the part that is left out; the validation part is tested where there is no test part."""
+    if dropped:
+        folds = [fold._replace(**{dropped: ()}) for fold in folds]
+    warn = partial(roster.add, "warning", "parts", where)
+    if not any(fold.test for fold in folds) and any(fold.val for fold in folds):
+        without = "its test part is left out by choice" if dropped else "no test part in the table"
+        warn(f"{without}; its validation part is tested, as HIPT's survival folds are used, and no epoch is selected")
+        return [Fold(fold.train, (), fold.val) for fold in folds]
+    if lacking := [str(number) for number, fold in enumerate(folds) if not fold.val]:
+        without = "its validation part is left out by choice" if dropped else "no validation part in the table"
+        if len(lacking) == len(folds):
+            warn(f"{without}: methods train as many epochs as the recipe has, and no epoch is selected")
+        else:
+            what = f"no validation part in fold{'s' * (len(lacking) > 1)} {', '.join(lacking)}: only the others select an epoch"
+            warn(what, "leave it out of all: add the split again with --drop val")
+    return folds
 
 
 def _leave(name: str, unknown: Sequence[str], found: int, form: str) -> str:
@@ -242,25 +262,47 @@ def _targets(roster: Roster, manifest: Manifest, rows: Sequence[labels.Row]) -> 
 def _look_at_folds(roster: Roster, manifest: Manifest, where: str, name: str) -> None:
     """What is odd about the folds of a split."""
     folds = roster.splits[name]
+    same = [number for number, fold in enumerate(folds) if fold.val and set(fold.val) == set(fold.test)]
+    if same:
+        where_same = f" in {len(same)} of {counted(len(folds), 'fold')}" if len(folds) > 1 else ""
+        what = f"the validation part is the test part{where_same}, so the test would choose its own epoch"
+        do = "correct the table, or train without a validation part: give the split with --drop val"
+        roster.add("error", "val-is-test", where, what, do)
+    do = f"each belongs in one part of a fold{_way_on(folds)}"
     for number, fold in enumerate(folds):
-        _look_at_fold(roster, manifest, f"{where}, fold {number}" if len(folds) > 1 else where, fold)
-    _look_for_leaks(roster, where, name)
+        here = f"{where}, fold {number}" if len(folds) > 1 else where
+        _look_at_fold(roster, manifest, here, fold._replace(val=()) if number in same else fold, do)
+    _look_for_leaks(roster, manifest, where, name)
     everywhere = {id for fold in folds for part in fold for id in part}
     if outside := [sample.id for sample in roster.samples if sample.id not in everywhere]:
         what = f"{counted(len(outside), manifest.unit)} of the label table in no part"
         roster.add("warning", "unused", where, what, ids=outside)
 
 
-def _look_at_fold(roster: Roster, manifest: Manifest, where: str, fold: Fold) -> None:
-    """Samples in two parts, empty parts, and parts without a class."""
+def _way_on(folds: Sequence[Fold]) -> str:
+    """The part without which nothing is in two parts, and every fold still has one to train and one to test."""
+    for part in ("val", "test"):
+        kept = [fold._replace(**{part: ()}) for fold in folds]
+        if all(fold.train and (fold.test or fold.val) and not _in_two(map(set, fold)) for fold in kept):
+            return f", or leave the {part} part out: give the split with --drop {part}"
+    return ""
+
+
+def _look_at_fold(roster: Roster, manifest: Manifest, where: str, fold: Fold, do: str) -> None:
+    """Samples in two parts, which `do` mends; empty parts, and parts without a class."""
     if both := sorted(_in_two(map(set, fold))):
         what = f"{counted(len(both), manifest.unit)} in two parts"
-        roster.add("error", "overlap", where, what, "each belongs in one part of a fold", both)
+        roster.add("error", "overlap", where, what, do, both)
     stratum = {sample.id: sample.stratum for sample in roster.samples}
     for part, own in zip(Fold._fields, fold, strict=True):
         if not own:
             if part != "val":
-                roster.add("error", "empty-part", where, f"the {part} part is empty", "correct the table")
+                way_on = (
+                    "; to test the validation parts instead, give the split with --drop test"
+                    if part == "test" and fold.val
+                    else ""
+                )
+                roster.add("error", "empty-part", where, f"the {part} part is empty", f"correct the table{way_on}")
             continue
         strata = {stratum[id] for id in own}
         absent = [s for i, s in enumerate(roster.stratum_names(manifest)) if i not in strata and s != "censored"]
@@ -276,7 +318,7 @@ def _in_two(parts: Iterable[set[str]]) -> set[str]:
     return (train & val) | (train & test) | (val & test)
 
 
-def _look_for_leaks(roster: Roster, where: str, name: str) -> None:
+def _look_for_leaks(roster: Roster, manifest: Manifest, where: str, name: str) -> None:
     """Patients with slides in two parts of a fold."""
     case, folds = {sample.id: sample.case_id for sample in roster.samples}, roster.splits[name]
     cases = [[{case[id] for id in part} for part in fold] for fold in folds]
@@ -286,7 +328,10 @@ def _look_for_leaks(roster: Roster, where: str, name: str) -> None:
     roster.leaking.add(name)
     numbers, tested = [len(some) for some in torn], [len(train & test) for train, _, test in cases]
     who = f"{_range(numbers)} patient{'s' * (max(numbers) != 1)}{' of each fold' * (len(folds) > 1)}"
-    what = f"{who} with slides in two parts, {_range(tested)} of them in training and test ({name}-grouped has none)"
+    unknown = len(roster.samples) - roster.known_patients(manifest)
+    but = f" of these; {counted(unknown, 'slide')} of unknown patients may leak there, too" if unknown else ""
+    twin = f"{name}-grouped has none{but}"
+    what = f"{who} with slides in two parts, {_range(tested)} of them in training and test ({twin})"
     roster.add("warning", "patients", where, what, ids=sorted(set().union(*torn)))
 
 

@@ -18,6 +18,7 @@ NUMBERS = {
 }  # fmt: skip
 LARGEST = 1e9
 NAMES = frozenset(("encoder", *NUMBERS))
+_UNSAID = {"", "none", "null", "n/a", "unknown"}
 
 
 def plain(path: Path, name: str, value: Any) -> str | float | None:
@@ -29,7 +30,7 @@ def plain(path: Path, name: str, value: Any) -> str | float | None:
         value: as a library gives it.
 
     Returns:
-        Text for `encoder`, else a number; None where an empty array says nothing.
+        Text for `encoder`, else a number; None where an empty array, or a text such as "None", says nothing.
 
     Raises:
         BadFile: it is not clear what is meant, or it cannot be meant: a size of zero, NaN.
@@ -40,7 +41,7 @@ def plain(path: Path, name: str, value: Any) -> str | float | None:
     if values.size > MOST:
         raise bad(path, name, f"has {values.size:,} values")
     items = [_item(path, name, item) for item in values.ravel().tolist()] if values.dtype.kind in "iufSUO" else [value]
-    if not items:
+    if not items or all(isinstance(item, str) and item.lower() in _UNSAID for item in items):
         return None
     first = items[0]
     if name == "encoder":

@@ -1,0 +1,384 @@
+"""Folders of features and of splits as people have them, through the command line: each is read, or refused in words that help."""
+
+import json
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from milbench import datasets
+from milbench.cli import main
+from tests.builders import folders
+from tests.builders.command import milbench
+from tests.builders.folders import ids, table
+
+TRAIN, VAL, TEST = ids()[:6], ids()[6:9], ids()[9:]
+WHOLE = {"train": TRAIN, "val": VAL, "test": TEST}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A folder to work in, with a cohort in it."""
+    monkeypatch.setenv("MILBENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    folders.cohort(tmp_path / "in")
+    return tmp_path
+
+
+def words(**other):
+    """What adds the cohort, with other values or without those that are None."""
+    given = {"--features": "in/features", "--encoder": "enc", "--labels": "in/labels.csv", **other}
+    return ["data", "add", "mine", *(word for option, value in given.items() if value is not None for word in (option, value))]
+
+
+def tried(*line):
+    """Exit code and output of a command, which never ends in a traceback."""
+    done = CliRunner().invoke(main, [str(word) for word in line])
+    assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+    return done.exit_code, done.output
+
+
+# Splits: (a name, what writes it and returns its path, sizes of the parts of the first fold and number of folds; or what is said).
+
+SPLITS = {}
+
+
+def split(expected, folds=1):
+    def keep(function):
+        SPLITS[function.__name__] = (function, expected, folds)
+        return function
+
+    return keep
+
+
+def dump(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+    return path
+
+
+def lists(folder, suffix=".csv", header="slide_id\n", **parts):
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, some in parts.items():
+        (folder / f"{part}{suffix}").write_text(header + "".join(f"{id}\n" for id in some))
+    return folder
+
+
+def rotated(k=3):
+    """k folds of twelve slides: each third is tested once."""
+    n = len(ids()) // k
+    for fold in range(k):
+        test, val = ids()[fold * n : (fold + 1) * n], ids()[(fold + 1) % k * n :][:n]
+        yield {"train": [id for id in ids() if id not in test + val], "val": val, "test": test}
+
+
+@split("6/3/3")
+def json_of_parts(root):
+    return dump(root / "s.json", WHOLE)
+
+
+@split("6/3/3")
+def json_of_other_words(root):
+    return dump(root / "s.json", {"Training": TRAIN, "valid": VAL, "testing": TEST, "seed": 1, "comment": "by hand"})
+
+
+@split("6/3/3")
+def json_of_files_with_paths(root):
+    return dump(root / "s.json", {part: [f"/mnt/wsi/{id}.svs" for id in some] for part, some in WHOLE.items()})
+
+
+@split("6/3/3")
+def json_of_objects_as_monai_has_them(root):
+    return dump(root / "s.json", {part: [{"image": f"{id}.tif", "label": 0} for id in some] for part, some in WHOLE.items()})
+
+
+@split("6/3/3")
+def json_of_ids_with_labels(root):
+    return dump(root / "s.json", {part: dict.fromkeys(some, 1) for part, some in WHOLE.items()})
+
+
+@split("6/3/3")
+def json_by_class(root):
+    return dump(root / "s.json", {part: {"tumour": some[::2], "normal": some[1::2]} for part, some in WHOLE.items()})
+
+
+@split("6/3/3")
+def json_of_columns_in_parts(root):
+    return dump(root / "s.json", {part: {"slide_id": some, "label": [0] * len(some)} for part, some in WHOLE.items()})
+
+
+@split("4/4/4", 3)
+def json_list_of_folds(root):
+    return dump(root / "s.json", list(rotated()))
+
+
+@split("4/4/4", 3)
+def json_folds_by_name(root):
+    return dump(root / "s.json", {f"fold_{i}": fold for i, fold in enumerate(rotated(), 1)})
+
+
+@split("4/4/4", 3)
+def json_folds_in_a_wrapper(root):
+    return dump(root / "s.json", {"seed": 7, "folds": list(rotated())})
+
+
+@split("4/4/4", 3)
+def json_folds_as_slideflow_has_them(root):
+    return dump(root / "s.json", [{"strategy": "k-fold", "splits": {p: dict.fromkeys(some, 0) for p, some in fold.items()}} for fold in rotated()])  # fmt: skip
+
+
+@split("6/3/3")
+def json_id_to_part(root):
+    return dump(root / "s.json", {id: part for part, some in WHOLE.items() for id in some})
+
+
+@split("4/4/4", 3)
+def json_id_to_fold(root):
+    return dump(root / "s.json", {id: i % 3 for i, id in enumerate(ids())})
+
+
+@split("4/4/4", 3)
+def json_lists_of_ids(root):
+    return dump(root / "s.json", [ids()[i::3] for i in range(3)])
+
+
+@split("6/3/3")
+def json_rows(root):
+    return dump(root / "s.json", [{"slide_id": id, "split": part} for part, some in WHOLE.items() for id in some])
+
+
+@split("6/3/3")
+def json_columns_as_pandas_writes_them(root):
+    pairs = [(id, part) for part, some in WHOLE.items() for id in some]
+    columns = {"slide_id": {str(i): id for i, (id, _) in enumerate(pairs)}, "split": {str(i): part for i, (_, part) in enumerate(pairs)}}  # fmt: skip
+    return dump(root / "s.json", columns)
+
+
+@split("6/3/3")
+def json_with_a_byte_order_mark(root):
+    (root / "s.json").write_text("\ufeff" + json.dumps(WHOLE))
+    return root / "s.json"
+
+
+@split(r"s\.json: no folds in it; give an object with train, val and test")
+def json_of_something_else(root):
+    return dump(root / "s.json", {"learning_rate": 0.1, "nothing": None})
+
+
+@split(r"s\.json: not JSON \(.*line 1")
+def no_json(root):
+    (root / "s.json").write_text("{train: [")
+    return root / "s.json"
+
+
+@split(r"s\.json, train: '6' is no list of ids")
+def json_of_counts(root):
+    return dump(root / "s.json", {"train": 6, "val": 3, "test": 3})
+
+
+@split(r"s\.json: folds are numbered from 0 or 1 up without gaps, these are 0, 2")
+def json_with_a_gap(root):
+    return dump(root / "s.json", {"0": WHOLE, "2": WHOLE})
+
+
+def mil_baseline(path, fold):
+    rows = [
+        [f"/data/{a}.pt" if a else "", 0, f"/data/{b}.pt" if b else "", 1, f"/data/{c}.pt" if c else "", 0]
+        for a, b, c in zip(*(some + [""] * (6 - len(some)) for some in fold.values()), strict=True)
+    ]
+    header = ["train_slide_path", "train_label", "val_slide_path", "val_label", "test_slide_path", "test_label"]
+    return table(path, header, rows)
+
+
+@split("6/3/3")
+def a_table_of_mil_baseline(root):
+    return mil_baseline(root / "t.csv", WHOLE)
+
+
+@split("4/4/4", 3)
+def a_folder_of_mil_baseline(root):
+    for i, fold in enumerate(rotated(), 1):
+        mil_baseline(root / "s" / f"Total_3-fold_MINE_{i}fold.csv", fold)
+    return root / "s"
+
+
+@split("6/3/3")
+def a_column_of_ids_and_one_of_labels_for_each_part(root):
+    rows = [[i, *(x for some in WHOLE.values() for x in (some[i] if i < len(some) else "", 1 if i < len(some) else ""))] for i in range(6)]  # fmt: skip
+    return table(root / "t.csv", ["", "train", "train_label", "val", "val_label", "test", "test_label"], rows)
+
+
+@split("4/4/4", 3)
+def columns_of_parts_for_each_fold(root):
+    some = list(rotated())
+    header = [f"{part}_{i}" for i in range(3) for part in WHOLE]
+    return table(root / "t.csv", header, zip(*(fold[part] for fold in some for part in WHOLE), strict=True))
+
+
+@split("4/4/4", 3)
+def rows_of_fold_and_part_as_milbench_writes_them(root):
+    rows = [[i, part, id, id] for i, fold in enumerate(rotated()) for part, some in fold.items() for id in some]
+    return table(root / "t.csv", ["fold", "part", "id", "case"], rows)
+
+
+@split("4/4/4", 3)
+def columns_of_parts_from_one(root):
+    of = [{id: part for part, some in fold.items() for id in some} for fold in rotated()]
+    return table(root / "k=all.tsv", ["slide_id", "fold_1", "fold_2", "fold_3"], [[id, *(one[id] for one in of)] for id in ids()])
+
+
+@split("4/4/4", 3)
+def a_split_column_of_fold_numbers(root):
+    return table(root / "t.csv", ["slide_id", "split"], [[id, i % 3] for i, id in enumerate(ids())])
+
+
+@split("6/3/3")
+def flags_beside_an_index_and_ids(root):
+    rows = [[i, id, *(id in some for some in WHOLE.values())] for i, id in enumerate(ids())]
+    return table(root / "t.csv", ["", "slide_id", "train", "val", "test"], rows)
+
+
+@split("4/4/4", 3)
+def files_from_one(root):
+    for i, fold in enumerate(rotated(), 1):
+        table(root / "s" / f"fold{i}.csv", ["train", "val", "test"], zip(*fold.values(), strict=True))
+    return root / "s"
+
+
+@split("4/4/4", 3)
+def files_of_json(root):
+    for i, fold in enumerate(rotated()):
+        dump(root / "s" / f"split_{i}.json", fold)
+    return root / "s"
+
+
+@split("6/3/3")
+def a_file_for_each_part(root):
+    return lists(root / "s", **WHOLE)
+
+
+@split("6/3/3")
+def lists_without_a_header(root):
+    return lists(root / "s", ".txt", "", **WHOLE)
+
+
+@split("6/3/3")
+def lists_of_paths(root):
+    return lists(root / "s", "_list.txt", "", **{part: [f"/mnt/wsi/{id}.svs" for id in some] for part, some in WHOLE.items()})
+
+
+@split("not used: test_cptac.csv")
+def an_external_test_part_beside_it(root):
+    return lists(root / "s", **WHOLE, test_cptac=["C-1", "C-2"])
+
+
+@split("4/4/4", 3)
+def folders_of_parts_as_panther_has_them(root):
+    for i, fold in enumerate(rotated()):
+        lists(root / "s" / f"MINE_survival_k={i}", **fold)
+    return root / "s"
+
+
+@split("4/4/4", 3)
+def files_of_parts_for_each_fold(root):
+    for i, fold in enumerate(rotated()):
+        lists(root / "s", ".txt", "", **{f"{part}_{i}": some for part, some in fold.items()})
+    return root / "s"
+
+
+@split("holds several series of folds, .*; give a folder that holds one")
+def folders_of_two_cohorts(root):
+    for i, fold in enumerate(rotated()):
+        for cohort in ("BRCA", "LUAD"):
+            lists(root / "s" / f"{cohort}_k={i}", **fold)
+    return root / "s"
+
+
+@split(r"holds no splits_0\.csv.*; there may be some in .*deep")
+def splits_lie_deeper(root):
+    lists(root / "s" / "deep", **WHOLE)
+    return root / "s"
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_splits_are_read_in_the_form_that_they_have(name, home):
+    write, expected, folds = SPLITS[name]
+    code, told = tried(*words(**{"--splits": write(home)}))
+    if re.fullmatch(r"\d+/\d+/\d+", expected):
+        assert code == 0, told
+        assert f": {expected} (train/val/test)" in told
+        found = json.loads(milbench("data", "check", "mine", "--json"))
+        assert len(found["splits"]) == 3 * folds
+        (of,) = datasets.load("mine", "enc").splits.keys() - {"kfold5", "kfold10", "extrapolation", "extrapolation-mixed"}
+        want = [WHOLE] if folds == 1 else list(rotated())
+        got = [[set(part) for part in fold] for fold in datasets.load("mine", "enc").folds(of)]
+        if not {"json_id_to_fold", "json_lists_of_ids", "a_split_column_of_fold_numbers"} & {name}:
+            assert got == [[set(fold[part]) for part in WHOLE] for fold in want]
+        else:
+            assert [fold[2] for fold in got] == [set(ids()[i::3]) for i in range(3)]
+    else:
+        assert re.search(expected, told), told
+
+
+# Parts: what is wrong with the parts of a split, the option that goes on, and the sizes with it.
+
+
+@pytest.mark.parametrize(
+    ("parts", "says", "option", "sizes"),
+    [
+        ({"train": TRAIN, "val": TEST, "test": TEST}, "ERROR .*the validation part is the test part, .*--drop val", "val", "6/0/3"),
+        ({"train": TRAIN, "val": TEST[:2], "test": TEST}, "ERROR .*2 slides in two parts.*--drop val", "val", "6/0/3"),
+        ({"train": TRAIN, "val": TRAIN[:1], "test": TEST}, "ERROR .*1 slide in two parts.*--drop val", "val", "6/0/3"),
+        ({"train": TRAIN, "val": VAL, "test": TRAIN[:2]}, "ERROR .*2 slides in two parts.*--drop test", "test", "6/0/3"),
+        ({"train": TRAIN, "test": TEST}, "no validation part in the table: methods train as many epochs", None, "6/0/3"),
+        ({"train": TRAIN, "val": VAL}, "no test part in the table; its validation part is tested", None, "6/0/3"),
+    ],
+)  # fmt: skip
+def test_what_is_odd_about_parts_names_the_option_that_goes_on(home, parts, says, option, sizes):
+    given = {"--splits": dump(home / "s.json", parts)}
+    code, told = tried(*words(**given))
+    assert re.search(says, told), told
+    assert code == (1 if option else 0)
+    if option:
+        told = milbench(*words(**given, **{"--drop": option}))
+        assert "part is left out by choice" in told
+    assert f": {sizes} (train/val/test)" in told
+    milbench("data", "check", "mine")
+    assert len(datasets.load("mine", "enc").folds("official")[0].val) == 0
+
+
+def test_a_dropped_part_belongs_to_a_split_and_is_replaced_when_asked(home):
+    given = {"--splits": dump(home / "s.json", WHOLE)}
+    milbench(*words(**given))
+    before = datasets.load("mine", "enc").split_fingerprint("official")
+    assert "--replace" in milbench(*words(**given, **{"--drop": "val"}), code=2)
+    milbench(*words(**given, **{"--drop": "val"}), "--replace")
+    assert 'official = "val"' in (home / "data" / "mine.toml").read_text()
+    assert datasets.load("mine", "enc").split_fingerprint("official") != before
+    milbench(*words(**given), "--replace")
+    assert datasets.load("mine", "enc").split_fingerprint("official") == before
+    assert "--drop leaves out a part of --splits" in milbench("data", "add", "mine", "--drop", "val", code=2)
+
+
+def test_folds_of_which_some_lack_a_part(home):
+    some = list(rotated())
+    some[1]["val"] = []
+    told = milbench(*words(**{"--splits": dump(home / "s.json", some)}))
+    assert "no validation part in fold 1: only the others select an epoch; leave it out of all: add the split again with --drop val" in told  # fmt: skip
+    some[1] = {**some[0], "test": []}
+    told = milbench(*words(**{"--splits": dump(home / "s.json", some)}), code=1)
+    assert "fold 1: the test part is empty; correct the table; to test the validation parts instead, give the split with --drop test" in told  # fmt: skip
+
+
+def test_a_twin_claims_to_be_free_of_the_leaks_that_are_known_only(home):
+    cases = ["P0", *(["P1"] * 2), *(f"P{i}" for i in range(3, 8)), *[""] * 4]
+    cases[9] = "P0"  # in training and test
+    rows = [[case, id, "tumour" if i % 2 else "normal"] for i, (id, case) in enumerate(zip(ids(), cases, strict=True))]
+    given = {"--splits": dump(home / "s.json", WHOLE), "--labels": table(home / "l.csv", ["case_id", "slide_id", "label"], rows)}
+    told = milbench(*words(**given))
+    assert "(official-grouped has none of these; 3 slides of unknown patients may leak there, too)" in told
+    for row in rows:
+        row[0] = ""
+    table(home / "l.csv", ["case_id", "slide_id", "label"], rows)
+    milbench("data", "add", "mine", "--splits", f"hipt10={home / 's.json'}")
+    assert "hipt10-grouped" not in datasets.load("mine", "enc").splits, "nobody knows which slides are of one patient"
