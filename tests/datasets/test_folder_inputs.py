@@ -1,8 +1,11 @@
 """Folders of features and of splits as people have them, through the command line: each is read, or refused in words that help."""
 
 import json
+import os
 import re
 
+import h5py
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -10,7 +13,7 @@ from milbench import datasets
 from milbench.cli import main
 from tests.builders import folders
 from tests.builders.command import milbench
-from tests.builders.folders import ids, table
+from tests.builders.folders import h5, ids, positions, table, trident_attributes, vectors
 
 TRAIN, VAL, TEST = ids()[:6], ids()[6:9], ids()[9:]
 WHOLE = {"train": TRAIN, "val": VAL, "test": TEST}
@@ -382,3 +385,127 @@ def test_a_twin_claims_to_be_free_of_the_leaks_that_are_known_only(home):
     table(home / "l.csv", ["case_id", "slide_id", "label"], rows)
     milbench("data", "add", "mine", "--splits", f"hipt10={home / 's.json'}")
     assert "hipt10-grouped" not in datasets.load("mine", "enc").splits, "nobody knows which slides are of one patient"
+
+
+# Feature files
+
+
+def test_links_folders_and_what_cannot_be_read_have_a_line_each(home, monkeypatch):
+    place = home / "in" / "features" / "h5_files"
+    for slide in ("S-01", "S-02", "S-03", "S-04", "S-05"):
+        (place / f"{slide}.h5").unlink()
+    (place / "S-01.h5").symlink_to("gone.h5")
+    (place / "S-02.h5").mkdir()
+    (place / "S-03.h5").write_bytes(b"")
+    (place / "S-04.h5").symlink_to("S-04.h5")
+    os.mkfifo(place / "S-05.h5")
+    code, told = tried(*words())
+    assert code == 1
+    lines = [line for line in told.splitlines() if line.startswith("ERROR")]
+    for says in (
+        r"S-01\.h5 is a link to gone\.h5, which does not exist", r"S-02\.h5 is a folder, not a file",
+        r"S-03\.h5 is empty \(0 bytes\)", r"S-04\.h5 cannot be reached", r"S-05\.h5 is a pipe, not a file",
+    ):  # fmt: skip
+        assert sum(bool(re.search(says, line)) for line in lines) == 1, told
+    assert len(lines) == 5
+
+
+def test_300_missing_slides_are_in_a_file_that_leaves_them_out(home):
+    rows = [[f"P{i}", f"S-{i:02d}", "tumour" if i % 2 else "normal"] for i in range(312)]
+    labels = table(home / "l.csv", ["case_id", "slide_id", "label"], rows)
+    code, told = tried(*words(**{"--labels": labels}))
+    path = home / "data" / "mine-missing.txt"
+    assert code == 1
+    assert (
+        f"300 of 312 slides without a .h5 file in {home / 'in' / 'features' / 'h5_files'}, the first 10 are S-12, S-13, " in told
+    )
+    assert f"all are in {path}; extract them, or leave them out everywhere: milbench data add mine --exclude {path}" in told
+    assert path.read_text().split() == [f"S-{i:02d}" for i in range(12, 312)]
+    told = milbench(*words(**{"--labels": labels, "--exclude": path}))
+    assert "12 slides of 12 cases" in told
+
+
+ATTRIBUTES = {
+    "an array of one": ({"patch_size_level0": np.array([512]), "target_magnification": np.array([20])}, "512 px apart"),
+    "text": ({"patch_size_level0": "512", "patch_size": "256"}, "512 px apart"),
+    "bytes": ({"patch_size_level0": np.bytes_("512"), "encoder": np.bytes_("enc")}, "512 px apart"),
+    "an array of text": ({"encoder": np.array(["enc"], h5py.string_dtype())}, "512 px apart"),
+    "the text None": ({"target_magnification": "None", "encoder": "None"}, "512 px apart"),
+    "nothing": ({"patch_size": h5py.Empty("f4")}, "512 px apart"),
+    "a pair of equal numbers": ({"patch_size": (256, 256)}, "512 px apart"),
+    "a pair of two numbers": ({"patch_size": (256, 224)}, "`patch_size` that is 256, 224"),
+    "NaN": ({"patch_size_level0": np.nan}, "`patch_size_level0` that is nan"),
+    "infinite": ({"patch_size_level0": np.inf}, "`patch_size_level0` that is inf"),
+    "negative": ({"patch_size_level0": -512}, "`patch_size_level0` that is -512"),
+    "zero": ({"patch_size_level0": 0}, "`patch_size_level0` that is 0"),
+    "a table": ({"patch_size_level0": np.zeros(3, [("a", "i4")])}, "`patch_size_level0` that is neither number nor text"),
+    "words": ({"overlap": "half"}, "`overlap` that is half"),
+    "the width of the slide in words": ({"level0_width": "wide", "level0_height": 9}, "`level0_width` that is wide"),
+}
+
+
+@pytest.mark.parametrize("kind", ATTRIBUTES)
+def test_attributes_of_every_form(home, kind):
+    change, says = ATTRIBUTES[kind]
+    for i, slide in enumerate(ids()):
+        attributes = {**trident_attributes(), **(change if slide == "S-03" else {})}
+        h5(home / "trident" / f"{slide}.h5", features=vectors(i, 30), coords=(positions(30, 512), attributes))
+    code, told = tried(*words(**{"--features": "trident", "--magnification": 20, "--patch-size": 256}))
+    assert says in told, told
+    assert code == ("px apart" not in says)
+    assert "S-03.h5" in told or code == 0
+    if code == 0:
+        json.loads(milbench("data", "check", "mine", "--json"))
+
+
+def test_positions_on_no_lattice_take_the_step_that_is_given(home):
+    for i, slide in enumerate(ids()):
+        xy = np.random.default_rng(i).integers(0, 20000, (40, 2))
+        h5(home / "loose" / f"{slide}.h5", features=vectors(i, 40), coords=xy)
+    told = milbench(*words(**{"--features": "loose"}))
+    assert re.search(r"12 slides whose patches lie on no lattice: .* px are taken for it; where that is wrong, give it: .*--step PIXELS", told)  # fmt: skip
+    before = datasets.load("mine", "enc")
+    told = milbench(*words(**{"--features": "loose", "--step": 512}), "--replace")
+    assert "patches 512 px apart" in told and "--step PIXELS" not in told
+    after = datasets.load("mine", "enc")
+    assert after.read("S-00").step == 512
+    assert "step = 512.0" in (home / "data" / "mine.toml").read_text()
+    assert after.fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize("by", ["the slide's size", "the patches file"])
+def test_positions_that_are_y_x_are_told_and_exchanged_when_asked(home, by):
+    xy = positions(40, 448, (0, 0), columns=20)  # two rows: wide, and not high
+    for i, slide in enumerate(ids()):
+        size = {"level0_width": 10000, "level0_height": 1000} if by == "the slide's size" else {}
+        attributes = trident_attributes(224, **size) if size else {}
+        h5(home / "wrong" / f"{slide}.h5", features=vectors(i, 40), coords=(xy[:, ::-1], attributes))
+        if not size:
+            h5(home / "patches" / f"{slide}.h5", coords=(xy, {"patch_size": 448, "patch_level": 0}))
+    told = milbench(*words(**{"--features": "wrong"}))
+    assert (
+        "12 slides whose positions are (y, x) in their files, not (x, y), by the size of the slide or their patches files: S-00"
+        in told
+    )
+    assert "add the features again with --swap-xy, and with --replace" in told
+    before = datasets.load("mine", "enc")
+    told = milbench(*words(**{"--features": "wrong"}), "--swap-xy", "--replace")
+    assert "(y, x)" not in told
+    after = datasets.load("mine", "enc")
+    assert "swap_xy = true" in (home / "data" / "mine.toml").read_text()
+    np.testing.assert_array_equal(before.read("S-00").coords.numpy(), xy[:, ::-1])
+    np.testing.assert_array_equal(after.read("S-00").coords.numpy(), xy)
+    assert after.fingerprint != before.fingerprint
+    milbench(*words(**{"--features": "wrong"}), "--replace")
+    assert datasets.load("mine", "enc").fingerprint == before.fingerprint
+
+
+def test_exchanging_right_positions_and_positions_beyond_the_slide_are_told(home):
+    for i, slide in enumerate(ids()):
+        size = {"level0_width": 10000, "level0_height": 1000 if i else 300}
+        xy = positions(40, 448, (0, 0), columns=20)
+        h5(home / "right" / f"{slide}.h5", features=vectors(i, 40), coords=(xy, trident_attributes(224, **size)))
+    told = milbench(*words(**{"--features": "right"}), "--swap-xy")
+    assert "11 slides whose positions are (x, y) in their files, not (y, x) as --swap-xy says" in told
+    assert "1 slide with patches beyond the edges of the slide that their attributes give: S-00" in told
+    assert "--swap-xy describe --features DIR" in milbench("data", "add", "mine", "--swap-xy", code=2)

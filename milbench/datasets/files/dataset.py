@@ -116,6 +116,7 @@ def _checked(manifest: Manifest, features: Features, settings: Settings, dtype: 
         patch_size=features.patch_size,
         notes=tuple(str(finding) for finding in examined.findings if finding.reported),
         sizes=lambda: sizes,
+        sides={id: side for id, slides in files.slides.items() if (side := files.facts[slides[0]].side)},
     )
 
 
@@ -149,9 +150,10 @@ def _fingerprint(examined: Examined, files: FeatureSet, contents: Mapping[str, s
         contents: slide -> hash of what its file holds.
     """
     who = [[s.id, s.case_id, s.label, s.time, s.event] for s in sorted(examined.roster.samples, key=lambda sample: sample.id)]
+    exchanged = ["swap_xy"] if files.features.swap_xy else []
     what = {id: [[slide, contents[slide], files.steps.get(slide)] for slide in slides] for id, slides in files.slides.items()}
     classes = list(examined.manifest.labels.classes) if examined.manifest.labels else []
-    text = json.dumps([examined.manifest.task, examined.manifest.unit, classes, who, what], sort_keys=True)
+    text = json.dumps([examined.manifest.task, examined.manifest.unit, classes, who, what, *exchanged], sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -185,10 +187,10 @@ def _bag(files: FeatureSet, samples: Mapping[str, Sample], unit: str, id: str) -
 
 def _read(files: FeatureSet, slide: str) -> tuple[NDArray[np.float32], NDArray[Any] | None]:
     path, patches = files.files[slide]
-    content = formats.read(path, patches)
+    features, xy = formats.read(path, patches)
     if state_of(path, patches) != files.memory.state(path):
         raise changing(path)
-    return content
+    return features, xy[:, ::-1].copy() if xy is not None and files.features.swap_xy else xy
 
 
 def _scaled(xy: NDArray[Any] | None, factor: float) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 from milbench.errors import printable
 from milbench.files import write_atomically
 
+MOST = 10  # that one message names; more are in a file
 Severity = Literal["error", "warning", "note"]
 
 
@@ -42,7 +43,7 @@ class Finding:
 
 def kept(path: Path, lines: Sequence[str]) -> Path:
     """Write a list that is too long for a message, one a line; returns where it is."""
-    write_atomically(path, "".join(f"{printable(line)}\n" for line in lines))
+    write_atomically(path, "".join(f"{line}\n" for line in lines))
     return path
 
 

@@ -8,13 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from milbench.datasets.files import columns, ids
-from milbench.datasets.files.findings import Finding, kept
+from milbench.datasets.files.findings import MOST, Finding, kept
 from milbench.delimited import Delimited
 from milbench.errors import MilbenchError, few, printable
 from milbench.followup import missing, seen
 from milbench.words import counted
-
-MOST = 10  # rows that one message tells
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Rows(MilbenchError):  # noqa: N818 - named for what it lists
     """
 
     def __init__(self, table: object, faults: Sequence[tuple[int, str, str]]) -> None:
-        self.lines = [f"row {number}: {what}" for number, what, _ in faults]
+        self.lines = [printable(f"row {number}: {what}") for number, what, _ in faults]
         remedies = "; ".join(dict.fromkeys(do for *_, do in faults if do))
         first = "; ".join(self.lines[:MOST]) + (f"; and {len(faults) - MOST:,} more" if len(faults) > MOST else "")
         head = f"{table}, " if len(faults) == 1 else f"{table}: {len(faults):,} rows cannot be used: "

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
+from shlex import quote
 
 from milbench.datasets.base import Fold, Sample
 from milbench.datasets.cohorts import COHORTS
 from milbench.datasets.files import classes, ids, labels, split_files
-from milbench.datasets.files.findings import Finding
+from milbench.datasets.files.findings import MOST, Finding, kept
 from milbench.datasets.files.manifest import Labels, Manifest
 from milbench.datasets.splits import k_fold
 from milbench.delimited import Delimited
@@ -213,7 +214,14 @@ def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Seque
         return
     if unknown:
         what = f"{counted(len(unknown), 'id')} not in the label table"
-        roster.add("error", "unlabelled", where, what, _leave(manifest.name, list(unknown), len(found), split.form), unknown)
+        roster.add(
+            "error",
+            "unlabelled",
+            where,
+            what,
+            _leave(manifest, list(unknown), len(found), split.form),
+            unknown,
+        )
     if split.unused:
         roster.add("warning", "unused-split", where, f"not used: {', '.join(split.unused)}")
     roster.splits[name], roster.forms[name] = tuple(folds), split.form
@@ -239,12 +247,13 @@ def _parts_used(roster: Roster, where: str, folds: list[Fold], dropped: str | No
     return folds
 
 
-def _leave(name: str, unknown: Sequence[str], found: int, form: str) -> str:
+def _leave(manifest: Manifest, unknown: Sequence[str], found: int, form: str) -> str:
     """What to do about ids that only the split has: to leave them out is no advice where most are not known."""
     if len(unknown) > found:
         return f"their spelling differs, or other ids are meant than those that were read ({form})"
-    what = ids.pasted(unknown) if len(unknown) <= 10 else "FILE with one id a line"
-    return f"correct the tables, or leave them out: milbench data add {name} --exclude {what}"
+    many = len(unknown) > MOST
+    what = quote(str(kept(manifest.home / f"{manifest.name}-unlabelled.txt", unknown))) if many else ids.pasted(unknown)
+    return f"correct the tables, or leave them out: milbench data add {manifest.name} --exclude {what}"
 
 
 def _targets(roster: Roster, manifest: Manifest, rows: Sequence[labels.Row]) -> dict[str, tuple[str, ...]]:

@@ -14,7 +14,7 @@ LONGEST = 200  # characters of a text
 # Numbers, and the smallest that makes sense. No slide is wider than `LARGEST` pixels.
 NUMBERS = {
     "step": 1e-3, "patch_size": 1e-3, "patch_size_level0": 1e-3, "target_magnification": 1e-3, "downsample": 1e-3,
-    "custom_downsample": 1e-3, "overlap": 0.0, "patch_level": 0.0,
+    "custom_downsample": 1e-3, "overlap": 0.0, "patch_level": 0.0, "level0_width": 1.0, "level0_height": 1.0,
 }  # fmt: skip
 LARGEST = 1e9
 NAMES = frozenset(("encoder", *NUMBERS))
