@@ -17,7 +17,7 @@ from milbench.datasets.files.classes import asked as asked_classes
 from milbench.datasets.files.classes import usual as usual_classes
 from milbench.datasets.files.columns import roles as find_roles
 from milbench.datasets.files.ids import text
-from milbench.datasets.files.labels import Options, Rows, excluding
+from milbench.datasets.files.labels import Options, Rows
 from milbench.datasets.files.labels import read as read_labels
 from milbench.datasets.files.manifest import Labels, Manifest, Origin, load, spelled, stored
 from milbench.delimited import Delimited
@@ -181,7 +181,7 @@ class _Changes:
         roles = find_roles(table, task, columns)
         named = {label for name, some in (classes or {}).items() for label in some or [name]}
         of_cases = Delimited.read(slides, self._encoding(slides)) if slides else None
-        options = Options(excluding(self.values["exclude"]), skip_incomplete, named, of_cases)
+        options = Options(self.values["exclude"], skip_incomplete, named, of_cases)
         try:
             rows = read_labels(table, roles, options).rows
         except Rows as error:
