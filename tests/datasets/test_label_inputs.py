@@ -58,6 +58,16 @@ kind(
     says="2 slides of 2 cases",
 )
 
+kind("an open quote", '"slide_id","label"\n"S1","A\n"S2","B"\n', code=2, says="line 3: .*is there a quote without its other")
+kind("ASCII in any encoding", LABELLED, "--encoding", "utf-16-le", says="4 slides of 4 cases")
+kind(
+    "UTF-8 in another encoding",
+    LABELLED.replace("A\n", f"{NFC}\n"),
+    "--encoding", "ascii",
+    code=2,
+    says="it is UTF-8: give it in a command of its own, without --encoding",
+)  # fmt: skip
+
 # Ids
 kind(
     "slashes in ids of patients",
@@ -108,6 +118,11 @@ kind(
     "one case for patients of TCGA",
     rows("case_id,slide_id,label", *(f"c,{s},{'AABB'[i]}" for i, s in enumerate(TCGA))),
     says="warning.*several TCGA patients one case: c; say which column names the patients",
+)
+kind(
+    "samples of TCGA for cases",
+    rows("case_id,label", "TCGA-AA-0001-01,A", "TCGA-AA-0001-06,B", "TCGA-AA-0002-01,A"),
+    says="warning.*2 cases that are samples of TCGA patients with several.*TCGA-AA-0001-01, TCGA-AA-0001-06",
 )
 kind(
     "cases repeat other slides",
@@ -528,6 +543,14 @@ def test_an_excluded_slide_of_a_case_is_known_by_its_file(tmp_path):
     assert "nobody is called P1-c" in add("--exclude", "P1-c", code=1)
     add("--exclude", "P1-b")
     assert datasets.load("mine", "enc").sizes() == {"P1": 10, "P2": 12}
+
+
+def test_what_was_said_of_a_table_holds_until_something_else_is_said(tmp_path):
+    (tmp_path / "t.csv").write_text("name,who,grade,label\nS1,P1,low,\nS2,P2,high,x\nS3,P3,N/A,y\n")
+    add("--labels", "t.csv", "--columns", "slide=name,label=grade", "--classes", "low,high,neg=N/A")
+    told = add("--columns", "case=who", "--replace")
+    assert "slide = name, case = who, label = grade" in told
+    assert "0 low: 1 · 1 high: 1 · 2 neg (N/A): 1" in told
 
 
 def test_classes_of_a_file(tmp_path):

@@ -142,13 +142,20 @@ def _samples(roster: Roster, manifest: Manifest, said: Labels, rows: Sequence[la
     by_sample: dict[str, list[labels.Row]] = defaultdict(list)
     for row in rows:
         by_sample[row.case if manifest.unit == "case" else row.slide or row.case].append(row)
+    patients = Counter(ids.patient(id) for id in by_sample) if manifest.lists == "case" else Counter()
+    several = {id: patient for id in by_sample if (patient := ids.patient(id)) and patients[patient] > 1}
+    if several:
+        what = (
+            f"{counted(len(several), 'case')} that are samples of TCGA patients with several; generated folds keep these together"
+        )
+        roster.add("warning", "samples", where, what, ids=sorted(several))
     samples, torn = [], []
     for id, own in by_sample.items():
         first = own[0]
         if len({index.get(row.label or "") for row in own}) > 1:
             torn.append(id)
         label = index[first.label or ""] if manifest.task == "subtyping" else None
-        samples.append(Sample(id, first.case, label, first.time, first.event))
+        samples.append(Sample(id, several.get(id, first.case), label, first.time, first.event))
     if torn:
         do = "predict slides instead (--unit slide), or correct the table"
         roster.add("error", "torn-case", where, f"{counted(len(torn), 'case')} with slides of two classes", do, torn)
