@@ -20,7 +20,8 @@ MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "s
 
 
 @click.command()
-@click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file.")
+@click.option("--suite", help="A built-in suite (milbench ls suites) or a TOML file.")
+@click.option("--dataset", metavar="NAME", help="The usual methods on this dataset, instead of a suite.")
 @click.option("--small", "size", flag_value="small", help="The suite's small form, where it has one: a first look.")
 @click.option("--full", "size", flag_value="full", help="The suite's full form, where it has one: everything at full size.")
 @click.option(
@@ -67,34 +68,37 @@ MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "s
 @DATA
 @PLUGIN
 def run(
-    suite: str, no_pack: bool, dry_run: bool, rehearse: bool, rehearse_scale: float, quiet: bool, results: Path,
-    data_folder: Path | None, plugin_files: tuple[str, ...], **options: Any,
+    suite: str | None, dataset: str | None, no_pack: bool, dry_run: bool, rehearse: bool, rehearse_scale: float, quiet: bool,
+    results: Path, data_folder: Path | None, plugin_files: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Run every trial of a suite that has no result yet.
 
     Interrupt it whenever you like: the next run continues. Finished trials are never run again, whichever suite asked for them.
     """
-    from milbench.api import runs
+    from milbench.api import runs, templates
     from milbench.cli import progress
     from milbench.config import Settings
 
+    if (suite is None) == (dataset is None):
+        raise click.UsageError("say what to run: --suite NAME, or --dataset NAME for the usual methods on it")
     chosen = runs.RunOptions(**options, plugin=plugin_files)
     settings = Settings.from_environment(data=data_folder, results=results, pack=False if no_pack else None)
     view = progress.View(quiet)
+    asked = templates.suite_of(dataset, settings) if dataset else str(suite)
     if rehearse:
-        rehearsal = runs.Rehearsal.of(suite, chosen, settings, rehearse_scale)
+        rehearsal = runs.Rehearsal.of(asked, chosen, settings, rehearse_scale)
         _show_plan(rehearsal.planned, view)
         raise SystemExit(_rehearse(rehearsal, view, dry_run=dry_run))
-    planned = runs.plan(suite, chosen, settings)
+    planned = runs.plan(asked, chosen, settings)
     _show_plan(planned, view)
     if not planned.grids:
         return
     if dry_run:
         _show_grids(planned.grids, planned.state())
         return
-    work = planned.prepare(view.say)
+    work, what = planned.prepare(view.say), f"--dataset {dataset}" if dataset else f"--suite {suite}"
     view.run(work)
-    raise SystemExit(progress.summary(planned.results(ran=len(work.jobs)), suite, view))
+    raise SystemExit(progress.summary(planned.results(ran=len(work.jobs)), what, view))
 
 
 def _show_plan(planned: Planned, view: View) -> None:
