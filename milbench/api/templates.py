@@ -149,16 +149,14 @@ def _values(name: str, settings: Settings) -> dict[str, str]:
     given = here.splits if here else datasets.load(name, encoders[0], settings=settings).splits
     others = [spelled(", ".join(names), *variant) for names, *variant in some[1:]]
     variant = [
-        f"magnification = [{magnification}]" if magnification else "# magnification = [20]          # both stay out where the",
-        f"patch_size = [{patch_size}]"
-        if patch_size
-        else "# patch_size = [224]            # encoder has features of one kind only",
+        f"magnification = [{magnification}]" if magnification else "# magnification = [20]          # both stay out where there",
+        f"patch_size = [{patch_size}]" if patch_size else "# patch_size = [224]            # is one of them only",
         *(f"# also here: {other}" for other in others),
     ]
     return {
         "title": f"{info.label}: the usual methods", "task": info.task, "dataset": name, "encoders": json.dumps(list(encoders)),
-        "variant": "\n".join(variant), "split": next(iter(given), "kfold5"), "standardise": json.dumps(here is None), "metrics": TASKS[info.task],
-        "rows": "\n".join(f'    "{method}",' for method in METHODS),
+        "variant": "\n".join(variant), "split": next(iter(given), "kfold5"), "standardise": json.dumps(here is None),
+        "metrics": TASKS[info.task], "rows": "\n".join(f'    "{method}",' for method in METHODS),
     }  # fmt: skip
 
 

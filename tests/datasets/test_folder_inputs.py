@@ -509,3 +509,51 @@ def test_exchanging_right_positions_and_positions_beyond_the_slide_are_told(home
     assert "11 slides whose positions are (x, y) in their files, not (y, x) as --swap-xy says" in told
     assert "1 slide with patches beyond the edges of the slide that their attributes give: S-00" in told
     assert "--swap-xy describe --features DIR" in milbench("data", "add", "mine", "--swap-xy", code=2)
+
+
+# From a dataset to a suite
+
+
+def grid(home, **change):
+    """A suite file over the cohort's features that leaves out what is None."""
+    values = {"dataset": ["mine"], "encoder": ["enc"], "magnification": [20], "patch_size": [224], "split": ["kfold5"], "seed": [0], "aggregator": ["mean"], **change}  # fmt: skip
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+    path = home / "s.toml"
+    path.write_text(
+        "\n".join(['title = "S"', "[grid]", *lines, '[table]\nname = "s"\nmetrics = ["macro_auc"]', 'reference = "mean"'])
+    )
+    return path
+
+
+def test_a_suite_that_leaves_the_variant_out_takes_the_only_one_and_keeps_it(home):
+    milbench(*words(**{"--magnification": 20, "--patch-size": 224}))
+    from milbench.suites import expand, load
+
+    whole, short = (expand(load(str(grid(home, **how))))[1] for how in ({}, {"magnification": None, "patch_size": None}))
+    assert [job.spec.trial_id for job in whole] == [job.spec.trial_id for job in short]
+    milbench("data", "add", "mine", "--features", "in/features", "--encoder", "enc", "--magnification", 10, "--patch-size", 224)
+    told = milbench("run", "--suite", grid(home, magnification=None, patch_size=None), "--dry-run", code=2)
+    assert "dataset mine has several sets of features of enc: enc 20x 224 px, enc 10x 224 px" in told
+    assert "say which, in the [grid] of a suite for example by: magnification = [20]" in told
+    assert "enc · 10x · 224 px" in milbench("run", "--suite", grid(home, magnification=[10], patch_size=None), "--dry-run")
+    assert "no features of enc 40x" in milbench("run", "--suite", grid(home, magnification=[40]), "--dry-run")
+
+
+def test_a_suite_is_written_from_a_dataset_and_runs_without_a_file(home):
+    milbench(*words(**{"--magnification": 20, "--splits": "in/labels.csv"}))
+    milbench("data", "add", "mine", "--features", "in/features", "--encoder", "other")
+    told = milbench("new", "suite", "first", "--dataset", "mine")
+    assert "Next: milbench run --suite first.toml --dry-run" in told
+    text = (home / "first.toml").read_text()
+    assert all(line in text for line in ('dataset = ["mine"]', 'encoder = ["enc"]', "magnification = [20]", 'split = ["official"]', "# also here: other"))  # fmt: skip
+    from_file = milbench("run", "--suite", "first.toml", "--dry-run")
+    without = milbench("run", "--dataset", "mine", "--dry-run")
+    assert "7 trials: 7 to run" in from_file and "LongMIL" in from_file
+    assert from_file.replace("first:", "mine-usual:") == without
+    assert "unknown dataset 'mien'; did you mean mine" in milbench("run", "--dataset", "mien", "--dry-run", code=2)
+    assert "say what to run: --suite NAME, or --dataset NAME" in milbench("run", code=2)
+    assert "suite mine-usual has no --small form" in milbench("run", "--dataset", "mine", "--small", "--dry-run", code=2)
+    assert "dataset bracs cannot be run yet: add it with" in milbench("new", "suite", "b", "--dataset", "bracs", code=2)
+    milbench("data", "add", "late", "--labels", "in/survival.csv", "--splits", "in/survival.csv", "--task", "survival", "--features", "in/features", "--encoder", "enc")  # fmt: skip
+    told = milbench("run", "--dataset", "late", "--dry-run")
+    assert "7 trials: 7 to run" in told
