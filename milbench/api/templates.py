@@ -146,7 +146,9 @@ def _values(name: str, settings: Settings) -> dict[str, str]:
     here = manifest.load(name, settings.data)
     some = _variants(here) if here else [(info.encoders, None, None)]
     encoders, magnification, patch_size = some[0]
-    given = here.splits if here else datasets.load(name, encoders[0], settings=settings).splits
+    given = (
+        [*here.splits, *(f"kfold{k}" for k in here.folds)] if here else datasets.load(name, encoders[0], settings=settings).splits
+    )
     others = [spelled(", ".join(names), *variant) for names, *variant in some[1:]]
     variant = [
         f"magnification = [{magnification}]" if magnification else "# magnification = [20]          # both stay out where there",

@@ -68,7 +68,7 @@ def test_what_was_understood_is_told(tmp_path, data):
         "../in/labels.csv (slide = slide_id, case = case_id, label = label): 12 slides of 12 cases",
         "0 normal: 6 · 1 tumour: 6",
         "enc: 12 slides, 6 wide, float32, 186 patches, patches 448 px apart (../in/features/h5_files, h5)",
-        "official: column split",
+        "official: column split of slide_id",
         "fold 0: 6/3/3 (train/val/test)   normal 3/1/2 · tumour 3/2/1",
         "mine: 0 errors, 1 warning",
         f"Written: {data / 'mine.toml'}",

@@ -6,13 +6,14 @@ import pytest
 
 from milbench import MilbenchError
 from milbench.datasets import Fold
-from milbench.datasets.files import split_files, tables
+from milbench.datasets.files import columns, labels, split_files
+from milbench.delimited import Delimited
 from tests.builders.folders import ids, table
 
 
 def test_padded_boolean_long_numbered_and_many_column_tables(tmp_path):
     want = Fold(("a", "b", "c"), ("d",), ("e",))
-    padded = table(tmp_path / "p.csv", ["", "train", "val", "test"], [[0, "a.svs", "d", "e"], [1, "b", "", ""], [2, "c", "", ""]])
+    padded = table(tmp_path / "p.csv", ["", "train", "val", "test"], [[0, "a", "d", "e"], [1, "b", "", ""], [2, "c", "", ""]])
     flags = [["a", 1, 0, 0], ["b", 1, 0, 0], ["c", 1, 0, 0], ["d", 0, 1, 0], ["e", 0, 0, 1]]
     boolean = table(tmp_path / "b.csv", ["", "train", "val", "test"], [[id, *(bool(f) for f in own)] for id, *own in flags])
     part = ["training", "TRAIN", "train", "valid", "testing"]
@@ -42,8 +43,8 @@ def test_a_folder_has_its_folds_in_the_order_of_their_numbers(tmp_path):
 
 def test_the_ten_folds_of_tcga_brca(shared):
     root = shared / "data" / "tcga_brca_subtyping"
-    table_ = root / "acmil_brca_hipt.csv"
-    label = {row.slide: row.label for row in tables.rows(table_, tables.columns(table_, "subtyping", {}))}
+    listed = Delimited.read(root / "acmil_brca_hipt.csv")
+    label = {row.slide: row.label for row in labels.read(listed, columns.roles(listed, "subtyping", {})).rows}
     assert Counter(label.values()) == {"IDC": 831, "ILC": 210}
     split = split_files.read(root / "10foldcv")
     folds = split.folds

@@ -5,13 +5,15 @@ from collections import Counter
 import pytest
 
 from milbench import MilbenchError
-from milbench.datasets.files import split_files, tables
-from milbench.datasets.files.adding import default_classes
+from milbench.datasets.files import columns, ids, labels, split_files
+from milbench.datasets.files.classes import usual
+from milbench.delimited import Delimited
 from tests.builders.folders import table
 
 
 def rows(path, task="subtyping", **asked):
-    return tables.rows(path, tables.columns(path, task, asked))
+    read = Delimited.read(path)
+    return labels.read(read, columns.roles(read, task, asked)).rows
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def rows(path, task="subtyping", **asked):
     ],
 )  # fmt: skip
 def test_ids_are_compared_without_folder_and_extension(id, plain):
-    assert tables.clean(id) == plain
+    assert ids.slide(id) == plain
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_columns_are_found_by_the_names_that_circulate(tmp_path, header):
     separator = next(c for c in ",;\t" if c in header)
     path = tmp_path / "t.csv"
     path.write_text("\ufeff" + header + "\n" + separator.join(["P1", "S-1.svs", "IDC"]) + "\n", encoding="utf-8")
-    assert rows(path) == [tables.Row("S-1", "P1", "IDC")]
+    assert rows(path) == [labels.Row("S-1", "P1", "IDC")]
 
 
 def test_a_column_can_be_named(tmp_path):
@@ -73,7 +75,7 @@ def test_a_slide_without_a_case_is_one_of_its_own_and_tcga_names_its_case(tmp_pa
 def test_an_event_is_an_event_however_it_is_written(tmp_path, header, alive, dead):
     path = table(tmp_path / "t.csv", header, [["a", "10.5", alive], ["b", "3", dead]])
     found = rows(path, "survival")
-    assert found == [tables.Row(None, "a", time=10.5, event=False), tables.Row(None, "b", time=3.0, event=True)]
+    assert found == [labels.Row(None, "a", time=10.5, event=False), labels.Row(None, "b", time=3.0, event=True)]
 
 
 def test_of_event_and_censorship_the_unmistakable_one_is_taken_unless_asked(tmp_path):
@@ -102,8 +104,8 @@ def test_of_event_and_censorship_the_unmistakable_one_is_taken_unless_asked(tmp_
     ],
 )
 def test_classes_have_an_order_that_does_not_depend_on_the_rows(labels, published, classes):
-    assert default_classes(set(labels.split()), published) == classes
-    assert list(default_classes(set(labels.split()), published)) == list(classes)
+    assert usual(set(labels.split()), published) == classes
+    assert list(usual(set(labels.split()), published)) == list(classes)
 
 
 def test_the_four_tables_of_bracs(shared):

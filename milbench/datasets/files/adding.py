@@ -1,7 +1,6 @@
 """`milbench data add`: what the user adds, joined with what the manifest of the dataset says already."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,18 +11,27 @@ from pydantic import ValidationError
 
 from milbench.config import Settings
 from milbench.datasets import classic
-from milbench.datasets.cohorts import BRACS_ORDER, BRACS_TYPES, COHORTS
-from milbench.datasets.files import formats, split_files, tables
+from milbench.datasets.cohorts import COHORTS
+from milbench.datasets.files import formats, split_files
+from milbench.datasets.files.classes import asked as asked_classes
+from milbench.datasets.files.classes import usual as usual_classes
+from milbench.datasets.files.columns import roles as find_roles
+from milbench.datasets.files.ids import text
+from milbench.datasets.files.labels import Options, Rows, excluding
+from milbench.datasets.files.labels import read as read_labels
 from milbench.datasets.files.manifest import Labels, Manifest, Origin, load, spelled, stored
-from milbench.errors import MilbenchError, few, from_validation, unknown
+from milbench.delimited import Delimited
+from milbench.errors import MilbenchError, from_validation, unknown
 
 
 def joined(
     name: str, *, task: str | None = None, unit: str | None = None, label: str | None = None, published: str | None = None,
-    labels: Path | None = None, columns: Mapping[str, str] | None = None, classes: Mapping[str, Sequence[str]] | None = None,
-    splits: Mapping[str, Path] | None = None, encoder: str | None = None, magnification: int | None = None,
-    patch_size: int | None = None, features: Path | None = None, patches: Path | None = None, step: float | None = None,
-    swap_xy: bool = False, drop: str | None = None, exclude: Sequence[str] = (), replace: bool = False, home: Path | None = None,
+    labels: Path | None = None, slides: Path | None = None, header: bool = True, encoding: str | None = None,
+    columns: Mapping[str, str] | None = None, classes: Mapping[str, Sequence[str]] | None = None, skip_incomplete: bool = False,
+    splits: Mapping[str, Path] | None = None, drop: str | None = None, folds: int | None = None, encoder: str | None = None,
+    magnification: int | None = None, patch_size: int | None = None, features: Path | None = None, patches: Path | None = None,
+    step: float | None = None, swap_xy: bool = False, exclude: Sequence[str] = (), replace: bool = False,
+    home: Path | None = None,
 ) -> Manifest:  # fmt: skip
     """The manifest of `name` with these additions. Nothing is written until :func:`milbench.datasets.files.manifest.save`.
 
@@ -31,10 +39,15 @@ def joined(
         name: of the dataset; that of a published cohort brings its task, its classes and its counts.
         task, unit, label, published: as in :class:`milbench.datasets.files.manifest.Manifest`.
         labels: label or survival table.
-        columns: role -> column, where the column has none of the usual names.
+        slides: table of the slides of cases, where the label table lists cases.
+        header: False where the label table has none; its columns are then called 1, 2, ...
+        encoding: of the text of all tables given here, where that is not UTF-8.
+        columns: role -> column, where the column has none of the usual names; an empty one leaves the role to none.
         classes: class -> labels, in the order of class indices; an empty list is the class's own name.
+        skip_incomplete: leave out rows without a label, a time or an event.
         splits: name -> split table or folder; the name "" takes the usual one.
         drop: part of these splits that is left out, "val" or "test".
+        folds: number of folds of one more generated split: 3 gives kfold3.
         encoder, magnification, patch_size, features, patches, step, swap_xy: one set of features.
         exclude: slides or cases to leave out, added to those that are left out already.
         replace: let these values replace those that the manifest has.
@@ -52,9 +65,13 @@ def joined(
     old = load(name, home)
     changes = _Changes(name, old, _as_saved(name, published, old), home, replace)
     changes.names(task, label, published)
-    changes.labels(labels, columns or {}, classes)
+    changes.encoding(encoding, [table for table in (labels, slides, *(splits or {}).values()) if table is not None])
+    changes.exclude(exclude)
+    changes.labels(labels, columns or {}, classes, slides, header, skip_incomplete)
     changes.unit(unit)
     changes.splits(splits or {}, drop)
+    if folds is not None:
+        changes.values["folds"] = sorted({*changes.values.get("folds", []), folds})
     described = {"encoder": encoder, "magnification": magnification, "patch_size": patch_size}
     if features is not None:
         changes.features(features, patches, step, swap_xy, described)
@@ -62,7 +79,6 @@ def joined(
         raise MilbenchError(
             "--encoder, --magnification, --patch-size, --patches, --step and --swap-xy describe --features DIR, which is missing"
         )
-    changes.exclude(exclude)
     try:
         saved = old.origin.text if old and old.origin else None
         return Manifest.model_validate(changes.values).at(home, Origin(saved, again))
@@ -119,16 +135,66 @@ class _Changes:
             if value is not None:
                 self.set(self.values, key, f"another {key}", value, saved=self.old is not None)
 
-    def labels(self, table: Path | None, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None) -> None:
-        """The label table, or other columns or classes of the one that the manifest has."""
-        if table is None and not columns and not classes:
+    def encoding(self, encoding: str | None, tables: Sequence[Path]) -> None:
+        """The encoding of the tables that are given with it; those that are given without are UTF-8."""
+        if encoding is not None and not tables:
+            raise MilbenchError("--encoding belongs to --labels, --slides or --splits")
+        kept = self.values.setdefault("encodings", {})
+        for table in tables:
+            kept.pop(stored(table, self.home), None)
+            if encoding is not None:
+                kept[stored(table, self.home)] = encoding
+
+    def _encoding(self, table: Path) -> str | None:
+        found: str | None = self.values["encodings"].get(stored(table, self.home))
+        return found
+
+    def labels(
+        self, table: Path | None, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None, slides: Path | None,
+        header: bool, skip_incomplete: bool,
+    ) -> None:  # fmt: skip
+        """The label table, or another reading of the one that the manifest has."""
+        if table is None and not columns and not classes and not slides and header and not skip_incomplete:
             return
         before = self.values.get("labels")
-        file = table or (self.old.resolved(before["file"]) if self.old and before else None)
-        if file is None:
-            raise MilbenchError("--columns and --classes belong to --labels")
-        labels = _labels(self.values, file, columns, classes, self.home)
+        if table is None and (before is None or self.old is None):
+            raise MilbenchError("--columns, --classes, --slides, --no-header and --skip-incomplete belong to --labels")
+        kept = before if table is None and before is not None else {}
+        file = table or self.old.resolved(before["file"])  # type: ignore[union-attr, index]
+        if slides is None and kept.get("slides"):
+            slides = self.old.resolved(kept["slides"])  # type: ignore[union-attr]
+        labels = self._labels(
+            file, columns or kept.get("columns", {}), classes, slides, header and kept.get("header", True),
+            skip_incomplete or kept.get("skip_incomplete", False),
+        )  # fmt: skip
         self.set(self.values, "labels", "other labels", labels, saved=before is not None)
+
+    def _labels(
+        self, file: Path, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None, slides: Path | None,
+        header: bool, skip_incomplete: bool,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What the manifest says of the label table `file`."""
+        task = self.values["task"]
+        if classes and task == "survival":
+            raise MilbenchError("--classes is for subtyping; survival has none")
+        table = Delimited.read(file, self._encoding(file), header=header)
+        roles = find_roles(table, task, columns)
+        named = {label for name, some in (classes or {}).items() for label in some or [name]}
+        of_cases = Delimited.read(slides, self._encoding(slides)) if slides else None
+        options = Options(excluding(self.values["exclude"]), skip_incomplete, named, of_cases)
+        try:
+            rows = read_labels(table, roles, options).rows
+        except Rows as error:
+            raise error.whole(self.home / f"{self.name}-rows.txt") from error
+        by_class = {}
+        if task == "subtyping":
+            labels = {row.label for row in rows if row.label is not None}
+            published = self.values.get("published")
+            by_class = usual_classes(labels, published) if classes is None else asked_classes(classes, labels, file)
+        return Labels(
+            file=stored(file, self.home), header=header, slides=stored(slides, self.home) if slides else None,
+            skip_incomplete=skip_incomplete, columns=roles, classes=by_class,
+        ).model_dump()  # fmt: skip
 
     def unit(self, unit: str | None) -> None:
         """What is predicted: as the user says, or cases where the table lists cases."""
@@ -143,7 +209,7 @@ class _Changes:
         if drop and not splits:
             raise MilbenchError("--drop leaves out a part of --splits DIR|FILE, which is missing")
         for name, path in splits.items():
-            split = name or _usual_split(self.values, len(split_files.read(path).folds))
+            split = name or _usual_split(self.values, len(split_files.read(path, self._encoding(path)).folds))
             saved, dropped = self.values.setdefault("splits", {}), self.values.setdefault("drop", {})
             self.set(dropped, split, f"another part left out of split {split}", drop, saved=split in saved)
             self.set(saved, split, f"another split {split}", stored(path, self.home), saved=split in saved)
@@ -173,7 +239,7 @@ class _Changes:
     def exclude(self, ids: Sequence[str]) -> None:
         """Slides or cases to leave out, beside those that are left out already."""
         before = [] if self.replace or not self.old else self.old.exclude
-        self.values["exclude"] = sorted({*before, *map(tables.clean, ids)}) if ids else self.values.get("exclude", [])
+        self.values["exclude"] = sorted({*before, *map(text, ids)}) if ids else self.values.get("exclude", [])
 
 
 def _differing(old: Any, new: Any) -> str:
@@ -191,55 +257,6 @@ def _plain(value: Any) -> str:
 
 def _lists_cases(values: Mapping[str, Any]) -> bool:
     return bool(values.get("labels")) and "slide" not in values["labels"]["columns"]
-
-
-def _labels(
-    values: Mapping[str, Any], file: Path, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None, home: Path
-) -> dict[str, Any]:
-    """What the manifest says of the label table `file`."""
-    by_role = tables.columns(file, values["task"], columns)
-    rows = tables.rows(file, by_role)
-    if values["task"] == "survival":
-        if classes:
-            raise MilbenchError("--classes is for subtyping; survival has none")
-        return Labels(file=stored(file, home), columns=by_role).model_dump()
-    labels = {row.label for row in rows if row.label is not None}
-    by_class = default_classes(labels, values.get("published")) if classes is None else _asked_classes(classes, labels, file)
-    return Labels(file=stored(file, home), columns=by_role, classes=by_class).model_dump()
-
-
-def _asked_classes(classes: Mapping[str, Sequence[str]], labels: set[str], file: Path) -> dict[str, list[str]]:
-    """Class -> labels as `--classes` says; every label of the table belongs to one class."""
-    by_class = {name: list(some) or [name] for name, some in classes.items()}
-    listed = [label for some in by_class.values() for label in some]
-    if twice := [label for label in listed if listed.count(label) > 1]:
-        raise MilbenchError(f"--classes: {twice[0]} stands in two classes")
-    if strange := sorted(set(listed) - labels):
-        raise unknown(f"label of {file}", strange[0], labels)
-    if left := sorted(labels - set(listed)):
-        raise MilbenchError(f"{file}: --classes has no class for {few(left)}; write class=label+label,...")
-    return by_class
-
-
-def default_classes(labels: set[str], published: str | None) -> dict[str, list[str]]:
-    """Class -> labels, in the order of class indices, for labels that the user says nothing about.
-
-    The seven lesion types of BRACS become its three classes. A published cohort has its own classes, which a table may also
-    number from 0. Elsewhere every label is a class: numbers by size, words by name.
-    """
-    types = [label for some in BRACS_TYPES.values() for label in some]
-    if labels == set(types) or (published == "bracs" and labels <= set(types)):
-        return {name: list(some) for name, some in BRACS_TYPES.items()}
-    if published == "bracs" and labels == {str(number) for number in range(7)}:
-        return {name: [str(BRACS_ORDER.index(label)) for label in some] for name, some in BRACS_TYPES.items()}
-    names = COHORTS[published].classes if published else ()
-    by_name = {label.lower(): label for label in labels}
-    if names and set(by_name) == {name.lower() for name in names}:
-        return {name: [by_name[name.lower()]] for name in names}
-    if names and labels == {str(number) for number in range(len(names))}:
-        return {name: [str(number)] for number, name in enumerate(names)}
-    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in labels)
-    return {label: [label] for label in sorted(labels, key=lambda label: (int(label) if numbers else 0, label))}
 
 
 def _usual_split(values: Mapping[str, Any], folds: int) -> str:

@@ -10,24 +10,24 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
 
 from milbench.datasets.cohorts import ENCODERS
 from milbench.datasets.files import roster as rosters
-from milbench.datasets.files import tables
-from milbench.datasets.files.findings import Finding
+from milbench.datasets.files.findings import MOST, Finding, kept
 from milbench.datasets.files.formats import BadFile, Facts, Layout
 from milbench.datasets.files.formats import read as read_file
+from milbench.datasets.files.ids import kind_of, pasted
+from milbench.datasets.files.ids import slide as slide_of
 from milbench.datasets.files.manifest import Features, Manifest
 from milbench.datasets.files.roster import Roster
 from milbench.datasets.files.seen import Progress, Seen
-from milbench.files import write_atomically
 from milbench.words import counted
 
 APART = 10  # broken files of one kind that get a line each
-LISTED = 10  # missing slides that are named; more are in a file
 
 
 @dataclass
@@ -132,6 +132,8 @@ def examine(
     rosters.against_published(roster, manifest)
     chosen = manifest.features if only is None else only
     examined = Examined(manifest, roster, [_features(manifest, roster, features, deep, cache, progress) for features in chosen])
+    if len(chosen) == len(manifest.features):
+        rosters.tell_unmatched(roster, manifest)
     for files in examined.sets:
         if roster.samples and not any(finding.severity == "error" for finding in [*roster.findings, *files.findings]):
             _contents(files, deep, progress)
@@ -202,11 +204,12 @@ def _match(feature_set: FeatureSet, manifest: Manifest, roster: Roster, place: L
     """Which file is whose."""
     here: dict[str, Path] = {}
     for path in place.files():
-        other = here.setdefault(tables.clean(path.name), path)
+        other = here.setdefault(slide_of(path.name), path)
         if other != path:
             feature_set.add(
                 "error", "two-files", f"{other.name} and {path.name} are both of the same slide", "remove one of them"
             )
+    roster.unmatched -= here.keys()
     if not here:
         feature_set.add("error", "no-files", f"no .{place.format} files in {place.folder}", "correct the path in the manifest")
         return
@@ -216,6 +219,7 @@ def _match(feature_set: FeatureSet, manifest: Manifest, roster: Roster, place: L
     by_case = _by_case(
         [id for id in here if id not in roster.excluded], [s.id for s in roster.samples if not roster.slides.get(s.id)]
     )
+    _kinds(feature_set, by_case)
     for sample in roster.samples:
         feature_set.slides[sample.id] = roster.slides.get(sample.id) or tuple(by_case[sample.id])
     wanted = [slide for slides in feature_set.slides.values() for slide in slides]
@@ -240,6 +244,20 @@ def _by_case(files: Iterable[str], cases: Iterable[str]) -> dict[str, list[str]]
     return slides
 
 
+def _kinds(feature_set: FeatureSet, by_case: Mapping[str, Sequence[str]]) -> None:
+    """The kinds of slides that cases have by the names of their files: stains, or normal tissue, may be among them."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for case, slides in by_case.items():
+        for slide in slides:
+            kinds[kind_of(slide, case)].append(slide)
+    if 1 < len(kinds) <= 12:  # more are names, not kinds
+        usual = max(kinds, key=lambda kind: len(kinds[kind]))
+        counts = ", ".join(f"{len(slides):,} {kind}" for kind, slides in sorted(kinds.items()))
+        what = f"slides of cases are found by their names and are of {len(kinds)} kinds, all of which are used: {counts}"
+        others = [slide for kind, slides in kinds.items() if kind != usual for slide in slides]
+        feature_set.add("warning", "kinds", what, "leave out what is not meant: --exclude FILE with one id a line", others)
+
+
 def _tell_missing(
     feature_set: FeatureSet, manifest: Manifest, place: Layout, missing: Sequence[str], unused: Sequence[str], of: int
 ) -> None:
@@ -259,11 +277,10 @@ def _tell_missing(
         what = f"{counted(len(misnamed), 'slide')} whose file has another name than the slide has in the label table"
         feature_set.add("error", "misnamed", what, "rename the files, or the slides in the table", pairs)
     if absent := [id for id in missing if id not in misnamed]:
-        leave_out, first = ",".join(absent), ""
-        if len(absent) > LISTED:
-            path = manifest.home / f"{manifest.name}-missing.txt"
-            write_atomically(path, "".join(f"{id}\n" for id in absent))
-            leave_out, first = f"{path}", f", the first {LISTED} are {', '.join(absent[:LISTED])}; all are in {path}"
+        leave_out, first = pasted(absent), ""
+        if len(absent) > MOST:
+            path = kept(manifest.home / f"{manifest.name}-missing.txt", absent)
+            leave_out, first = quote(str(path)), f", the first {MOST} are {', '.join(absent[:MOST])}; all are in {path}"
         what = (
             f"{len(absent)} of {counted(max(of, len(absent)), 'slide')} without a .{place.format} file in {place.folder}{first}"
         )

@@ -114,7 +114,7 @@ def _checked(manifest: Manifest, features: Features, settings: Settings, dtype: 
         splits=_splits(examined.roster, sizes, manifest),
         magnification=features.magnification,
         patch_size=features.patch_size,
-        notes=tuple(map(str, examined.of("warning"))),
+        notes=tuple(str(finding) for finding in examined.findings if finding.reported),
         sizes=lambda: sizes,
         sides={id: side for id, slides in files.slides.items() if (side := files.facts[slides[0]].side)},
     )
@@ -131,7 +131,7 @@ def _splits(roster: Roster, sizes: Mapping[str, int], manifest: Manifest) -> dic
         if name in roster.leaking or (name.startswith("hipt") and patients)
     }
     return {
-        **{f"kfold{k}": partial(splits.k_fold, samples, k, salt=salt) for k in (5, 10)},
+        **{f"kfold{k}": partial(splits.k_fold, samples, k, salt=salt) for k in sorted({5, 10, *manifest.folds})},
         "extrapolation": partial(splits.extrapolation, samples, sizes, salt=salt),
         "extrapolation-mixed": partial(splits.extrapolation, samples, sizes, mixed=True, salt=salt),
         **twins,

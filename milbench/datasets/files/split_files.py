@@ -1,6 +1,6 @@
 """Splits in the forms that circulate: who is in which part of which fold, by a table, a JSON file, or a folder of them.
 
-Whatever the form, ids are cleaned as those of the label table are, and what a folder holds besides is named, never dropped.
+Ids stay as they stand there but for blanks and Unicode forms, and what a table or folder holds besides is named, never dropped.
 """
 
 import os
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from milbench.datasets.base import Fold
-from milbench.datasets.files import tables
-from milbench.datasets.files.tables import clean
+from milbench.datasets.files import ids as spelling
+from milbench.datasets.files.columns import find, plain
+from milbench.delimited import SEPARATORS, Delimited
 from milbench.errors import MilbenchError, few, printable
 from milbench.files import parse_json, table_text
+from milbench.followup import missing
 
 PARTS = {
     "train": "train", "training": "train", "tr": "train",
@@ -35,7 +37,6 @@ _SUFFIXES = (".csv", ".tsv", ".txt", ".json")
 _COUNTS = re.compile(r"descriptor|summary|stats|result", re.I)  # what CLAM writes beside its splits: numbers, not who
 _WRAPPERS = ("folds", "splits", "split", "cv", "data")
 _YES, _NO = {"true", "1", "1.0"}, {"false", "0", "0.0"}
-_NONE = {"", "nan"}  # how pandas saves a cell without a value
 
 Columns = Mapping[str, Sequence[str]]
 
@@ -55,28 +56,46 @@ class Split:
     unused: tuple[str, ...] = ()
 
 
-def read(path: Path) -> Split:
+def read(path: Path, encoding: str | None = None) -> Split:
     """The folds of a split table, a JSON file, or a folder.
 
     A table has a column for each part, a column of parts (train, val, test), one such column for each fold, or a column of fold
     numbers, of which each is tested once and the next one is validated on. A JSON file says the same with lists and objects. A
     folder holds a file or folder for each fold, numbered from 0 or 1, or a file for each part.
 
+    Args:
+        path: the table, file or folder.
+        encoding: of the text, where that is not UTF-8.
+
     Raises:
         MilbenchError: nothing of that kind, with what there is.
     """
-    return _folder(path) if os.path.isdir(path) else _file(path)
+    return _folder(path, encoding) if os.path.isdir(path) else _file(path, encoding)
 
 
-def _file(path: Path) -> Split:
+def _file(path: Path, encoding: str | None) -> Split:
     if path.suffix == ".json":
-        return _json(_parsed(path), str(path))
-    return _table(_columns(path), str(path))
+        return _json(_parsed(path, encoding), str(path))
+    return _table(_columns(path, encoding), str(path))
 
 
-def _columns(path: Path) -> Columns:
-    frame = tables.read(path)
-    return {name: list(frame[name]) for name in frame.columns}
+def _columns(path: Path, encoding: str | None) -> Columns:
+    table = Delimited.read(path, encoding)
+    return {name: ["" if missing(cell) else cell for cell in table.column(name)] for name in table.names}
+
+
+def _ids(cell: str) -> list[str]:
+    """The ids that a cell names: one, or a list."""
+    return list(map(spelling.text, spelling.slides(cell))) if cell else []
+
+
+def _one_each(columns: Columns, id: str) -> Columns:
+    """The columns with a row for each id, where a cell names several."""
+    every = [_ids(cell) or [""] for cell in columns[id]]
+    return {
+        **{name: [cell for cell, own in zip(cells, every, strict=True) for _ in own] for name, cells in columns.items()},
+        id: [one for own in every for one in own],
+    }
 
 
 # Tables
@@ -86,46 +105,40 @@ def _table(columns: Columns, where: str) -> Split:
     """The folds of a table with one of the four kinds of columns."""
     if wide := _part_columns(columns, where):
         form = f"columns {', '.join(wide[0].values())}" if len(wide) == 1 else f"columns of parts of {len(wide)} folds"
-        return Split([_wide(columns, parts, where) for parts in wide], form)
+        used = {name for parts in wide for name in parts.values()}
+        unused = tuple(f"column {name}" for name in columns if name not in used and _said(name))
+        return Split([_wide(columns, parts, where) for parts in wide], form, unused)
     id = _id_column(columns)
     if id is None:
         raise MilbenchError(
             f"{where}: a split table has columns train, val and test, or a column of slides or cases beside a column of parts; "
-            f"it has {few(columns)}"
+            f"it has {few(columns)}; if its first row is no header, add one, such as slide_id,split"
         )
-    ids = [clean(cell) for cell in columns[id]]
-    split, fold = _find(columns, "split"), _find(columns, "fold")
+    columns = _one_each(columns, id)
+    ids = columns[id]
+    split, fold = find(columns, "split"), find(columns, "fold")
     if split and fold and len(set(ids)) < len(ids):
-        return Split(_by_fold(ids, columns[fold], columns[split], f"{where}: column"), f"columns {fold} and {split}")
+        return Split(_by_fold(ids, columns[fold], columns[split], f"{where}: column"), f"columns {fold} and {split} of {id}")
     if split and all(re.fullmatch(_NUMBER, cell.lower()) for cell in columns[split]) and len(set(columns[split])) > 2:
         split, fold = None, split
     if split:
         unused = (f"column {fold}",) if fold else ()
-        return Split([_long(ids, columns[split], f"{where}: column {split}")], f"column {split}", unused)
-    if numbered := sorted((int(m[1]), name) for name in columns if (m := _FOLD_COLUMN.fullmatch(_plain(name)))):
+        return Split([_long(ids, columns[split], f"{where}: column {split}")], f"column {split} of {id}", unused)
+    if numbered := sorted((int(m[1]), name) for name in columns if (m := _FOLD_COLUMN.fullmatch(plain(name)))):
         _check_numbers([number for number, _ in numbered], where)
         folds = [_long(ids, columns[name], f"{where}: column {name}") for _, name in numbered]
-        return Split(folds, f"{len(numbered)} columns of parts")
+        return Split(folds, f"{len(numbered)} columns of parts of {id}")
     if fold:
-        form = f"column {fold}: each is tested once, the next validated on"
+        form = f"column {fold} of {id}: each is tested once, the next validated on"
         return Split(_by_number(ids, columns[fold], f"{where}: column {fold}"), form)
     raise MilbenchError(f"{where}: no column of parts such as split, or of folds such as fold; it has {few(columns)}")
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-
-
-def _find(names: Iterable[str], role: str) -> str | None:
-    by_name = {_plain(name): name for name in reversed(list(names))}
-    return next((by_name[name] for name in tables.COLUMNS[role].split() if name in by_name), None)
 
 
 def _id_column(names: Iterable[str]) -> str | None:
     """The column of slides, else of cases, else one whose name would say too little in a label table."""
     names = list(names)
-    loose = (name for name in names if _plain(name) in ("id", "ids", "name", "path", "bag", "bag_id"))
-    return _find(names, "slide") or _find(names, "case") or next(loose, None)
+    loose = (name for name in names if plain(name) in ("id", "ids", "name", "path", "bag", "bag_id"))
+    return find(names, "slide") or find(names, "case") or next(loose, None)
 
 
 @dataclass(frozen=True)
@@ -171,22 +184,30 @@ def _part_columns(names: Iterable[str], where: str) -> list[dict[str, str]]:
 def _wide(columns: Columns, of_part: Mapping[str, str], where: str) -> Fold:
     """One column for each part: of ids, padded with nothing; or of true and false beside a column of ids."""
     values = {part: columns[name] for part, name in of_part.items()}
-    if not all({cell.lower() for cell in cells} <= _YES | _NO for cells in values.values()):
-        return Fold(*(tuple(clean(cell) for cell in values.get(part, ()) if cell.lower() not in _NONE) for part in Fold._fields))
+    flags = [cell.lower() for cells in values.values() for cell in cells if cell]
+    if not flags or not set(flags) <= _YES | _NO:
+        return Fold(*(tuple(id for cell in values.get(part, ()) for id in _ids(cell)) for part in Fold._fields))
+    id = _beside(columns, where)
+    ids = [spelling.text(cell) for cell in columns[id]]
+    chosen = {part: [cell.lower() in _YES for cell in cells] for part, cells in values.items()}
+    return Fold(*(tuple(compress(ids, chosen.get(part, ()))) for part in Fold._fields))
+
+
+def _beside(columns: Columns, where: str) -> str:
+    """The column of ids beside columns of true and false: by its name, else the first that does not only number the rows."""
     others = [name for name in columns if _said(name) is None]
-    id = _id_column(others) or next(iter(others), None)  # CLAM leaves it without a name
+    words = [name for name in others if list(columns[name]) != list(map(str, range(len(columns[name]))))]
+    id = _id_column(others) or next(iter(words or others), None)  # CLAM leaves it without a name
     if id is None:
         raise MilbenchError(f"{where}: columns of true and false, but no column of slides")
-    ids = [clean(cell) for cell in columns[id]]
-    flags = {part: [cell.lower() in _YES for cell in cells] for part, cells in values.items()}
-    return Fold(*(tuple(compress(ids, flags.get(part, ()))) for part in Fold._fields))
+    return id
 
 
 def _long(ids: Iterable[str], parts: Iterable[str], where: str) -> Fold:
     """A part for each id; an id without one is in none."""
     by_part: dict[str, list[str]] = {part: [] for part in Fold._fields}
     for id, part in zip(ids, parts, strict=True):
-        if part.lower() in _NONE:
+        if missing(part):
             continue
         if part.lower() not in PARTS:
             raise MilbenchError(f"{where}: {printable(id)} is in the part {part!r}; parts are train, val and test")
@@ -238,9 +259,9 @@ def _check_numbers(numbers: Iterable[int], where: object) -> None:
 # JSON
 
 
-def _parsed(path: Path) -> Any:
+def _parsed(path: Path, encoding: str | None) -> Any:
     do = 'write JSON such as {"train": [...], "val": [...], "test": [...]}, or give a split table'
-    return parse_json(_text(path).encode(), path, do)
+    return parse_json(_text(path, encoding).encode(), path, do)
 
 
 def _json(value: Any, where: str) -> Split:
@@ -258,7 +279,7 @@ def _json(value: Any, where: str) -> Split:
         if all(len(one.folds) == 1 for one in inside):
             return Split([one.folds[0] for one in inside], f"{len(folds)} folds of {inside[0].form}")
     if folds and all(isinstance(fold, list) and all(isinstance(id, str | int) for id in fold) for fold in folds):
-        pairs = [(clean(str(id)), str(number)) for number, fold in enumerate(folds) for id in fold]
+        pairs = [(spelling.text(str(id)), str(number)) for number, fold in enumerate(folds) for id in fold]
         ids, numbers = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
         return Split(_by_number(ids, numbers, where), f"{len(folds)} lists: each is tested once, the next validated on")
     return _table(_json_columns(value, where), where)
@@ -285,7 +306,7 @@ def _json_fold(value: Mapping[str, Any], where: str) -> Fold:
             continue
         if part in by_part:
             raise MilbenchError(f"{where}: several keys mean the {part} part; leave one")
-        by_part[part] = tuple(clean(id) for id in _json_ids(ids, f"{where}, {key}"))
+        by_part[part] = tuple(spelling.text(id) for id in _json_ids(ids, f"{where}, {key}"))
     return Fold(*(by_part.get(part, ()) for part in Fold._fields))
 
 
@@ -317,7 +338,7 @@ def _json_columns(value: Any, where: str) -> Columns:
     if isinstance(value, dict) and value:
         inside = list(value.values())
         if all(isinstance(one, str | int) for one in inside):
-            parts = {str(one).lower() for one in inside} <= {*PARTS, *_NONE}
+            parts = {str(one).lower() for one in inside} <= {*PARTS, "", "nan"}
             return {"slide_id": list(map(str, value)), "split" if parts else "fold": list(map(str, inside))}
         lists = [list(one.values()) if isinstance(one, dict) else one for one in inside]
         if all(isinstance(one, list) for one in lists) and len(set(map(len, lists))) == 1:
@@ -337,20 +358,20 @@ def _cell(value: Any) -> str:
 # Folders
 
 
-def _folder(path: Path, *, inner: bool = False) -> Split:
+def _folder(path: Path, encoding: str | None, *, inner: bool = False) -> Split:
     """A file for each part, or a file or folder for each fold; `inner` is a folder of one fold, which has no more in it."""
     entries = _entries(path)
     files = [entry for entry in entries if entry.suffix in _SUFFIXES]
     if of_parts := _part_files(files):
         used = [file for parts in of_parts for file in parts.values()]
         unused = tuple(file.name for file in files if file not in used and _said(file.stem))
-        folds = [Fold(*(tuple(_listed(parts[p])) if p in parts else () for p in Fold._fields)) for parts in of_parts]
+        folds = [Fold(*(tuple(_listed(parts[p], encoding)) if p in parts else () for p in Fold._fields)) for parts in of_parts]
         form = f"files {', '.join(file.name for file in of_parts[0].values())}" + (" and so on" if len(folds) > 1 else "")
         return Split(folds, form, unused)
     folders = [] if inner else [entry for entry in entries if entry not in files and entry.is_dir()]
     for some, kind in ((files, "files"), (folders, "folders")):
         if series := _series(some, path):
-            inside = [_file(entry) if entry in files else _folder(entry, inner=True) for entry in series]
+            inside = [_file(entry, encoding) if entry in files else _folder(entry, encoding, inner=True) for entry in series]
             if wrong := [entry for entry, one in zip(series, inside, strict=True) if len(one.folds) != 1]:
                 raise MilbenchError(f"{wrong[0]}: several folds in one of {len(series)} {kind} that have one fold each")
             beside = tuple(f"{entry.name}/{name}" for entry, one in zip(series, inside, strict=True) for name in one.unused)
@@ -391,24 +412,24 @@ def _part_files(files: Sequence[Path]) -> list[dict[str, Path]]:
     return [whole[number] for number in sorted(numbers)]
 
 
-def _listed(file: Path) -> list[str]:
+def _listed(file: Path, encoding: str | None) -> list[str]:
     """The ids of one part: a table with a column of slides or cases, a JSON list, or a line for each."""
     if file.suffix == ".json":
-        return [clean(id) for id in _json_ids(_parsed(file), str(file))]
-    lines = [line.strip() for line in _text(file).splitlines() if line.strip()]
-    if not any(separator in line for line in lines for separator in tables.SEPARATORS):
+        return [spelling.text(id) for id in _json_ids(_parsed(file, encoding), str(file))]
+    lines = [line.strip() for line in _text(file, encoding).splitlines() if line.strip()]
+    if not any(separator in line for line in lines for separator in SEPARATORS):
         lines = [line.strip('"') for line in lines]
-        return [clean(line) for line in (lines[1:] if lines and _id_column(lines[:1]) else lines)]
-    columns = _columns(file)
+        return [spelling.text(line) for line in (lines[1:] if lines and _id_column(lines[:1]) else lines)]
+    columns = _columns(file, encoding)
     id = _id_column(columns)
     if id is None:
         raise MilbenchError(f"{file}: no column of slides or cases such as slide_id or case_id; it has {few(columns)}")
-    return [clean(cell) for cell in columns[id] if cell]
+    return [one for cell in columns[id] for one in _ids(cell)]
 
 
-def _text(file: Path) -> str:
+def _text(file: Path, encoding: str | None) -> str:
     try:
-        return table_text(file)
+        return table_text(file, encoding)
     except (OSError, ValueError) as error:
         raise MilbenchError(f"table {file} {error}") from error
 
