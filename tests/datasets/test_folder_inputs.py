@@ -236,6 +236,12 @@ def a_split_column_of_fold_numbers(root):
 
 
 @split("6/3/3")
+def parts_in_other_words(root):
+    other = {"train": "Training set", "val": "validation", "test": "TEST"}
+    return table(root / "t.csv", ["slide_id", "subset"], [[id, other[part]] for part, some in WHOLE.items() for id in some])
+
+
+@split("6/3/3")
 def flags_beside_an_index_and_ids(root):
     rows = [[i, id, *(id in some for some in WHOLE.values())] for i, id in enumerate(ids())]
     return table(root / "t.csv", ["", "slide_id", "train", "val", "test"], rows)
@@ -408,6 +414,15 @@ def test_links_folders_and_what_cannot_be_read_have_a_line_each(home, monkeypatc
     ):  # fmt: skip
         assert sum(bool(re.search(says, line)) for line in lines) == 1, told
     assert len(lines) == 5
+
+
+def test_files_of_another_suffix_and_vectors_of_whole_slides_are_told(home):
+    for i, slide in enumerate(ids()):
+        h5(home / "upper" / f"{slide}.H5", features=vectors(i, 9), coords=positions(9))
+        h5(home / "vectors" / f"{slide}.h5", features=vectors(i, 1))
+    told = milbench(*words(**{"--features": "upper"}), code=2)
+    assert "upper holds no .h5, .pt or .npz files" in told and "in it; it holds 12 .H5" in told
+    assert "every slide has one patch only: are these vectors of whole slides?" in milbench(*words(**{"--features": "vectors"}))
 
 
 def test_300_missing_slides_are_in_a_file_that_leaves_them_out(home):
