@@ -63,7 +63,7 @@ class Delimited:
             records = list(_records(text, skipped, separator))
         except OSError as error:
             raise MilbenchError(f"table {path} {error}") from error
-        except (ValueError, csv.Error) as error:
+        except ValueError as error:
             raise MilbenchError(f"{path}: not a table of comma- or tab-separated text ({printable(str(error))})") from error
         if len(records) <= header:
             why = "the table has no rows" if records else "not a table of comma- or tab-separated text (it is empty)"
@@ -103,7 +103,11 @@ def _records(text: str, skipped: int, separator: str) -> Iterator[tuple[int, lis
 
 
 def _rows(text: str, separator: str) -> Iterator[list[str]]:
-    return csv.reader(StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    reader = csv.reader(StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}; is there a quote without its other?") from error
 
 
 def _separator(text: str) -> str:
@@ -115,7 +119,7 @@ def _separator(text: str) -> str:
     for separator in SEPARATORS:
         try:
             sample = [cells for cells in islice(_rows(text, separator), _SAMPLE) if any(cells)]
-        except csv.Error:
+        except ValueError:
             continue
         width = len(_trimmed(sample[0])) if sample else 0
         fits = [len(cells) >= width and not any(cells[width:]) for cells in sample[1:]]

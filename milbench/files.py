@@ -238,17 +238,19 @@ def table_text(path: Path, encoding: str | None = None) -> str:
 
 
 def _decoded(raw: bytes, encoding: str | None) -> str:
-    """Text by its byte order mark, else in the encoding that is asked for, else in UTF-8."""
-    encoding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), encoding or "utf-8")
+    """Text by its byte order mark, else in the encoding that is asked for, else in UTF-8; plain ASCII is the same in all."""
+    plain = raw.isascii() and not {0, 0x1B} & set(raw)
+    marked = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), None)
     try:
-        text = raw.decode(encoding).lstrip("\ufeff")
+        codec = codecs.lookup(marked or encoding or "utf-8").name
+        text = raw.decode("ascii" if plain else codec).lstrip("\ufeff")
     except LookupError as error:
-        raise ValueError(
-            f"unknown encoding {encoding!r}; known are utf-16, gbk, cp1252, shift_jis, big5 and all of Python's"
-        ) from error
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        what = f"line {line} is not {encoding.upper()}: byte {raw[error.start]:#04x}"
+        raise ValueError(f"unknown encoding {encoding!r}; known are utf-16, gbk, cp1252, shift_jis and others") from error
+    except UnicodeError as error:
+        what = f"it is not {codec.upper()}"
+        if isinstance(error, UnicodeDecodeError):
+            line = raw.count(b"\n", 0, error.start) + 1
+            what = f"line {line} is not {codec.upper()}: byte {raw[error.start]:#04x}"
         raise ValueError(f"{what}; {_advice(raw)}, or save it as CSV in UTF-8") from error
     if "\0" in text:
         raise ValueError(f"it has NUL bytes in it; {_advice(raw)} if it is text, or save it as CSV in UTF-8")
@@ -257,6 +259,9 @@ def _decoded(raw: bytes, encoding: str | None) -> str:
 
 def _advice(raw: bytes) -> str:
     """Which encoding the text of a table may have."""
+    with suppress(UnicodeDecodeError):
+        if "\0" not in raw.decode():
+            return "it is UTF-8: give it in a command of its own, without --encoding"
     pairs = raw[: len(raw) // 2 * 2]
     for name, zeros in (("utf-16-le", pairs[1::2]), ("utf-16-be", pairs[::2])):
         if zeros.count(0) > len(zeros) / 3:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,10 +116,11 @@ def _columns(text: str | None) -> dict[str, str]:
     from milbench.errors import MilbenchError
 
     columns: dict[str, str] = {}
-    for item in filter(None, (text or "").split(",")):
-        role, equals, column = (part.strip() for part in item.partition("="))
+    items = re.findall(r'((?:"[^"]*"|[^,"])+)', text or "")
+    for item in filter(str.strip, items):
+        role, equals, column = (part.strip().strip('"') for part in item.partition("="))
         if not role or not equals:
-            raise MilbenchError(f"--columns: {item.strip()!r} is not of the form role=column")
+            raise MilbenchError(f'--columns: {item.strip()!r} is not of the form role=column; a column with a comma: role="a, b"')
         if role in columns:
             raise MilbenchError(f"--columns {text}: the same name stands there twice")
         columns[role] = column

@@ -58,6 +58,16 @@ kind(
     says="2 slides of 2 cases",
 )
 
+kind("an open quote", '"slide_id","label"\n"S1","A\n"S2","B"\n', code=2, says="line 3: .*is there a quote without its other")
+kind("ASCII in any encoding", LABELLED, "--encoding", "utf-16-le", says="4 slides of 4 cases")
+kind(
+    "UTF-8 in another encoding",
+    LABELLED.replace("A\n", f"{NFC}\n"),
+    "--encoding", "ascii",
+    code=2,
+    says="it is UTF-8: give it in a command of its own, without --encoding",
+)  # fmt: skip
+
 # Ids
 kind(
     "slashes in ids of patients",
@@ -108,6 +118,11 @@ kind(
     "one case for patients of TCGA",
     rows("case_id,slide_id,label", *(f"c,{s},{'AABB'[i]}" for i, s in enumerate(TCGA))),
     says="warning.*several TCGA patients one case: c; say which column names the patients",
+)
+kind(
+    "samples of TCGA for cases",
+    rows("case_id,label", "TCGA-AA-0001-01,A", "TCGA-AA-0001-06,B", "TCGA-AA-0002-01,A"),
+    says="warning.*2 cases that are samples of TCGA patients with several.*TCGA-AA-0001-01, TCGA-AA-0001-06",
 )
 kind(
     "cases repeat other slides",
@@ -196,7 +211,7 @@ kind(
     "--exclude",
     "S11,S2",
     code=1,
-    says="ERROR.*nobody is called S11, which is to be left out; did you mean .*S1",
+    says="ERROR.*nobody is called S11 \\(did you mean .*S1.*\\), who is to be left out",
 )
 kind("no such file", LABELLED, "--exclude", "gone.txt", code=2, says="--exclude: there is no file gone.txt")
 kind(
@@ -205,7 +220,7 @@ kind(
     "--exclude",
     "x #1, y",
     code=1,
-    says="nobody is called y",
+    says="nobody is called x #1 .*those with a comma stand in quotes",
 )
 kind(
     "an id with a comma, in quotes",
@@ -234,6 +249,13 @@ kind(
     says=r"t\.csv: 25 rows cannot be used: row 6: T0 has no label; (.*; ){9}and 15 more.*--skip-incomplete; all are in .*mine-rows\.txt",
 )
 kind("everybody is left out", LABELLED, "--exclude", "S1,S2,S3,S4", code=1, says="all of its rows are left out")
+
+kind(
+    "a patient with a slash is no slide of that name",
+    rows("case_id,slide_id,label", "1000/S1,S0,A", "1001/S2,S1,B", "1002/S2,S2,A"),
+    "--exclude", "1000/S1",
+    says="2 slides of 2 cases",
+)  # fmt: skip
 
 # Rows
 kind(
@@ -384,7 +406,14 @@ kind(
     "--columns",
     "label=label, final",
     code=2,
-    says="is not of the form role=column",
+    says='is not of the form role=column; a column with a comma: role="a, b"',
+)
+kind(
+    "tabs, and commas in the header, in quotes",
+    rows("slide_id\tlabel, final", "a\tX", "b\tY"),
+    "--columns",
+    'label="label, final"',
+    says="label = label, final",
 )
 kind(
     "semicolons, and commas in the header",
@@ -516,6 +545,14 @@ def test_an_excluded_slide_of_a_case_is_known_by_its_file(tmp_path):
     assert datasets.load("mine", "enc").sizes() == {"P1": 10, "P2": 12}
 
 
+def test_what_was_said_of_a_table_holds_until_something_else_is_said(tmp_path):
+    (tmp_path / "t.csv").write_text("name,who,grade,label\nS1,P1,low,\nS2,P2,high,x\nS3,P3,N/A,y\n")
+    add("--labels", "t.csv", "--columns", "slide=name,label=grade", "--classes", "low,high,neg=N/A")
+    told = add("--columns", "case=who", "--replace")
+    assert "slide = name, case = who, label = grade" in told
+    assert "0 low: 1 · 1 high: 1 · 2 neg (N/A): 1" in told
+
+
 def test_classes_of_a_file(tmp_path):
     (tmp_path / "t.csv").write_text(HER2)
     (tmp_path / "classes.toml").write_text('positive = ["HER2+", "ER+, PR-"]\nnegative = ["HER2-", "=x", \'a "b"\']\n')
@@ -576,9 +613,7 @@ def test_every_slide_of_a_table_is_used_or_named_as_unused(tmp_path_factory, dra
     path = tmp_path_factory.mktemp("any") / "t.csv"
     path.write_text(text)
     table = Delimited.read(path)
-    listed = labels.read(
-        table, columns.roles(table, "subtyping", {}), labels.Options(labels.excluding(gone), skip_incomplete=True)
-    )
+    listed = labels.read(table, columns.roles(table, "subtyping", {}), labels.Options(gone, skip_incomplete=True))
     used = {row.slide for row in listed.rows}
     assert used == {slide for slide, why in fate.items() if not why}
     for why in ("excluded", "incomplete"):

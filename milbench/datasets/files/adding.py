@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from milbench.datasets.files.classes import asked as asked_classes
 from milbench.datasets.files.classes import usual as usual_classes
 from milbench.datasets.files.columns import roles as find_roles
 from milbench.datasets.files.ids import text
-from milbench.datasets.files.labels import Options, Rows, excluding
+from milbench.datasets.files.labels import Options, Rows
 from milbench.datasets.files.labels import read as read_labels
 from milbench.datasets.files.manifest import Labels, Manifest, Origin, load, spelled, stored
 from milbench.delimited import Delimited
@@ -67,7 +67,7 @@ def joined(
     changes.names(task, label, published)
     changes.encoding(encoding, [table for table in (labels, slides, *(splits or {}).values()) if table is not None])
     changes.exclude(exclude)
-    changes.labels(labels, columns or {}, classes, slides, header, skip_incomplete)
+    changes.labels(labels, _Reading(columns or {}, classes, slides, header, skip_incomplete))
     changes.unit(unit)
     changes.splits(splits or {}, drop)
     if folds is not None:
@@ -95,6 +95,40 @@ def _as_saved(name: str, published: str | None, old: Manifest | None) -> dict[st
         "name": name, "label": cohort.label if cohort else name, "published": name if name in COHORTS else None,
         "task": cohort.task if cohort else "subtyping",
     }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How a label table is to be read.
+
+    Args:
+        columns, classes, slides, header, skip_incomplete: as in :func:`joined`.
+        kept: classes that the manifest has, for when nothing else is said.
+    """
+
+    columns: Mapping[str, str]
+    classes: Mapping[str, Sequence[str]] | None
+    slides: Path | None
+    header: bool
+    skip_incomplete: bool
+    kept: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def said(self) -> bool:
+        """Whether anything is said of it."""
+        return bool(self.columns or self.classes or self.slides or self.skip_incomplete or not self.header)
+
+    @property
+    def labels(self) -> set[str]:
+        """Labels that are in a class by somebody's word."""
+        classes = self.kept if self.classes is None else self.classes
+        return {label for name, some in classes.items() for label in some or [name]}
+
+    def after(self, before: Mapping[str, Any], slides: Path | None, *, same_task: bool) -> "_Reading":
+        """What is said now and, for the rest, what was said before."""
+        columns = {**(before["columns"] if same_task else {}), **self.columns}
+        skip, header = self.skip_incomplete or before["skip_incomplete"], self.header and before["header"]
+        return _Reading(columns, self.classes, self.slides or slides, header, skip, before["classes"])
 
 
 @dataclass
@@ -149,51 +183,42 @@ class _Changes:
         found: str | None = self.values["encodings"].get(stored(table, self.home))
         return found
 
-    def labels(
-        self, table: Path | None, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None, slides: Path | None,
-        header: bool, skip_incomplete: bool,
-    ) -> None:  # fmt: skip
+    def labels(self, table: Path | None, reading: "_Reading") -> None:
         """The label table, or another reading of the one that the manifest has."""
-        if table is None and not columns and not classes and not slides and header and not skip_incomplete:
-            return
         before = self.values.get("labels")
-        if table is None and (before is None or self.old is None):
-            raise MilbenchError("--columns, --classes, --slides, --no-header and --skip-incomplete belong to --labels")
-        kept = before if table is None and before is not None else {}
-        file = table or self.old.resolved(before["file"])  # type: ignore[union-attr, index]
-        if slides is None and kept.get("slides"):
-            slides = self.old.resolved(kept["slides"])  # type: ignore[union-attr]
-        labels = self._labels(
-            file, columns or kept.get("columns", {}), classes, slides, header and kept.get("header", True),
-            skip_incomplete or kept.get("skip_incomplete", False),
-        )  # fmt: skip
-        self.set(self.values, "labels", "other labels", labels, saved=before is not None)
+        if table is None and not reading.said:
+            return
+        if table is None:
+            if before is None or self.old is None:
+                raise MilbenchError("--columns, --classes, --slides, --no-header and --skip-incomplete belong to --labels")
+            table = self.old.resolved(before["file"])
+            slides = self.old.resolved(before["slides"]) if before["slides"] else None
+            reading = reading.after(before, slides, same_task=self.old.task == self.values["task"])
+        self.set(self.values, "labels", "other labels", self._labels(table, reading), saved=before is not None)
 
-    def _labels(
-        self, file: Path, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None, slides: Path | None,
-        header: bool, skip_incomplete: bool,
-    ) -> dict[str, Any]:  # fmt: skip
+    def _labels(self, file: Path, reading: "_Reading") -> dict[str, Any]:
         """What the manifest says of the label table `file`."""
         task = self.values["task"]
-        if classes and task == "survival":
+        if reading.classes and task == "survival":
             raise MilbenchError("--classes is for subtyping; survival has none")
-        table = Delimited.read(file, self._encoding(file), header=header)
-        roles = find_roles(table, task, columns)
-        named = {label for name, some in (classes or {}).items() for label in some or [name]}
-        of_cases = Delimited.read(slides, self._encoding(slides)) if slides else None
-        options = Options(excluding(self.values["exclude"]), skip_incomplete, named, of_cases)
+        table = Delimited.read(file, self._encoding(file), header=reading.header)
+        roles = find_roles(table, task, reading.columns)
+        slides = Delimited.read(reading.slides, self._encoding(reading.slides)) if reading.slides else None
+        options = Options(self.values["exclude"], reading.skip_incomplete, reading.labels, slides)
         try:
             rows = read_labels(table, roles, options).rows
         except Rows as error:
             raise error.whole(self.home / f"{self.name}-rows.txt") from error
-        by_class = {}
-        if task == "subtyping":
-            labels = {row.label for row in rows if row.label is not None}
-            published = self.values.get("published")
-            by_class = usual_classes(labels, published) if classes is None else asked_classes(classes, labels, file)
+        labels = {row.label for row in rows if row.label is not None}
+        by_class: Mapping[str, Sequence[str]] = {}
+        if task == "subtyping" and reading.classes is not None:
+            by_class = asked_classes(reading.classes, labels, file)
+        elif task == "subtyping":
+            kept = reading.kept if labels <= reading.labels else {}
+            by_class = kept or usual_classes(labels, self.values.get("published"))
         return Labels(
-            file=stored(file, self.home), header=header, slides=stored(slides, self.home) if slides else None,
-            skip_incomplete=skip_incomplete, columns=roles, classes=by_class,
+            file=stored(file, self.home), header=reading.header, skip_incomplete=reading.skip_incomplete, columns=roles,
+            slides=stored(reading.slides, self.home) if reading.slides else None, classes=dict(by_class),
         ).model_dump()  # fmt: skip
 
     def unit(self, unit: str | None) -> None:

@@ -109,7 +109,10 @@ def _complete(table: Delimited, task: str, by_role: Mapping[str, str]) -> None:
                 f"{table.path}: it seems to have no header, as its first row looks like the others ({few(table.names)}); "
                 f"add one, or read it by the numbers of its columns: --no-header --columns {columns}"
             )
-        raise MilbenchError(f"{table.path}: no column of slides or cases such as slide_id or case_id; {here} slide=NAME")
+        raise MilbenchError(
+            f"{table.path}: no column of slides or cases such as slide_id or case_id; {here} slide=NAME; if its "
+            "first row is no header, read it with --no-header"
+        )
     if task == "subtyping" and "label" not in by_role:
         raise MilbenchError(f"{table.path}: no column of labels such as label; {here} label=NAME")
     if task == "survival" and "time" not in by_role:
@@ -149,7 +152,8 @@ def _agree_on_events(table: Delimited, flags: Mapping[str, Sequence[str]]) -> No
     columns = [*flags["event"], *flags["censorship"]]
     for number, cells in zip(table.numbers, zip(*map(table.column, columns), strict=True), strict=True):
         if said := contradiction(dict(zip(columns, cells, strict=True)), flags["censorship"]):
-            do = f"correct the table, or say which column is right: --columns event={columns[0]}"
+            right = [f"--columns {role}={name}" for role, names in flags.items() for name in names[:1]]
+            do = f"correct the table, or say which column is right: {' or '.join(right)}"
             raise MilbenchError(f"{table.path}, row {number}: {said}; {do}")
 
 

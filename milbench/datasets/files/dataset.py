@@ -64,7 +64,8 @@ def forget() -> None:
 def _states(manifest: Manifest, features: Features) -> list[tuple[Path, State]]:
     """Every file that a dataset is read from, with its size and times; an empty list where a file is missing."""
     place = manifest.layout(features)
-    given = [*([manifest.labels.file] if manifest.labels else []), *manifest.splits.values()]
+    labels = [manifest.labels.file, manifest.labels.slides] if manifest.labels else []
+    given = [*filter(None, labels), *manifest.splits.values()]
     named = [manifest.resolved(path) for path in given] + ([place.patches] if place.patches else [])
     try:
         inside = [sorted(path.iterdir()) if path.is_dir() else [path] for path in named]

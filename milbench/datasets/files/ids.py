@@ -4,7 +4,7 @@ import ast
 import csv
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from io import StringIO
 from shlex import quote
 
@@ -31,6 +31,16 @@ def slide(id: str) -> str:
     while (shorter := _SLIDE_FILE.sub("", id)) != id:
         id = shorter
     return text(id)
+
+
+def meant(id: str, known: Collection[str]) -> str:
+    """The id that somebody means by this one: itself, else without folder and extension.
+
+    A slash alone is no folder's where the known ids have one, too.
+    """
+    id = text(id)
+    own = "/" in id and id[0] != "/" and not _SLIDE_FILE.search(id) and any("/" in one for one in known)
+    return id if own or id in known else slide(id)
 
 
 def slides(cell: str) -> list[str]:

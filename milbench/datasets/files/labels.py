@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -105,18 +105,14 @@ class Rows(MilbenchError):  # noqa: N818 - named for what it lists
     def __init__(self, table: object, faults: Sequence[tuple[int, str, str]]) -> None:
         self.lines = [printable(f"row {number}: {what}") for number, what, _ in faults]
         remedies = "; ".join(dict.fromkeys(do for *_, do in faults if do))
-        first = "; ".join(self.lines[:MOST]) + (f"; and {len(faults) - MOST:,} more" if len(faults) > MOST else "")
+        first = "; ".join(line if len(line) <= 500 else f"{line[:497]}..." for line in self.lines[:MOST])
+        first += f"; and {len(faults) - MOST:,} more" if len(faults) > MOST else ""
         head = f"{table}, " if len(faults) == 1 else f"{table}: {len(faults):,} rows cannot be used: "
         super().__init__(printable(head + first + (f"; {remedies}" if remedies else "")))
 
     def whole(self, path: Path) -> MilbenchError:
         """The same error, with all rows in the file `path` where there are too many for a message."""
         return MilbenchError(f"{self}; all are in {kept(path, self.lines)}") if len(self.lines) > MOST else self
-
-
-def excluding(asked: Iterable[str]) -> frozenset[str]:
-    """The ids of slides and cases that somebody means by these."""
-    return frozenset(id for one in asked for id in (ids.text(one), ids.slide(one)))
 
 
 def read(table: Delimited, roles: Mapping[str, str], options: Options = Options()) -> Listed:
@@ -141,6 +137,7 @@ def read(table: Delimited, roles: Mapping[str, str], options: Options = Options(
         records = _joined(records, options.slides, listed)
     listed.known = {id for record in records for id in (record.slide, record.case) if id}
     used = _used(records, roles, options, listed)
+    listed.known |= {id for some in listed.unused.values() for id in some}
     faults = list(_twins(used))
     rows: dict[str, Row] = {}
     of_case: dict[str, Row] = {}
@@ -259,7 +256,7 @@ def _joined(records: list[_Record], table: Delimited, listed: Listed) -> list[_R
 def _used(records: list[_Record], roles: Mapping[str, str], options: Options, listed: Listed) -> list[_Record]:
     """The records that are neither excluded nor, where that is asked for, incomplete."""
     kept, out, lacking = list[_Record](), list[_Record](), list[_Record]()
-    excluded = set(options.exclude)
+    excluded = {ids.meant(id, listed.known) for id in options.exclude}
     for record in records:
         incomplete = options.skip_incomplete and _lacking(record, roles, options)
         (out if {record.slide, record.case} & excluded else lacking if incomplete else kept).append(record)
@@ -298,8 +295,10 @@ def _row(record: _Record, roles: Mapping[str, str], options: Options, table: Del
         if lacking in ("slide", "case"):
             raise _Fault(f"no {lacking} is named", "name it, remove the row, or leave such rows out with --skip-incomplete")
         who = record.id if lacking == "label" else f"case {case}"
+        word = cell[lacking].strip()
         do = "fill it in or remove the row, or leave such rows out with --skip-incomplete"
-        raise _Fault(f"{who} has no {lacking}" + (f" ({cell[lacking].strip()!r})" if cell[lacking].strip() else ""), do)
+        do += ", or name it with --classes if it is a class" if word and lacking == "label" else ""
+        raise _Fault(f"{who} has no {lacking}" + (f" ({word!r})" if word else ""), do)
     role = "event" if "event" in cell else "censorship"
     return Row(
         record.slide,

@@ -14,7 +14,7 @@ from milbench.datasets.files.findings import MOST, Finding, kept
 from milbench.datasets.files.manifest import Labels, Manifest
 from milbench.datasets.splits import k_fold
 from milbench.delimited import Delimited
-from milbench.errors import MilbenchError, few
+from milbench.errors import MilbenchError
 from milbench.words import counted
 
 
@@ -104,20 +104,20 @@ def _table(manifest: Manifest, said: Labels) -> tuple[Delimited, Mapping[str, st
     classes = {label for some in said.classes.values() for label in some}
     slides = Delimited.read(manifest.resolved(said.slides), manifest.encodings.get(said.slides)) if said.slides else None
     table = Delimited.read(manifest.resolved(said.file), manifest.encodings.get(said.file), header=said.header)
-    return table, said.columns, labels.Options(labels.excluding(manifest.exclude), said.skip_incomplete, classes, slides)
+    return table, said.columns, labels.Options(manifest.exclude, said.skip_incomplete, classes, slides)
 
 
 def _leave_out(roster: Roster, manifest: Manifest, listed: labels.Listed, where: str) -> None:
     """What is left out, and why; it is not missed in splits and among files."""
-    asked = {id: ids.slide(id) if ids.slide(id) in listed.known else ids.text(id) for id in manifest.exclude}
+    asked = {ids.meant(id, listed.known) for id in manifest.exclude}
     used = {id for row in listed.rows for id in (row.slide, row.case)}
     unused = {id for some in listed.unused.values() for id in some}
-    roster.excluded = {*labels.excluding(asked), *unused, *(listed.known - used)}
-    roster.unmatched = {id for id in asked.values() if id not in listed.known}
+    roster.excluded = {*asked, *unused, *(listed.known - used)}
+    roster.unmatched = asked - listed.known
     roster.known = listed.known
     if asked:
         what = f"{len(asked)} slides or cases left out by choice"
-        roster.add("warning", "excluded", manifest.name, what, ids=sorted(asked.values()))
+        roster.add("warning", "excluded", manifest.name, what, ids=sorted(asked))
     for why, some in listed.unused.items():
         if some and why != "excluded":
             roster.add("warning", "left-out", where, f"{counted(len(some), manifest.lists)} left out: {why}", ids=some)
@@ -125,11 +125,16 @@ def _leave_out(roster: Roster, manifest: Manifest, listed: labels.Listed, where:
 
 def tell_unmatched(roster: Roster, manifest: Manifest) -> None:
     """Ids that are to be left out and that no table and no file has; to be asked once all files are known."""
-    for id in sorted(roster.unmatched):
-        near = get_close_matches(id, sorted(roster.known), n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"ids are such as {few(sorted(roster.known), 3)}"
-        do = f"{hint} Write it anew: --exclude {ids.pasted(near[:1] or ['ID'])} --replace"
-        roster.add("error", "exclude", manifest.name, f"nobody is called {id}, which is to be left out", do)
+    if not roster.unmatched:
+        return
+    known, told = sorted(roster.known), []
+    for id in sorted(roster.unmatched)[:MOST]:
+        near = get_close_matches(id, known, n=3, cutoff=0.5)
+        told.append(f"{id} (did you mean {' or '.join(map(ids.pasted, zip(near)))}?)" if near else id)
+    what = f"nobody is called {', '.join(told)}, who is to be left out"
+    what += f"; {len(roster.unmatched) - MOST:,} more are unknown" if len(roster.unmatched) > MOST else ""
+    do = f"ids are such as {ids.pasted(known[:3])}; those with a comma stand in quotes, or in a file with one id a line"
+    roster.add("error", "exclude", manifest.name, what, do)
 
 
 def _samples(roster: Roster, manifest: Manifest, said: Labels, rows: Sequence[labels.Row], where: str) -> None:
@@ -137,13 +142,20 @@ def _samples(roster: Roster, manifest: Manifest, said: Labels, rows: Sequence[la
     by_sample: dict[str, list[labels.Row]] = defaultdict(list)
     for row in rows:
         by_sample[row.case if manifest.unit == "case" else row.slide or row.case].append(row)
+    patients = Counter(ids.patient(id) for id in by_sample) if manifest.lists == "case" else Counter()
+    several = {id: patient for id in by_sample if (patient := ids.patient(id)) and patients[patient] > 1}
+    if several:
+        what = (
+            f"{counted(len(several), 'case')} that are samples of TCGA patients with several; generated folds keep these together"
+        )
+        roster.add("warning", "samples", where, what, ids=sorted(several))
     samples, torn = [], []
     for id, own in by_sample.items():
         first = own[0]
         if len({index.get(row.label or "") for row in own}) > 1:
             torn.append(id)
         label = index[first.label or ""] if manifest.task == "subtyping" else None
-        samples.append(Sample(id, first.case, label, first.time, first.event))
+        samples.append(Sample(id, several.get(id, first.case), label, first.time, first.event))
     if torn:
         do = "predict slides instead (--unit slide), or correct the table"
         roster.add("error", "torn-case", where, f"{counted(len(torn), 'case')} with slides of two classes", do, torn)
@@ -199,7 +211,7 @@ def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Seque
         parts: list[dict[str, None]] = [{}, {}, {}]
         for listed, part in zip(fold, parts, strict=True):
             for id in listed:
-                meant = id if id in targets else ids.slide(id)
+                meant = ids.meant(id, targets)
                 roster.unmatched -= {id, meant}
                 if meant in targets:
                     part.update(dict.fromkeys(targets[meant]))
