@@ -71,12 +71,11 @@ def _only(name: str, magnification: int | None, patch_size: int | None, settings
     """The only features that a dataset has, of those that are asked for."""
     saved = manifest.load(name, settings.data)
     if saved is not None:
-        keys = [features.key for features in saved.features]
-        fit = [key for key in keys if magnification in (None, key[1]) and patch_size in (None, key[2])]
+        fit = saved.matching(None, magnification, patch_size)
         if len(fit) != 1:
             known = ", ".join(features.name for features in saved.features) or "none"
             raise MilbenchError(f"dataset {name}: say which features, with encoder (magnification, patch_size); it has {known}")
-        return fit[0]
+        return fit[0].key
     infos = {info.name: info for info in datasets.infos(settings)}
     if name not in infos:
         raise unknown("dataset", name, infos)

@@ -236,6 +236,12 @@ def a_split_column_of_fold_numbers(root):
 
 
 @split("6/3/3")
+def parts_in_other_words(root):
+    other = {"train": "Training set", "val": "validation", "test": "TEST"}
+    return table(root / "t.csv", ["slide_id", "subset"], [[id, other[part]] for part, some in WHOLE.items() for id in some])
+
+
+@split("6/3/3")
 def flags_beside_an_index_and_ids(root):
     rows = [[i, id, *(id in some for some in WHOLE.values())] for i, id in enumerate(ids())]
     return table(root / "t.csv", ["", "slide_id", "train", "val", "test"], rows)
@@ -410,6 +416,15 @@ def test_links_folders_and_what_cannot_be_read_have_a_line_each(home, monkeypatc
     assert len(lines) == 5
 
 
+def test_files_of_another_suffix_and_vectors_of_whole_slides_are_told(home):
+    for i, slide in enumerate(ids()):
+        h5(home / "upper" / f"{slide}.H5", features=vectors(i, 9), coords=positions(9))
+        h5(home / "vectors" / f"{slide}.h5", features=vectors(i, 1))
+    told = milbench(*words(**{"--features": "upper"}), code=2)
+    assert "upper holds no .h5, .pt or .npz files" in told and "in it; it holds 12 .H5" in told
+    assert "every slide has one patch only: are these vectors of whole slides?" in milbench(*words(**{"--features": "vectors"}))
+
+
 def test_300_missing_slides_are_in_a_file_that_leaves_them_out(home):
     rows = [[f"P{i}", f"S-{i:02d}", "tumour" if i % 2 else "normal"] for i in range(312)]
     labels = table(home / "l.csv", ["case_id", "slide_id", "label"], rows)
@@ -509,3 +524,51 @@ def test_exchanging_right_positions_and_positions_beyond_the_slide_are_told(home
     assert "11 slides whose positions are (x, y) in their files, not (y, x) as --swap-xy says" in told
     assert "1 slide with patches beyond the edges of the slide that their attributes give: S-00" in told
     assert "--swap-xy describe --features DIR" in milbench("data", "add", "mine", "--swap-xy", code=2)
+
+
+# From a dataset to a suite
+
+
+def grid(home, **change):
+    """A suite file over the cohort's features that leaves out what is None."""
+    values = {"dataset": ["mine"], "encoder": ["enc"], "magnification": [20], "patch_size": [224], "split": ["kfold5"], "seed": [0], "aggregator": ["mean"], **change}  # fmt: skip
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+    path = home / "s.toml"
+    path.write_text(
+        "\n".join(['title = "S"', "[grid]", *lines, '[table]\nname = "s"\nmetrics = ["macro_auc"]', 'reference = "mean"'])
+    )
+    return path
+
+
+def test_a_suite_that_leaves_the_variant_out_takes_the_only_one_and_keeps_it(home):
+    milbench(*words(**{"--magnification": 20, "--patch-size": 224}))
+    from milbench.suites import expand, load
+
+    whole, short = (expand(load(str(grid(home, **how))))[1] for how in ({}, {"magnification": None, "patch_size": None}))
+    assert [job.spec.trial_id for job in whole] == [job.spec.trial_id for job in short]
+    milbench("data", "add", "mine", "--features", "in/features", "--encoder", "enc", "--magnification", 10, "--patch-size", 224)
+    told = milbench("run", "--suite", grid(home, magnification=None, patch_size=None), "--dry-run", code=2)
+    assert "dataset mine has several sets of features of enc: enc 20x 224 px, enc 10x 224 px" in told
+    assert "say which, in the [grid] of a suite for example by: magnification = [20]" in told
+    assert "enc · 10x · 224 px" in milbench("run", "--suite", grid(home, magnification=[10], patch_size=None), "--dry-run")
+    assert "no features of enc 40x" in milbench("run", "--suite", grid(home, magnification=[40]), "--dry-run")
+
+
+def test_a_suite_is_written_from_a_dataset_and_runs_without_a_file(home):
+    milbench(*words(**{"--magnification": 20, "--splits": "in/labels.csv"}))
+    milbench("data", "add", "mine", "--features", "in/features", "--encoder", "other")
+    told = milbench("new", "suite", "first", "--dataset", "mine")
+    assert "Next: milbench run --suite first.toml --dry-run" in told
+    text = (home / "first.toml").read_text()
+    assert all(line in text for line in ('dataset = ["mine"]', 'encoder = ["enc"]', "magnification = [20]", 'split = ["official"]', "# also here: other"))  # fmt: skip
+    from_file = milbench("run", "--suite", "first.toml", "--dry-run")
+    without = milbench("run", "--dataset", "mine", "--dry-run")
+    assert "7 trials: 7 to run" in from_file and "LongMIL" in from_file
+    assert from_file.replace("first:", "mine-usual:") == without
+    assert "unknown dataset 'mien'; did you mean mine" in milbench("run", "--dataset", "mien", "--dry-run", code=2)
+    assert "say what to run: --suite NAME, or --dataset NAME" in milbench("run", code=2)
+    assert "suite mine-usual has no --small form" in milbench("run", "--dataset", "mine", "--small", "--dry-run", code=2)
+    assert "dataset bracs cannot be run yet: add it with" in milbench("new", "suite", "b", "--dataset", "bracs", code=2)
+    milbench("data", "add", "late", "--labels", "in/survival.csv", "--splits", "in/survival.csv", "--task", "survival", "--features", "in/features", "--encoder", "enc")  # fmt: skip
+    told = milbench("run", "--dataset", "late", "--dry-run")
+    assert "7 trials: 7 to run" in told

@@ -356,6 +356,8 @@ def _forms(feature_set: FeatureSet) -> None:
         feature_set.add(
             "note", "dtype", f"{counted(len(double), 'file')} of {facts[double[0]].dtype}, read as float32", ids=double
         )
+    if len(facts) > 1 and all(file.n == 1 for file in facts.values()):
+        feature_set.add("warning", "one-patch", "every slide has one patch only: are these vectors of whole slides?")
     without = [slide for slide, file in facts.items() if not file.coords]
     if without and len(without) < len(facts):
         do = "extract them again, or give --patches"

@@ -7,6 +7,7 @@ whose arrays are read when they are indexed; `containers` has a module for each 
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -124,13 +125,19 @@ def layout(folder: Path, patches: Path | None = None) -> Layout:
     located = next(((place, suffix) for place, suffix in places if _files(place, suffix)), None)
     if located is None:
         deeper = sorted({path.parent for path in folder.glob("*/*") if path.suffix in (".h5", ".pt", ".npz")})
-        hint = f"; there are some in {', '.join(map(str, deeper[:3]))}" if deeper else ""
+        hint = f"; there are some in {', '.join(map(str, deeper[:3]))}" if deeper else _others(folder)
         raise MilbenchError(f"{folder} holds no .h5, .pt or .npz files, nor do h5_files/ and pt_files/ in it{hint}")
     place, suffix = located
     if patches is None:
         root = place.parent if place.name in ("h5_files", "pt_files") else place
         patches = next((p for p in (root / "patches", root.parent / "patches") if p != place and _files(p, "h5")), None)
     return Layout(place, suffix, patches)
+
+
+def _others(folder: Path) -> str:
+    """What a folder without feature files holds, for the end of a sentence."""
+    kinds = Counter(path.suffix for path in folder.iterdir() if not path.name.startswith(".") and path.suffix)
+    return f"; it holds {', '.join(f'{count:,} {suffix}' for suffix, count in kinds.most_common(3))}" if kinds else ""
 
 
 @contextmanager

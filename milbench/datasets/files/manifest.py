@@ -173,14 +173,18 @@ class Manifest(_Form):
             raise ValueError(f"the label table was added for another task than {self.task}; add the one of this task, too")
         return self
 
+    def matching(self, encoder: str | None, magnification: int | None, patch_size: int | None) -> list[Features]:
+        """The sets of features that may be meant, where None leaves a value open; one that has just these values comes alone."""
+        asked = (encoder, magnification, patch_size)
+        exact = [some for some in self.features if some.key == asked]
+        return exact or [
+            some for some in self.features if all(want in (None, have) for want, have in zip(asked, some.key, strict=True))
+        ]
+
     @property
     def lists(self) -> str:
         """What a row of the label table stands for: a slide, or a case."""
         return "slide" if self.labels and ("slide" in self.labels.columns or self.labels.slides) else "case"
-
-    def find(self, encoder: str, magnification: int | None, patch_size: int | None) -> Features | None:
-        """The set of features of that encoder, magnification and patch size."""
-        return next((some for some in self.features if some.key == (encoder, magnification, patch_size)), None)
 
     def key_of(self, features: Features, *, shared: bool = False) -> str:
         """Eight digits for names of files about a set of features, where dataset and encoder run together to the same name.

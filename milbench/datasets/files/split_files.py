@@ -74,7 +74,7 @@ def read(path: Path, encoding: str | None = None) -> Split:
 
 
 def _file(path: Path, encoding: str | None) -> Split:
-    if path.suffix == ".json":
+    if ".json" in path.suffixes:
         return _json(_parsed(path, encoding), str(path))
     return _table(_columns(path, encoding), str(path))
 
@@ -209,9 +209,10 @@ def _long(ids: Iterable[str], parts: Iterable[str], where: str) -> Fold:
     for id, part in zip(ids, parts, strict=True):
         if missing(part):
             continue
-        if part.lower() not in PARTS:
+        said = _said(part)  # `train`, or `training set`
+        if said is None or said.more or said.fold is not None:
             raise MilbenchError(f"{where}: {printable(id)} is in the part {part!r}; parts are train, val and test")
-        by_part[PARTS[part.lower()]].append(id)
+        by_part[said.part].append(id)
     return Fold(*map(tuple, by_part.values()))
 
 
