@@ -193,8 +193,8 @@ def _tell_broken(feature_set: FeatureSet, broken: Mapping[str, BadFile]) -> None
     for kind, cases in by_kind.items():
         first, faults = cases[0][1], {error.what for _, error in cases}
         if len(cases) == 1 or (len(faults) > 1 and len(cases) <= APART):
-            for _, error in cases:
-                feature_set.add("error", kind, f"{error.path.name} {error.what}", error.do)
+            for slide, error in cases:
+                feature_set.add("error", kind, f"{error.path.name} {error.what}", error.do, [slide])
         else:
             what = f"{len(cases)} files, of which {first.path.name} {first.what}"
             feature_set.add("error", kind, what, first.do, [slide for slide, _ in cases])

@@ -39,7 +39,8 @@ class Finding:
         return self.severity == "warning" or self.kind in ("unlisted", "no-case")
 
     def __str__(self) -> str:
-        return printable(f"{self.where}: {self.what}{named(self.ids)}" + (f"; {self.do}" if self.do else ""))
+        said = len(self.ids) == 1 and self.ids[0] in self.what
+        return printable(f"{self.where}: {self.what}{'' if said else named(self.ids)}" + (f"; {self.do}" if self.do else ""))
 
 
 def kept(path: Path, lines: Sequence[str]) -> Path:
