@@ -56,7 +56,8 @@ def add(root, **other):
 
 def findings(*words, code=0):
     """kind -> finding, of `data check --json`."""
-    found = json.loads(milbench("data", "check", "mine", "--json", *words, code=code))
+    told = milbench("data", "check", "mine", "--json", *words, code=code)
+    found = json.loads(told[told.index("{") :])  # a slow machine tells of its progress first
     assert found["errors"] == sum(one["severity"] == "error" for one in found["findings"])
     return {one["kind"]: one for one in found["findings"]}
 

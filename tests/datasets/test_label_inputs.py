@@ -43,7 +43,7 @@ def rows(header, *cells):
 FOLLOWED = "case_id,slides,survival_months,event"
 for name, cell in {
     "semicolons": "a1.pt;a2.pt", "bars": "a1.svs | a2.svs", "commas": '"a1.pt, a2.pt"', "folders": "/x/y/a1.pt;/x/z/a2.pt",
-    "no endings": '"a1,a2"', "a list of Python": "\"['a1.svs', 'a2.svs']\"", "blanks": "a1.svs a2.svs", "lines": '"a1.svs\na2.svs"',
+    "no endings": '"a1,a2"', "a list of Python": "\"['a1.svs', 'a2.svs']\"", "blanks": "a1.svs a2.svs", "a plus": "a1.svs+a2.svs", "a slash": "/x/a1.svs / /y/a2.svs", "lines": '"a1.svs\na2.svs"',
     "a mark at the end": "a1.pt;a2.pt;",
 }.items():  # fmt: skip
     kind(
@@ -202,6 +202,20 @@ kind(
     rows("slide_id,label,label", "a,X,X", "b,Y,X"),
     code=2,
     says="row 3: label is 'Y' and label \\(2\\) is 'X'",
+)
+
+kind(
+    "months and days",
+    rows("case_id,survival_months,survival_days,event", "P1,10,304,1", "P2,3,900,0"),
+    *SURVIVAL,
+    code=2,
+    says="row 3: survival_months is 3 and survival_days is 900, which are not the same time.*--columns time=survival_months",
+)
+kind(
+    "two spellings of one name",
+    rows("slide_id,label,Label", "a,X,X", "b,Y,X"),
+    code=2,
+    says="row 3: label is 'Y' and Label is 'X'",
 )
 
 # Leaving out

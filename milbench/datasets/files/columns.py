@@ -24,11 +24,17 @@ COLUMNS = {
 }
 # These may well be about something else than the class: they contradict a column of labels only in its own words.
 _LOOSE = {"type", "category"}
+DAYS = 30.44  # of a month
 
 
 def plain(name: str) -> str:
     """A name as `COLUMNS` has it."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _bare(name: str) -> str:
+    """The same without the number that the second of two columns with one name has: `label (2)`."""
+    return plain(re.sub(r" \(\d+\)$", "", name))
 
 
 def find(names: Iterable[str], role: str) -> str | None:
@@ -38,8 +44,7 @@ def find(names: Iterable[str], role: str) -> str | None:
 
 def candidates(names: Iterable[str], role: str) -> list[str]:
     """Every column that may play a role, the likeliest first; of one name the leftmost first."""
-    # The second of two columns with one name is called `label (2)`.
-    by_name = [(plain(re.sub(r" \(\d+\)$", "", name)), name) for name in names]
+    by_name = [(_bare(name), name) for name in names]
     return [name for known in COLUMNS[role].split() for plain_name, name in by_name if plain_name == known]
 
 
@@ -141,6 +146,8 @@ def _agree(table: Delimited, by_role: Mapping[str, str], asked: Mapping[str, str
         first, *others = candidates(free, "label")
         for other in others:
             _agree_on_labels(table, first, other)
+    if "time" in by_role and "time" not in asked:
+        _agree_on_times(table, by_role["time"])
     for role in ("slide", "case", "time"):
         if role in by_role and role not in asked:
             twins = [name for name in candidates(free, role) if re.sub(r" \(\d+\)$", "", name) == by_role[role]]
@@ -157,6 +164,24 @@ def _agree_on_events(table: Delimited, flags: Mapping[str, Sequence[str]]) -> No
             raise MilbenchError(f"{table.path}, row {number}: {said}; {do}")
 
 
+def _agree_on_times(table: Delimited, chosen: str) -> None:
+    """The same follow-up in months and in days agrees, but for rounding: within a month or a twentieth."""
+    stem = re.sub("_(months|days)$", "", _bare(chosen))
+    columns = [next((name for name in table.names if _bare(name) == f"{stem}_{unit}"), None) for unit in ("months", "days")]
+    if not all(columns):
+        return
+    for number, *cells in zip(table.numbers, *(table.column(str(name)) for name in columns), strict=True):
+        try:
+            months, days = map(float, cells)
+        except ValueError:
+            continue
+        if abs(days / DAYS - months) > max(1.0, 0.05 * months):
+            raise MilbenchError(
+                f"{table.path}, row {number}: {columns[0]} is {cells[0]} and {columns[1]} is {cells[1]}, which are not the same "
+                f"time; correct the table, or say which column is right: --columns time={chosen}"
+            )
+
+
 def _agree_on_labels(table: Delimited, first: str, other: str) -> None:
     """Two columns of labels agree: cell by cell where they use the same words, else one label stands beside one other.
 
@@ -166,9 +191,11 @@ def _agree_on_labels(table: Delimited, first: str, other: str) -> None:
              if not missing(a) and not missing(b)]  # fmt: skip
     words = [{a.casefold() for _, a, _ in pairs}, {b.casefold() for _, _, b in pairs}]
     shared, numbers = words[0] & words[1], all(word.isdigit() for word in words[0] | words[1])
-    if other.startswith(f"{first} (") or words[0] == words[1] or (not numbers and len(shared) > 1):
+    loose = _bare(other) in _LOOSE
+    own = words[1] <= words[0] and not (numbers or loose)
+    if _bare(other) == _bare(first) or words[0] == words[1] or own or (not numbers and len(shared) > 1):
         apart = next(((n, a, b) for n, a, b in pairs if a.casefold() != b.casefold()), None)
-    elif plain(re.sub(r" \(\d+\)$", "", other)) in _LOOSE:
+    elif loose:
         return
     else:
         apart = _crossing(pairs)

@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterable
 from io import StringIO
 from shlex import quote
 
-_SLIDE_FILE = re.compile(
-    r"\s*\.(svs|tiff?|ndpi|mrxs|scn|vms|vmu|bif|qptiff|czi|dcm|isyntax|sdpc|kfb|tmap|ome|jpe?g|png|h5|hdf5|pt|pth|npz|npy)$", re.I
-)
+_ENDINGS = r"\.(?:svs|tiff?|ndpi|mrxs|scn|vms|vmu|bif|qptiff|czi|dcm|isyntax|sdpc|kfb|tmap|ome|jpe?g|png|h5|hdf5|pt|pth|npz|npy)"
+_SLIDE_FILE = re.compile(rf"\s*{_ENDINGS}$", re.I)
+_BETWEEN_FILES = re.compile(rf"({_ENDINGS})\s*[+&/\s]\s*(?=\S)", re.I)
 _TCGA = re.compile(r"TCGA-\w\w-\w{4}(?=-|$)")
 # GDC's codes: sample type, then how the piece was made and cut.
 _TCGA_SLIDE = re.compile(r"TCGA-\w\w-\w{4}-(\d\d)\w?-\w\w-(DX|TS|BS|MS)", re.I)
@@ -60,8 +60,9 @@ def slides(cell: str) -> list[str]:
         parts = [part.strip() for part in re.split(mark, cell) if part.strip()]
         if len(parts) > 1 and (mark != "," or _list(parts)):
             return [one for part in parts for one in slides(part)]
-    parts = cell.split()
-    return parts if len(parts) > 1 and all(map(_SLIDE_FILE.search, parts)) else [cell]
+    parts = _BETWEEN_FILES.sub("\\1\n", cell).split("\n")  # a folder that ends like a file has files of another kind in it
+    endings = {ending[0].lower() if (ending := _SLIDE_FILE.search(part)) else "" for part in parts}
+    return parts if len(parts) > 1 and len(endings) == 1 else [cell]
 
 
 def _list(parts: list[str]) -> bool:
