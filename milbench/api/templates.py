@@ -5,13 +5,13 @@ import re
 import tomllib
 from pathlib import Path
 
-from milbench import datasets
 from milbench.config import Settings
+from milbench.datasets import catalogue
 from milbench.datasets.files import manifest
 from milbench.datasets.files.manifest import Manifest, spelled
 from milbench.errors import MilbenchError, NotHere, unknown
 from milbench.names import checked
-from milbench.suites import Suite
+from milbench.suites.model import Suite
 
 AGGREGATOR = '''"""{label}: say the idea in one sentence."""
 
@@ -137,7 +137,7 @@ def suite_of(dataset: str, settings: Settings) -> Suite:
 
 def _values(name: str, settings: Settings) -> dict[str, str]:
     """What the suite of a dataset says: its task, features and split, and the usual methods."""
-    infos = {info.name: info for info in datasets.infos(settings)}
+    infos = {info.name: info for info in catalogue.infos(settings)}
     if name not in infos:
         raise unknown("dataset", name, infos)
     info = infos[name]
@@ -146,9 +146,7 @@ def _values(name: str, settings: Settings) -> dict[str, str]:
     here = manifest.load(name, settings.data)
     some = _variants(here) if here else [(info.encoders, None, None)]
     encoders, magnification, patch_size = some[0]
-    given = (
-        [*here.splits, *(f"kfold{k}" for k in here.folds)] if here else datasets.load(name, encoders[0], settings=settings).splits
-    )
+    given = [*here.splits, *(f"kfold{k}" for k in here.folds)] if here else catalogue.built_in_splits(name)
     others = [spelled(", ".join(names), *variant) for names, *variant in some[1:]]
     variant = [
         f"magnification = [{magnification}]" if magnification else "# magnification = [20]          # both stay out where there",

@@ -120,6 +120,11 @@ def _command(name: str, encoder: str | None, magnification: int | None, patch_si
     return " ".join([*words, "--features DIR", *([] if more else ["--labels CSV", "--splits DIR|FILE"])])
 
 
+def built_in_splits(name: str) -> tuple[str, ...]:
+    """The splits of a built-in dataset, without loading it."""
+    return classic.SPLITS if name in classic.TABLES else (spatial.SPLIT,)
+
+
 def known(name: str) -> dict[str, Any]:
     """What is known of a generated dataset before any model is trained: chance, bayes, oracle and examples.
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from milbench.datasets.base import Dataset, Sample
-from milbench.datasets.splits import k_fold
+from milbench.datasets.splits import count, k_fold
 from milbench.errors import MilbenchError
 
 ENCODER = "hand-crafted"
+SPLITS = ("kfold5", "kfold10")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,6 @@ def load(name: str) -> Dataset:
         has_coords=False,
         encoder=ENCODER,
         fingerprint="sha256:" + hashlib.sha256(raw).hexdigest()[:16],
-        splits={f"kfold{k}": partial(k_fold, samples, k, salt=name) for k in (5, 10)},
+        splits={split: partial(k_fold, samples, count(split), salt=name) for split in SPLITS},
         notes=(table.note,) if table.note else (),
     )
