@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from milbench import Aggregator, Bag, MilbenchError, Prediction, register
 from milbench.nn import AttentionScore
+from milbench.recipes import HIPT_SURVIVAL_LOOP
 
 
 def lloyd(x: Tensor, centroids: Tensor, rounds: int = 100) -> Tensor:
@@ -89,18 +90,7 @@ class AMISL(Aggregator):
         "fc6.0": "rho.0",
         "fc6.3": "head",
     }
-    official_recipe = {
-        "survival": {
-            "optimiser": "adam",
-            "lr": 2e-4,
-            "weight_decay": 1e-5,
-            "accumulate": 32,
-            "max_epochs": 20,
-            "patience": None,
-            "select": "last",
-            "sampling": "class-balanced",
-        }
-    }
+    official_recipe = {"survival": HIPT_SURVIVAL_LOOP}
     centroids: Tensor
 
     def __init__(

@@ -112,7 +112,8 @@ class DTFD(Aggregator):
     official_recipe = {
         "subtyping": {
             "optimiser": "adam", "lr": 1e-4, "weight_decay": 1e-4, "schedule": "multistep", "milestones": (100,), "gamma": 0.2,
-            "clip": 5.0, "max_epochs": 200, "patience": None, "select_after": 160,
+            "clip": 5.0, "max_epochs": 200, "patience": None, "select_after": 161,
+            "ties": "first", "source": "hrzhang1123/DTFD-MIL, Main_DTFD_MIL.py", "not_followed": "",
         }
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from milbench import Aggregator, Bag, MilbenchError, Prediction, register
 from milbench.nn import AttentionScore
+from milbench.recipes import HIPT_SURVIVAL_LOOP
 
 MOST_TIED = 256  # so many candidates per patch settle every tie, unless hundreds of patches lie on one spot
 
@@ -130,18 +131,7 @@ class GCNMIL(Aggregator):
         "path_rho": "rho",
         "classifier": "head",
     }
-    official_recipe = {
-        "survival": {
-            "optimiser": "adam",
-            "lr": 2e-4,
-            "weight_decay": 1e-5,
-            "accumulate": 32,
-            "max_epochs": 20,
-            "patience": None,
-            "select": "last",
-            "sampling": "class-balanced",
-        }
-    }
+    official_recipe = {"survival": HIPT_SURVIVAL_LOOP}
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from milbench import Aggregator, Bag, MilbenchError, Prediction, register
+from milbench.aggregator import unwrapped
 from milbench.errors import SkipTrial
 from milbench.nn.longnet import LongNetLayer
 from milbench.nn.optimisers import Optimiser
@@ -174,7 +175,7 @@ class GigaPath(Aggregator):
 
     def rename_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the encoder alone, or with a fine-tuned head; a head and a Linear in front that are not given stay ours."""
-        plain = {name.removeprefix("slide_encoder."): value for name, value in state_dict.items()}
+        plain = {unwrapped(name).removeprefix("slide_encoder."): value for name, value in state_dict.items()}
         pretraining = ("pos_embed", "mask_token", "decoder")
         renamed = super().rename_official({name: value for name, value in plain.items() if not name.startswith(pretraining)})
         ours = {name: value for name, value in self.state_dict().items() if name.startswith(("head.", "project."))}

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from milbench import Aggregator, Bag, MilbenchError, Prediction, register
+from milbench.aggregator import unwrapped
 from milbench.nn import AttentionScore
 
 LONG = 32_000  # patches above which training keeps no activations of the local transformer, but computes them again
@@ -135,9 +136,7 @@ class LocalTransformer(nn.Module):
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):  # such files keep the arguments of their script
                 content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            names = {
-                name.removeprefix("module.").removeprefix("backbone."): t for name, t in content.get("teacher", content).items()
-            }
+            names = {unwrapped(name).removeprefix("backbone."): t for name, t in content.get("teacher", content).items()}
             self.load_state_dict({name: t for name, t in names.items() if not name.startswith("head.")})
         except (OSError, RuntimeError, pickle.UnpicklingError) as error:
             raise MilbenchError(f"{path}: no weights for HIPT's local transformer: {error}") from error

@@ -68,7 +68,9 @@ class TransMIL(Aggregator):
     official_recipe = {
         "subtyping": {
             "optimiser": "lookahead-radam", "lr": 2e-4, "weight_decay": 1e-5, "decay_vectors": False, "accumulate": 2,
-            "max_epochs": 200, "patience": 10, "select": "best val loss",
+            "left_over": "flush", "max_epochs": 200, "patience": 10, "select": "best val loss", "ties": "first",
+            "source": "szc19990412/TransMIL, Camelyon/TransMIL.yaml under pytorch-lightning",
+            "not_followed": "float32, there half precision",
         }
     }  # fmt: skip
     official_names = {"_fc1.0": "project.0", "_fc2": "head", "pos_layer": "ppeg"}

@@ -92,9 +92,8 @@ class SuiteRecipes:
         """
         values = {**self.values(dataset), **changes}
         name = values.pop("name")
-        official = variant.entry.cls.official_recipe
         try:
-            return recipes.get(name, self._suite.task, has_validation=has_validation, official=official, **values)
+            return recipes.get(name, self._suite.task, has_validation=has_validation, official=variant.official, **values)
         except ValidationError as error:
             raise from_validation(error, f"suite {self._suite.name}: recipe") from error
 

@@ -1,0 +1,48 @@
+"""Every trajectory in the folder against our training. New files run unasked; one without a setup fails by name."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.fidelity.harness import Vector, close
+from tests.fidelity.trajectory import SETUPS, SINGLE, folder, looked_at, run
+
+for module in sorted(Path(__file__).parent.glob("train_*.py")):
+    importlib.import_module(f"tests.fidelity.{module.stem}")
+
+PATHS = sorted(folder().glob("*.npz"))
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_trajectory(path, double):
+    assert path.stem in SETUPS, f"trajectory {path.stem} has no setup; write one in tests/fidelity/train_*.py"
+    vector = Vector(path)
+    suffix = "_f64" if double else ""
+    if double and "loss_f64" not in vector.arrays:
+        pytest.skip(f"{path.stem} was recorded in float32 only")
+    setup = SETUPS[path.stem](vector)
+    tolerance = setup.double if double else SINGLE
+    ours = run(vector, setup, double=double)
+    official = {name: vector.arrays[name + suffix] for name in ("loss", "param_l2", "param_moved", *setup.finals)}
+    rates = [sorted(set(row)) for row in vector.arrays["lr"].tolist()]
+    np.testing.assert_allclose(ours["lr"], rates, rtol=1e-12, err_msg="learning rate")
+    close(ours["loss"], official["loss"], tolerance, "loss of each bag")
+    at = looked_at(vector)
+    for column, name in enumerate(vector.about["param_order"]):
+        norm, moved = (official[key][at, column] for key in ("param_l2", "param_moved"))
+        if name not in ours:
+            assert not moved.any(), f"{name} is trained there and absent here"
+        elif double or name not in vector.about["softmax_invariant"]:  # whose gradient is nothing but rounding
+            norms, distances = zip(*ours[name], strict=True)
+            close(norms, norm, tolerance, f"norm of {name}")
+            # It moves by some thousandths of its size, of which float32 knows fewer digits.
+            close(distances, moved, tolerance if double else 50 * tolerance, f"distance of {name} from its start")
+    for name in setup.finals:
+        close(ours[name], official[name], tolerance, name)
+
+
+def test_there_are_trajectories():
+    assert PATHS, f"no trajectories in {folder()}"
