@@ -48,9 +48,9 @@ class ABMIL(Aggregator):
             sigmoid(s)). `abmil[lineage=original,hidden=500,attention_dim=128,gated=false,dropout=0]` is the paper's model for
             images, `abmil[lineage=original,trunk=256-128,hidden=64,attention_dim=64,gated=false,dropout=0.5]` for classic sets.
 
-    Source: Ilse et al. 2018, eq. 7-9 (AMLab-Amsterdam/AttentionDeepMIL); the defaults are mahmoodlab/CLAM's (CLAM_SB without its
-    instance loss, so its model_type clam_sb with --no_inst_cluster; its model_type mil is max pooling, here `max[pick=instance]`);
-    rho is MIL_Attention_FC_surv's in mahmoodlab/Patch-GCN. Traps: dropout inside CLAM's scoring networks is 0.25 whenever the
+    Source: Ilse et al. 2018, eq. 7-9 (AMLab-Amsterdam/AttentionDeepMIL); the defaults are mahmoodlab/CLAM's, CLAM_SB without its
+    instance loss (clam_sb with --no_inst_cluster; CLAM's model_type mil is max pooling, here `max[pick=instance]`); rho is
+    MIL_Attention_FC_surv's in mahmoodlab/Patch-GCN. Traps: dropout inside CLAM's scoring networks is 0.25 whenever the
     dropout flag is set at all; a clamped P passes no gradient. Recipes: CLAM's loop, Patch-GCN's survival loop, and in the
     original lineage the original's own; all are equal to the official loops step by step. Deviations: with more than two
     classes, or with time bins, the original lineage has one logit for each; it was published for two classes only.

@@ -5,6 +5,6 @@ from milbench.training.loader import BagOrder, Bags, FoldStatistics, Standardise
 from milbench.training.selection import BestEpoch, LastEpoch, Stopping, Validation
 
 __all__ = [
-    "BagOrder", "Bags", "BestEpoch", "Fit", "FoldStatistics", "LastEpoch", "Standardiser", "Steps", "Stopping", "Validation", "fit",
-    "fold_bags", "predict",
+    "BagOrder", "Bags", "BestEpoch", "Fit", "FoldStatistics", "LastEpoch", "Standardiser", "Steps", "Stopping", "Validation",
+    "fit", "fold_bags", "predict",
 ]  # fmt: skip

@@ -18,12 +18,13 @@ from milbench.errors import MilbenchError
 from milbench.nn.optimisers import epochs_done, learning_rate, start_epoch
 from milbench.recipes import Recipe
 from milbench.seeds import derive_seed
-from milbench.stats import STEP, rounded
+from milbench.stats import STEP, accuracy_and_aucs, rounded
 from milbench.tasks import Task, to_device
 from milbench.training.loader import BagOrder, Bags
 from milbench.training.selection import NOT_VALIDATED, BestEpoch, LastEpoch, Validation
 
 CurveRow = dict[str, float | None]
+_WATCHED = {"best val accuracy": "accuracy", "best val accuracy and AUCs": "accuracy_and_aucs"}  # else the task's own metric
 
 
 @dataclass
@@ -98,7 +99,7 @@ def fit(
     if recipe.select != "last" and not val:
         raise MilbenchError(f"recipe {recipe.name} selects on validation, but this fold has no validation part")
     selection: LastEpoch | BestEpoch = LastEpoch() if recipe.select == "last" else BestEpoch(recipe)
-    watched = "accuracy" if recipe.select == "best val accuracy" else task.metric
+    watched = _WATCHED.get(recipe.select, task.metric)
     curve: list[CurveRow] = []
     for epoch in range(1, recipe.max_epochs + 1):
         row: CurveRow = {"epoch": epoch, "train_loss": steps.epoch(epoch)}
@@ -168,5 +169,8 @@ class Steps:
 
 def _validate(model: Aggregator, val: Bags, task: Task, watched: str) -> Validation:
     scores, loss = predict(model, val, task)
-    metric = task.metrics(val.samples, scores)[watched]
+    if watched == "accuracy_and_aucs":
+        metric = accuracy_and_aucs([sample.label for sample in val.samples], scores)
+    else:
+        metric = task.metrics(val.samples, scores)[watched]
     return Validation(rounded(metric, step=STEP), loss)  # rounded, so that equal epochs tie on every machine
