@@ -62,6 +62,8 @@ class Aggregator(nn.Module):
     order_sensitive: bool = False  # True where permuting the bag changes the prediction
     ops: ClassVar[tuple[str, ...]] = ()  # the names in milbench.ops.OPERATIONS that any variant calls
     complexity: ClassVar[str] = "?"  # time in the number of instances, as a formula: "n", "n^2"
+    # What a reader may look for among the parameters and nobody can set, such as "positions"; what is not here is none.
+    fixed: ClassVar[Mapping[str, str]] = {}
     official_names: ClassVar[Mapping[str, str]] = {}  # prefix in the official state dict -> prefix in ours
     # task -> values of the method's own recipe; with them "params", the parameters that its script sets otherwise than our
     # defaults, "source", and what of the source is "not_followed".

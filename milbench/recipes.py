@@ -89,6 +89,7 @@ HIPT_SUBTYPING_LOOP: dict[str, Any] = {
     "source": "mahmoodlab/HIPT, 2-Weakly-Supervised-Subtyping: Adam with weight decay 1e-5 and eps 1e-8 on the loss / 32",
     "not_followed": "the loss is whole and decay and eps are 32 times as large, which gives the same steps",
 }  # fmt: skip
+# "restart" is what the loop does, run on recorded bags: a description of it reads as if counting ran on.
 HIPT_SURVIVAL_LOOP: dict[str, Any] = {
     "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "accumulate": 32, "left_over": "restart", "max_epochs": 20,
     "patience": None, "select": "last", "sampling": "class-balanced",
@@ -121,6 +122,11 @@ _RECIPES: dict[tuple[str, str], dict[str, Any]] = {
 _ABOUT = ("source", "not_followed", "params")  # what `official_recipe` holds beside values of the recipe
 EPOCHS_WITHOUT_VALIDATION = 20
 UNSELECTED = "official without selection"  # the name of a recipe that is official in all but this
+
+
+def shared() -> list[tuple[str, str]]:
+    """Name and task of every recipe that does not depend on the method."""
+    return sorted(_RECIPES)
 
 
 def names() -> list[str]:

@@ -94,6 +94,7 @@ class DTFD(Aggregator):
     them are distilled, with fewer than 2k "maxmins" takes some twice (official behaviour). Deviations: shuffles are seeded by
     slide, in training also by a counter; n < groups gives n pseudo-bags (officially NaN); k is given and at least 1 (officially
     total // groups, where 0 selects all or none).
+    Checkpoints: what the official script saves, one state dict per module, or their flat union.
     """
 
     complexity = "n"
@@ -113,7 +114,8 @@ class DTFD(Aggregator):
         "subtyping": {
             "optimiser": "adam", "lr": 1e-4, "weight_decay": 1e-4, "schedule": "multistep", "milestones": (100,), "gamma": 0.2,
             "clip": 5.0, "max_epochs": 200, "patience": None, "select_after": 161,
-            "ties": "first", "source": "hrzhang1123/DTFD-MIL, Main_DTFD_MIL.py", "not_followed": "",
+            "ties": "first", "source": "hrzhang1123/DTFD-MIL, Main_DTFD_MIL.py",
+            "not_followed": "shuffles into pseudo-bags are seeded",
         }
     }  # fmt: skip
 

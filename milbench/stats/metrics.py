@@ -167,20 +167,21 @@ def youden_threshold(positive: ArrayLike, score: ArrayLike) -> float:
     return float(np.concatenate([[np.inf], -levels])[gain.argmax()])
 
 
-def accuracy_at_best_thresholds(target: ArrayLike, score: ArrayLike) -> float:
+def accuracy_at_best_thresholds(target: ArrayLike, score: ArrayLike, *, one_output: bool = False) -> float:
     """Share of cases whose true class alone reaches its threshold, each class with the one that suits these cases best.
 
     Optimistic where it is reported, since the thresholds are fitted to the cases that are counted.
 
     Args:
         target: (n,) class indices.
-        score: (n, C); of two classes only the second has a threshold.
+        score: (n, C).
+        one_output: of two classes only the second has a threshold, as of a model that scores nothing else.
 
     >>> accuracy_at_best_thresholds([0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
     1.0
     """
     target, score = np.asarray(target), np.asarray(score, dtype=np.float64)
-    classes = range(score.shape[1])[-1:] if score.shape[1] == 2 else range(score.shape[1])
+    classes = range(1 if one_output and score.shape[1] == 2 else 0, score.shape[1])
     right = [(target == c) == (score[:, c] >= youden_threshold(target == c, score[:, c])) for c in classes]
     return float(np.all(right, axis=0).mean())
 
@@ -188,7 +189,7 @@ def accuracy_at_best_thresholds(target: ArrayLike, score: ArrayLike) -> float:
 def accuracy_and_aucs(target: ArrayLike, score: ArrayLike) -> float:
     """(accuracy at the best thresholds + sum of the AUCs of all classes) / 2, by which DS-MIL's script selects its epoch.
 
-    Source: binli123/dsmil-wsi, train_tcga.py. Arguments as in :func:`accuracy_at_best_thresholds`; NaN without a case of a class.
+    Source: binli123/dsmil-wsi, train_tcga.py. Arguments as in :func:`per_class_auc`; NaN without a case of a class.
     """
     return (accuracy_at_best_thresholds(target, score) + float(per_class_auc(target, score).sum())) / 2
 

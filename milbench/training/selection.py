@@ -46,7 +46,7 @@ class LastEpoch:
 class BestEpoch:
     """Keeps the weights of the best epoch: highest metric or lowest loss, and of equals the one that the recipe's `ties` says.
 
-    An undefined metric ranks last. Where no epoch has one, the lowest loss decides, or the first or last epoch under those ties.
+    An undefined metric ranks last, and where no epoch has one the lowest loss decides.
 
     Args:
         recipe: gives `select`, `ties`, `select_after` and what ends training.
@@ -66,8 +66,9 @@ class BestEpoch:
         """Note an epoch and copy the weights if it is the best so far; returns whether training ends with it."""
         if epoch < self._first:
             return False
-        metric = validation.metric if self._by_metric and not math.isnan(validation.metric) else -math.inf
-        rank = (metric, -validation.loss if self._ties == "lower loss" or not self._by_metric else 0.0)
+        known = self._by_metric and not math.isnan(validation.metric)
+        by_loss = self._ties == "lower loss" or not known
+        rank = (validation.metric if known else -math.inf, -validation.loss if by_loss else 0.0)
         better = not self.epoch or rank > self._best or (rank == self._best and self._ties == "last")
         if better:
             self._best, self.epoch = rank, epoch
