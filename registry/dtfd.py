@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from milbench import Aggregator, Bag, MilbenchError, Prediction, register
 from milbench.aggregator import Task
+from milbench.bags import row_hash
 from milbench.nn import AttentionScore
 from milbench.nn.optimisers import Optimiser, build
 from milbench.recipes import Recipe
@@ -26,12 +27,7 @@ def shuffled(x: Tensor, seed: str) -> Tensor:
     cannot depend on the order of a sum; rows that hold the same are interchangeable.
     """
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]) >> 1)
-    words = F.pad(x.detach(), (0, -x.shape[1] % (8 // x.element_size()))).contiguous().view(torch.int64)  # (n, words)
-    odd = (torch.randint(-(2**62), 2**62, (words.shape[1] + 3,), generator=generator) * 2 + 1).to(x.device)
-    key = (words * odd[3:]).sum(dim=1) + odd[0]  # (n,)
-    for factor in odd[1:3]:
-        key = (key ^ (key >> 32 & 0xFFFFFFFF)) * factor
-    return key.argsort(stable=True)
+    return row_hash(x, generator).argsort(stable=True)
 
 
 def pseudo_bags(order: Tensor, groups: int) -> Tensor:

@@ -115,11 +115,12 @@ class GCNMIL(Aggregator):
             is not known; suites run spatial.
         dropout: inside the scoring network and before the head, in training.
 
-    Source: mahmoodlab/Patch-GCN (DeepGraphConv_Surv), with HIPT's dropout before the head. Traps: messages flow from a patch to its neighbours, not back, so a patch hears from those it is a neighbour of, be they none or
-    many; the published class fails as released (`pool` is never set). Deviations: neighbours are exact (hnsw's are approximate);
-    a patch is never its own neighbour (officially the first hit is dropped, whichever it is); ties go to the smaller x offset,
-    then y, so that only patches on one and the same spot are taken in file order; slides of a case are not connected. A graph
-    depends on its own slide only: nothing is fitted.
+    Source: mahmoodlab/Patch-GCN (DeepGraphConv_Surv), with HIPT's dropout before the head. Traps: messages flow from a patch to
+    its neighbours, not back, so a patch hears from those it is a neighbour of, be they none or many; the published class fails as
+    released (`pool` is never set). Deviations: neighbours are exact (hnsw's are approximate); a patch is never its own neighbour
+    (officially the first hit is dropped, whichever it is); ties go to the smaller x offset, then y, so that only patches on one
+    and the same spot are taken in file order; slides of a case are not connected. A graph depends on its own slide only: nothing
+    is fitted.
     Checkpoints: state dicts of DeepGraphConv_Surv, from Patch-GCN and HIPT.
     """
 

@@ -170,7 +170,7 @@ class Steps:
 def _validate(model: Aggregator, val: Bags, task: Task, watched: str) -> Validation:
     scores, loss = predict(model, val, task)
     if watched == "accuracy_and_aucs":
-        metric = accuracy_and_aucs([sample.label for sample in val.samples], scores)
+        metric = accuracy_and_aucs(np.array([sample.label for sample in val.samples]), scores)
     else:
         metric = task.metrics(val.samples, scores)[watched]
     return Validation(rounded(metric, step=STEP), loss)  # rounded, so that equal epochs tie on every machine

@@ -149,7 +149,9 @@ def _fingerprint(examined: Examined, files: FeatureSet, contents: Mapping[str, s
     who = [[s.id, s.case_id, s.label, s.time, s.event] for s in sorted(examined.roster.samples, key=lambda sample: sample.id)]
     what = {id: [[slide, contents[slide], files.steps.get(slide)] for slide in slides] for id, slides in files.slides.items()}
     classes = list(examined.manifest.labels.classes) if examined.manifest.labels else []
-    text = json.dumps([examined.manifest.task, examined.manifest.unit, classes, who, what], sort_keys=True)
+    # Where slides of a case stand on its grid follows from what they hold; before, from the order of the table.
+    side_by_side = ["by content"] if any(len(slides) > 1 for slides in files.slides.values()) else []
+    text = json.dumps([examined.manifest.task, examined.manifest.unit, classes, who, what, *side_by_side], sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
