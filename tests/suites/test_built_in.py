@@ -84,7 +84,7 @@ def test_survival_is_run_in_both_settings_that_the_paper_names(name):
     same = lambda suite: suite.grid.model_dump(exclude={"aggregator", "seed"})  # noqa: E731
     assert same(paper) == same(hipt)
     assert [row for row in hipt.grid.aggregator if row != "hipt[frozen=true]"] == paper.grid.aggregator
-    plan, jobs = suites.expand(hipt, folds=[0], seeds=[0], load=STAND_IN)
+    jobs = suites.expand(hipt, folds=[0], seeds=[0], load=STAND_IN)[1]
     recipe = jobs[0].spec.recipe
     assert {job.spec.recipe for job in jobs} == {recipe}, "one setting for all methods"
     assert (recipe.optimiser, recipe.lr, recipe.weight_decay, recipe.sampling) == ("adam", 2e-4, 1e-5, "class-balanced")
