@@ -189,5 +189,6 @@ def _described(name: str, task: str, official: Mapping[str, Mapping[str, Any]] |
         own = (official or {}).get(task)
         return dict(_RECIPES["paper", task]) if own is None else {"name": "official", **own}
     if (name, task) not in _RECIPES:
-        raise MilbenchError(f"recipe {name} is not for {task}; use paper")
+        known = " and ".join(of for also, of in _RECIPES if also == name)
+        raise MilbenchError(f"recipe {name} is for {known}, not for {task}; use paper")
     return dict(_RECIPES[name, task])

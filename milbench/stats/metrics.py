@@ -163,7 +163,7 @@ def youden_threshold(positive: ArrayLike, score: ArrayLike) -> float:
         return np.inf
     levels, at = np.unique(-score, return_inverse=True)  # the highest score first
     hits, alarms = (np.bincount(at, weights=side, minlength=len(levels)).cumsum() for side in (positive, ~positive))
-    gain = np.concatenate([[0.0], hits / positive.sum() - alarms / (~positive).sum()])
+    gain = np.concatenate([[0.0], hits * (~positive).sum() - alarms * positive.sum()])  # whole numbers, so that equals are equal
     return float(np.concatenate([[np.inf], -levels])[gain.argmax()])
 
 

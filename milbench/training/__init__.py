@@ -2,9 +2,10 @@
 
 from milbench.training.fit import Fit, Steps, fit, predict
 from milbench.training.loader import BagOrder, Bags, FoldStatistics, Standardiser, fold_bags
+from milbench.training.optimistic import HighestTestAccuracy
 from milbench.training.selection import BestEpoch, LastEpoch, Stopping, Validation
 
 __all__ = [
-    "BagOrder", "Bags", "BestEpoch", "Fit", "FoldStatistics", "LastEpoch", "Standardiser", "Steps", "Stopping", "Validation",
-    "fit", "fold_bags", "predict",
+    "BagOrder", "Bags", "BestEpoch", "Fit", "FoldStatistics", "HighestTestAccuracy", "LastEpoch", "Standardiser", "Steps",
+    "Stopping", "Validation", "fit", "fold_bags", "predict",
 ]  # fmt: skip
