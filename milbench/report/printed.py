@@ -53,9 +53,9 @@ def build(plan: Plan, runs: Sequence[Run]) -> Table | None:
 
 
 _ABOUT_OPTIMISTIC = (
-    "Optimistic: ours by the protocol behind DS-MIL's printed numbers, in each fold the highest TEST accuracy of the first 40 epochs "
-    "at the threshold that suits that test part best; it answers to those numbers, and to no other. DS-MIL's own code gives .944 on "
-    "MUSK1 by that protocol and .846 by an honest one."
+    "Optimistic: ours by the protocol behind DS-MIL's printed numbers, in each fold the highest TEST accuracy of the first 40 "
+    "epochs at the threshold that suits that test part best; it answers to those numbers, and to no other. DS-MIL's own code "
+    "gives .944 on MUSK1 by that protocol and .846 by an honest one."
 )
 
 
