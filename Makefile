@@ -1,24 +1,33 @@
 # make quickstart   a real table on real bags, from nothing, in minutes
 # make test         linters, types, architecture and the test suite
 # make test-all     the slower checks: packaging, fuzzing, interruptions, every order of the registry
+# make test-engines  a real Slurm node and two real Ray nodes on this machine, where they are installed
 # make clean        remove the environment and caches; results stay
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all test-engines lint pytest clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/quickstart
 	$(BIN)/milbench run --suite quickstart
 	$(BIN)/milbench report --suite quickstart
 
-test: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+# The types are checked while the tests begin: alone, they would keep one core busy for a minute.
+test: .venv/test
+	$(MAKE) --no-print-directory -j 2 lint pytest
+
+# By file, so that what the tests of a file share is made once; in the order of files, so that the last ones are short.
+pytest: .venv/test
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not engines"
 
 test-all: .venv/test
 	$(BIN)/python -m pytest -n 2 -m slow
+
+test-engines: .venv/test
+	$(BIN)/python -m pytest -n 0 -m engines
 
 lint: .venv/test
 	$(BIN)/ruff check

@@ -23,6 +23,10 @@ class NotHere(MilbenchError):  # noqa: N818 - named for what it says
     """
 
 
+class NothingYet(MilbenchError):  # noqa: N818 - named for what it says
+    """A suite was not run into a results folder, or nothing was."""
+
+
 class SkipTrial(Exception):  # noqa: N818 - not an error: the trial does not apply
     """This aggregator cannot run on this dataset; the reason is recorded as status `skipped`."""
 

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from milbench import plugins
+from milbench.api import runs
+from milbench.ops import backends
 from tests import ROOT
+from tests.builders import engine
 
 SHARED = Path(os.environ.get("MILBENCH_SHARED", ROOT.parent / "shared"))
 
@@ -30,3 +33,16 @@ def registry_unchanged():
 def unflushed(monkeypatch):
     """Results are written without waiting for the disk: nothing here has to survive a power cut."""
     monkeypatch.setattr("milbench.trials.store.flush", lambda path: None)
+
+
+@pytest.fixture
+def run_here(monkeypatch):
+    """Trials run in this process: a worker takes seconds to start."""
+    monkeypatch.setitem(runs.ENGINES, "local", engine.run_here)
+
+
+@pytest.fixture
+def unforced():
+    """A test may force backends; they are chosen freely afterwards."""
+    with backends.restored():
+        yield

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from milbench import claims
 from milbench.config import Settings
 from milbench.errors import MilbenchError, few
 from milbench.spelling import canonical
@@ -21,6 +22,7 @@ from milbench.trials.store import Store
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from milbench.trials.exchange import Merged
     from milbench.trials.migrate import Report as Migrated
 
 HEADLINE = ("macro_auc", "c_index")  # the test metric that stands for a trial in one line: of subtyping, of survival
@@ -148,11 +150,13 @@ class Status:
         suites: one entry for each: trials, and how many are ok, failed, oom, skipped, pending and not here.
         not_ok: one entry for each trial that failed or was skipped, with the reason.
         not_here: one entry for each dataset, encoder, magnification, patch size and split whose features are not here.
+        running: how many trials somebody works on now, here or on another machine.
     """
 
     suites: list[dict[str, Any]]
     not_ok: list[dict[str, Any]]
     not_here: list[dict[str, Any]]
+    running: int = 0
 
     def frame(self) -> DataFrame:
         """One row for each suite."""
@@ -174,17 +178,20 @@ def status(suite: str | Path | None = None, *, results: str | Path | None = None
     store = store_of(results)
     so_far = Status([], [], [])
     grids: list[Plan] = []
+    waiting: set[str] = set()
     for name in plans.chosen(store, suite_name(suite) if suite else None):
         grids += (of_suite := leaves(store, name))
         cells = {cell.place: cell for leaf in of_suite for cell in leaf.cells}.values()
         trials = list(_trials(store, {cell.trial_id: cell for cell in cells if not cell.missing}.values()))
         count = Counter(trial.status for trial in trials)
         counts = {state: count[state] for state in ("ok", "failed", "oom", "skipped", "pending")}
+        waiting |= {trial.trial_id for trial in trials if trial.status != "ok"}
         missing = sum(bool(cell.missing) for cell in cells)
         so_far.suites.append({"suite": name, "trials": len(trials), **counts, "not_here": missing})
         so_far.not_ok.extend(_trouble(name, trial) for trial in trials if trial.status in ("failed", "oom", "skipped"))
     so_far.not_here.extend(not_here(grids))
-    return so_far
+    claimed = {path.name for path in store.claims.glob("[0-9a-f]*")} & waiting
+    return replace(so_far, running=sum(claims.alive(store.claims / trial_id) for trial_id in claimed))
 
 
 def _trouble(suite: str, trial: Trial) -> dict[str, Any]:
@@ -455,6 +462,54 @@ def migrate_results(
     settings = Settings.from_environment(data=data, results=results)
     load = partial(datasets.load, settings=settings)
     return migrate(Store(settings.results), store_of(to or settings.results), load, dry_run=dry_run, progress=progress)
+
+
+def export_results(
+    path: str | Path, suite: str | Path | None = None, *, results: str | Path | None = None, weights: bool = False
+) -> int:
+    """Write trials to one archive with checksums, for a colleague, a reviewer or another machine.
+
+    Args:
+        path: the archive, such as `bracs.tar.xz`.
+        suite: only this suite, with what it includes: its name or TOML file; all that were run unless given.
+        results: the results folder. [default: MILBENCH_RESULTS, or results]
+        weights: with the weights that were kept.
+
+    Returns:
+        The number of trials.
+
+    Raises:
+        MilbenchError: nothing was run into that folder, a trial is not what it says, or the archive cannot be written.
+    """
+    from milbench.trials import exchange
+
+    store = store_of(results)
+    named = plans.chosen(store, suite_name(suite) if suite else None)
+    every = dict.fromkeys([*named, *(leaf.suite for name in named for leaf in leaves(store, name))])
+    return exchange.export(store, Path(path), every, weights=weights)
+
+
+def merge_results(source: str | Path, *, results: str | Path | None = None) -> Merged:
+    """Bring trials from an archive, or from another results folder, into this one.
+
+    Args:
+        source: what :func:`export_results` wrote, or a results folder.
+        results: the results folder. [default: MILBENCH_RESULTS, or results]
+
+    Returns:
+        What was added and replaced; and conflicts, which are left alone.
+
+    Raises:
+        MilbenchError: the source is none, is damaged, or one of both is a rehearsal's.
+    """
+    from milbench.trials import exchange
+
+    source, target = Path(source), store_of(results)
+    if not source.is_dir():
+        return exchange.from_archive(source, target)
+    if not any((source / part).is_dir() for part in ("trials", "suites")):
+        raise MilbenchError(f"{source}: is no results folder; it has neither trials nor suites")
+    return exchange.merge(Store(source), target)
 
 
 def left_behind(results: str | Path) -> Path:

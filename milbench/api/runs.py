@@ -18,7 +18,7 @@ from milbench import datasets, plugins, suites
 from milbench import rehearsal as rehearsals
 from milbench.api.results import Results, Trial, not_here
 from milbench.config import Settings
-from milbench.engines import Done, Engine, Epoch, Event, Run, Started, run_local
+from milbench.engines import Done, Engine, Epoch, Event, Run, Started, run_local, run_ray
 from milbench.errors import MilbenchError, unknown
 from milbench.files import write_atomically
 from milbench.ops import backends
@@ -37,7 +37,7 @@ __all__ = [
     "plan", "rehearse", "run",
 ]  # fmt: skip
 
-ENGINES: Mapping[str, Engine] = {"local": run_local}
+ENGINES: Mapping[str, Engine] = {"local": run_local, "ray": run_ray}
 
 
 def _nothing(_said: object) -> None:
@@ -58,11 +58,18 @@ class RunOptions:
         dtype: of stored features, instead of the suite's.
         device: "cpu", "cuda", "mps", or "auto" for CUDA where there is one.
         backends: use these or fail, as `NAME` or `OPERATION=NAME`.
-        workers: trials at a time; all cores on a CPU unless given, else 1.
+        workers: trials at a time; all cores on a CPU unless given, else `per_gpu` for each of the GPUs, else 1.
+        gpus: numbers of the GPUs; each worker sees one of them.
+        per_gpu: workers that share a GPU and its memory.
         threads: CPU threads of one trial; part of its identity.
-        engine: where trials run; "local" is this machine.
+        engine: where trials run: "local" is this machine, "ray" a Ray cluster.
         keep_models: which weights are stored.
         retry_failed: run failed and out-of-memory trials again.
+        trial_timeout: seconds after which a trial is ended and recorded as failed.
+        until: seconds after which no trial is begun that would not end in time.
+        wait: whether to wait for trials that other runs on the same results folder have claimed.
+        address: of the Ray cluster; one is started on this machine unless given.
+        shard: (i, n) for the i-th of n parts of the trials, counted from 1.
         plugin: files that register aggregators.
     """
 
@@ -76,21 +83,30 @@ class RunOptions:
     device: str = "auto"
     backends: Sequence[str] = ()
     workers: int | None = None
+    gpus: Sequence[int] | None = None
+    per_gpu: int = 1
     threads: int = 1
     engine: str = "local"
     keep_models: Keep = "first-seed"
     retry_failed: bool = False
+    trial_timeout: float | None = None
+    until: float | None = None
+    wait: bool = True
+    address: str | None = None
+    shard: tuple[int, int] = (1, 1)
     plugin: Sequence[str | Path] = ()
 
     def __post_init__(self) -> None:
-        for what in ("seeds", "folds"):
+        for what in ("seeds", "folds", "gpus"):
             numbers = getattr(self, what)
             if numbers is not None and not all(isinstance(number, int) and 0 <= number < 2**31 for number in numbers):
                 raise MilbenchError(f"{what} = {list(numbers)}: must be whole numbers from 0 up, such as [0, 1, 2]")
-        for what, least in (("epochs", 1), ("workers", 1), ("threads", 1)):
+        for what, least in (("epochs", 1), ("workers", 1), ("threads", 1), ("per_gpu", 1)):
             number = getattr(self, what)
             if number is not None and number < least:
                 raise MilbenchError(f"{what} = {number}: must be {least} or more")
+        if not 1 <= self.shard[0] <= self.shard[1]:
+            raise MilbenchError(f"shard {self.shard[0]}/{self.shard[1]}: write i/n with i from 1 to n, such as 2/8")
         if self.keep_models not in get_args(Keep):
             raise unknown("value of keep_models", self.keep_models, get_args(Keep))
         if self.engine not in ENGINES:
@@ -118,10 +134,24 @@ class RunOptions:
             MilbenchError: the device or a backend does not work here.
         """
         device = device_here(self.device)
+        self._check_gpus(device)
         backends.force(self.backends)
         backends.check_forced(device)
-        usual = max(1, (os.cpu_count() or 1) // self.threads) if device == "cpu" else 1
+        usual = max(1, (os.cpu_count() or 1) // self.threads) if device == "cpu" else len(self.gpus or [0]) * self.per_gpu
         return replace(self, device=device, workers=self.workers or usual)
+
+    def _check_gpus(self, device: str) -> None:
+        """Make sure that the GPUs are there.
+
+        Raises:
+            MilbenchError: they are not, or the trials do not run on CUDA.
+        """
+        if self.gpus is None and self.per_gpu == 1:
+            return
+        if device != "cuda":
+            raise MilbenchError(f"--gpus and --per-gpu are for --device cuda; these trials run on {device}")
+        if absent := [gpu for gpu in self.gpus or () if gpu >= torch.cuda.device_count()]:
+            raise MilbenchError(f"--gpus: there is no GPU {absent[0]}; this process sees {torch.cuda.device_count()}, from 0 up")
 
 
 def device_here(asked: str) -> str:
@@ -152,6 +182,7 @@ class Work:
         options: how they are run.
         already: how many more trials were asked for that have a result.
         kept_seeds: seeds whose weights are stored.
+        lasted: the longest that a finished trial of a method took, in seconds.
         trial: what runs one trial, where it is not :func:`milbench.trials.run.run_trial`.
     """
 
@@ -160,6 +191,7 @@ class Work:
     options: RunOptions
     already: int
     kept_seeds: frozenset[int] = frozenset()
+    lasted: Mapping[str, float] = field(default_factory=dict)
     trial: Callable[..., Status] | None = None
 
     @property
@@ -184,9 +216,13 @@ class Work:
         """
         if self.jobs:
             _need_guard()
-            plugin = [Path(file).resolve() for file in self.options.plugin]
-            run = Run(self.jobs, self.settings, self.workers, plugin, self.options.backends, self.kept_seeds, self.trial)
-            ENGINES[self.options.engine](run, on_event)
+            how = self.options
+            run = Run(
+                self.jobs, self.settings, self.workers, [Path(file).resolve() for file in how.plugin], how.backends,
+                self.kept_seeds, how.gpus, how.per_gpu, how.trial_timeout, how.until, how.wait,
+                how.address, self.lasted, self.trial,
+            )  # fmt: skip
+            ENGINES[how.engine](run, on_event)
 
 
 def _need_guard() -> None:
@@ -256,14 +292,18 @@ class Planned:
         """
         self.need_data()
         store, state = self.store, self.state()
-        todo = [job for job in self.jobs if state[job.spec.trial_id] in self.options.again]
+        part, parts = self.options.shard
+        todo = [job for job in self.jobs[part - 1 :: parts] if state[job.spec.trial_id] in self.options.again]
         suites.pack(todo, say, self.load)
         for plan in [*self.grids, *composed(self.suite)]:
             plans.merge(store, suites.with_known(plan))
         suites.save_splits(self.jobs, store, self.load)
         seeds = {job.spec.seed for job in self.jobs}
         kept: dict[Keep, set[int]] = {"none": set(), "first-seed": {min(seeds)}, "all": seeds}
-        return Work(todo, self.settings, self.options, len(self.jobs) - len(todo), frozenset(kept[self.options.keep_models]))
+        done = [job for job in self.jobs if state[job.spec.trial_id] == "ok"] if self.options.until else []
+        already = len(self.jobs[part - 1 :: parts]) - len(todo)
+        keep = frozenset(kept[self.options.keep_models])
+        return Work(todo, self.settings, self.options, already, keep, _longest(done, store))
 
     def need_data(self) -> None:
         """Make sure that there is something to run.
@@ -281,6 +321,15 @@ class Planned:
         store = self.store
         trials = tuple(Trial.of(job.cell, store.raw(job.spec.trial_id)) for job in self.jobs)
         return Results(self.suite.name, self.settings.results, trials, ran)
+
+
+def _longest(jobs: Sequence[Job], store: Store) -> dict[str, float]:
+    """Of each method, the seconds of the longest of its finished trials."""
+    longest: dict[str, float] = {}
+    for job in jobs:
+        seconds = (store.raw(job.spec.trial_id) or {"cost": {}})["cost"].get("seconds", 0.0)
+        longest[job.cell.aggregator] = max(longest.get(job.cell.aggregator, 0.0), seconds)
+    return longest
 
 
 def plan(suite: str | Path, options: RunOptions, settings: Settings, load: Load | None = None) -> Planned:
@@ -353,7 +402,7 @@ def run(
         seeds, folds: instead of the suite's.
         epochs: instead of the recipe's maximum.
         recipe: instead of the suite's: "paper", or "official" for each method's own.
-        engine: where trials run; "local" is this machine.
+        engine: where trials run: "local" is this machine, "ray" a Ray cluster.
         device: "cpu", "cuda", "mps", or "auto" for CUDA where there is one.
         workers: trials at a time; all cores on a CPU unless given, else 1.
         threads: CPU threads of one trial; part of its identity.

@@ -22,6 +22,7 @@ from milbench.cli.report import report
 from milbench.cli.results import results
 from milbench.cli.run import run
 from milbench.cli.status import status
+from milbench.cli.work import work
 
 # Errors of a folder that cannot be written to, not of the program.
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -73,5 +74,5 @@ def main() -> None:
 
 
 # In the order of `milbench --help`.
-for _command in (run, status, report, compare, results, ls, data, check, analyze, profile, new):
+for _command in (run, work, status, report, compare, results, ls, data, check, analyze, profile, new):
     main.add_command(_command)

@@ -36,6 +36,7 @@ class _Clock:
         self._since: dict[str, float] = {}
         self._took: dict[str, float] = defaultdict(float)
         self._done: Counter[str] = Counter()
+        self._elsewhere = 0
 
     def start(self, trial_id: str) -> None:
         self._waiting[self._kind[trial_id]] -= 1
@@ -47,8 +48,14 @@ class _Clock:
         self._done[self._kind[trial_id]] += 1
         return took
 
+    def pass_over(self, trial_id: str) -> None:
+        """Another run has given it a result."""
+        if self._since.pop(trial_id, None) is None:
+            self._waiting[self._kind[trial_id]] -= 1
+        self._elsewhere += 1
+
     def left(self) -> str:
-        if not self._done or self._done.total() == len(self._kind):
+        if not self._done or self._done.total() + self._elsewhere == len(self._kind):
             return ""
         mean = sum(self._took.values()) / self._done.total()
         now = time.monotonic()
@@ -132,10 +139,14 @@ class _Lines(_Silence):
             case Started():
                 self._clock.start(event.trial_id)
             case Done():
-                took = self._clock.stop(event.trial_id)
+                if event.elsewhere:
+                    self._clock.pass_over(event.trial_id)
+                    took = "by another run"
+                else:
+                    took = f"{self._clock.stop(event.trial_id):.1f} s"
                 job, width = self._jobs[event.trial_id], len(str(len(self._jobs)))
                 what = event.reason or _tested(self._work.now(job))
-                parts = [event.status, _name(job.cell), what, f"{took:.1f} s", self._clock.left()]
+                parts = [event.status, _name(job.cell), what, took, self._clock.left()]
                 click.echo(f"[{self.done:{width}}/{len(self._jobs)}] " + "  ".join(part for part in parts if part))
 
 
@@ -179,11 +190,28 @@ class _Bars(_Silence):
             case Epoch():
                 self._each.update(self._lines[event.trial_id], completed=event.epoch, score=_score(event.row))
             case Done():
-                self._clock.stop(event.trial_id)
-                self._each.remove_task(self._lines.pop(event.trial_id))
+                if event.elsewhere:
+                    self._clock.pass_over(event.trial_id)
+                else:
+                    self._clock.stop(event.trial_id)
+                if (line := self._lines.pop(event.trial_id, None)) is not None:
+                    self._each.remove_task(line)
                 if event.status != "ok":
                     self._live.console.print(f"{event.status}: {_name(job.cell)}: {event.reason}", markup=False, highlight=False)
         self._all.update(self._bar, completed=self.done, left=self._clock.left())
+
+
+def left(results: Results, view: View) -> int:
+    """Say what a worker leaves.
+
+    Returns:
+        The exit code: 1 when a trial failed or ran out of memory; trials without a result are others' to run.
+    """
+    counts = ", ".join(f"{count} {name}" for name, count in results.counts.items())
+    view.say(f"Nothing is left for this worker: {len(results.trials)} trials, {counts}.")
+    for trial in results.failed:
+        click.echo(f"{trial.status}: {_name(trial.cell)}: {trial.reason}", err=True)
+    return int(bool(results.failed))
 
 
 def summary(results: Results, suite: str, view: View) -> int:

@@ -1,7 +1,8 @@
-"""`milbench results`: check stored results, and bring old ones over."""
+"""`milbench results`: check stored results, hand them on, and bring old ones over."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from functools import partial
@@ -10,12 +11,13 @@ from pathlib import Path
 import click
 
 from milbench.cli import show
-from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS
+from milbench.cli.options import AS_JSON, DATA, PLUGIN, RESULTS, SUITE
+from milbench.words import counted
 
 
 @click.group()
 def results() -> None:
-    """Check stored results, and bring old ones over."""
+    """Check stored results, hand them on, and bring old ones over."""
 
 
 @results.command()
@@ -38,6 +40,46 @@ def check(results: Path, as_json: bool) -> None:
             click.echo(why)
         click.echo(f"{count:,} trials, {len(wrong):,} bad." if wrong else f"{count:,} trials, all are what they say.")
     raise SystemExit(1 if wrong else 0)
+
+
+@results.command()
+@click.argument("archive", type=click.Path(path_type=Path))
+@SUITE
+@RESULTS
+@click.option("--weights", is_flag=True, help="With the weights that were kept.")
+def export(archive: Path, suite: str | None, results: Path, weights: bool) -> None:
+    """Write trials to ARCHIVE, such as bracs.tar.xz: specs, metrics, predictions, plans and splits, with a SHA-256 of each."""
+    from milbench.api import results as api
+
+    count = api.export_results(archive, suite, results=results, weights=weights)
+    click.echo(f"{counted(count, 'trial')} in {archive}. To take them in: milbench results merge {archive}")
+
+
+@results.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@RESULTS
+@AS_JSON
+def merge(source: Path, results: Path, as_json: bool) -> None:
+    """Take in the trials of SOURCE: an archive that `export` wrote, or another results folder.
+
+    Nothing that is finished here is overwritten. Where both have finished a trial with other predictions, it is told, and the
+    exit code is 1. `import` and `merge` are the same.
+    """
+    from milbench.api import results as api
+
+    done = api.merge_results(source, results=results)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(done), indent=1))
+    else:
+        for why in done.conflicts.values():
+            click.echo(f"conflict: {why}")
+        parts = ("added", done.added), ("replaced that had failed", done.replaced), ("here already", done.same)
+        said = ", ".join(f"{len(some):,} {what}" for what, some in parts if some) or "nothing to take in"
+        click.echo(f"{said}; {counted(len(done.conflicts), 'conflict')}.")
+    raise SystemExit(1 if done.conflicts else 0)
+
+
+results.add_command(merge, "import")
 
 
 @results.command()

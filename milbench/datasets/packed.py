@@ -13,17 +13,17 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from milbench.bags import Bag
+from milbench.claims import held
 from milbench.errors import MilbenchError
 from milbench.files import flush
 from milbench.interrupt import unfinished
@@ -175,8 +175,8 @@ class Pack:
                 self.path.unlink()
         self._map, self._bags, self._touched = None, {}, (0, 0)
 
-    def _lock(self) -> FileLock:
-        return FileLock(self.folder / f".{self.stem}.lock")
+    def _lock(self) -> AbstractContextManager[None]:
+        return held(self.folder / f".{self.stem}.claim")
 
     def build(self, tell: Callable[[str], None] = lambda text: None) -> None:
         """Open the pack, and write it first where it is missing. Of several processes one writes and the others wait.

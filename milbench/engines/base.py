@@ -1,7 +1,7 @@
 """What every engine takes, a :class:`Run`, and the events that it reports while it works."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,13 @@ class Run:
         plugins: files that register aggregators, loaded in each worker.
         backends: forced backends of operations, as `milbench run --backend` takes them.
         kept_seeds: trials of these seeds store their weights.
+        gpus: numbers of the GPUs; a worker sees one of them. None: all workers see all.
+        per_gpu: workers that share a GPU; each may take its share of the memory.
+        trial_timeout: seconds after which a trial is ended and recorded as failed.
+        seconds: after so many no trial is started that would not end in time.
+        wait: whether trials that other runs have claimed are waited for.
+        address: of a cluster, for engines that have one.
+        lasted: seconds that a trial of a method took, as far as it is known.
         trial: takes the place of :func:`milbench.trials.run.run_trial`; a worker must be able to import it.
     """
 
@@ -30,6 +37,13 @@ class Run:
     plugins: Sequence[Path] = ()
     backends: Sequence[str] = ()
     kept_seeds: frozenset[int] = frozenset()
+    gpus: Sequence[int] | None = None
+    per_gpu: int = 1
+    trial_timeout: float | None = None
+    seconds: float | None = None
+    wait: bool = True
+    address: str | None = None
+    lasted: Mapping[str, float] = field(default_factory=dict)
     trial: Callable[..., Status] | None = None
 
     def keeps(self, job: Job) -> bool:
@@ -55,23 +69,25 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Done:
-    """A trial has a result."""
+    """A trial has a result; `elsewhere` says that another run gave it one."""
 
     trial_id: str
     status: Status
     reason: str | None = None
+    elsewhere: bool = False
 
 
 Event = Started | Epoch | Done
 
 
 class Engine(Protocol):
-    """Where trials run. It returns when every job has a result."""
+    """Where trials run. It returns when every job has a result, given by this run or by another on the same folder."""
 
     def __call__(self, run: Run, on_event: Callable[[Event], None]) -> None:
         """Run the jobs.
 
         Args:
             run: what to do.
-            on_event: called in this process, for every job with `Started`, perhaps `Epoch`, then `Done`.
+            on_event: called in this process, for every job with `Started`, perhaps `Epoch`, then `Done`; with `Done` alone where
+                another run gave the result.
         """

@@ -8,17 +8,19 @@ import multiprocessing.connection
 import os
 import signal
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing import resource_tracker
 from typing import Any
 
-from milbench import interrupt
+from milbench import claims, interrupt
 from milbench.engines.base import Done, Epoch, Event, Run, Started
+from milbench.engines.sharing import Shared
 from milbench.engines.worker import UNREACHABLE, Setup, record, work
 from milbench.errors import MilbenchError, Unwritable
 from milbench.trials.plan import Job
 from milbench.trials.store import Status, Store
+from milbench.words import duration
 
 TICK = 0.2  # seconds, at most, until a signal or a dead worker is noticed
 GRACE = 2.0  # seconds for a worker that has nothing left to do, or whose pipe is closed, to end by itself
@@ -35,12 +37,16 @@ _CAUSES = {
 def run_local(run: Run, on_event: Callable[[Event], None] = lambda event: None) -> None:
     """Run the jobs in `run.workers` processes; returns when all have a result.
 
-    A worker that dies is replaced; its trial is recorded as `oom` when the system killed it, else as `failed`. The store decides:
+    Runs on the same results folder, on this machine or others, share the trials: each is claimed before it is started.
+
+    A worker that dies is replaced, and its trial begun once more: alone where the system killed the worker or memory ran out, for
+    it may have been too much only together with others. Then it is recorded as `oom`, or as `failed`. The store decides:
     a trial with a result is done, however its worker ended, and a trial that no worker had started is started again.
 
     Args:
         run: what to do.
-        on_event: called in this process: for every job `Started`, perhaps `Epoch`, then `Done`.
+        on_event: called in this process: for every job `Started`, perhaps `Epoch`, then `Done`; `Done` alone where another run
+            gave the result.
 
     Raises:
         Unwritable: results cannot be written; jobs without a result stay without one.
@@ -51,8 +57,9 @@ def run_local(run: Run, on_event: Callable[[Event], None] = lambda event: None) 
     settings = run.settings.absolute()  # the current folder of a worker may be another, and a plug-in may change it
     store = Store(settings.results)
     plugins = [str(file.absolute()) for file in run.plugins]
-    setup = Setup(settings, store.writer, plugins, list(run.backends), run.trial)
+    setup = Setup(settings, store.writer, plugins, list(run.backends), run.trial, memory_share=1 / run.per_gpu)
     store.sweep()
+    claims.sweep(store.claims)
     with interrupt.noted() as stop_asked:
         _Supervisor(run, store, setup, on_event).run(stop_asked)
 
@@ -64,10 +71,13 @@ class _Worker:
     of the worker can hold them open after it. Only the exit code does.
     """
 
-    def __init__(self, context: multiprocessing.context.SpawnContext) -> None:
+    def __init__(self, context: multiprocessing.context.SpawnContext, gpu: int | None) -> None:
+        self.gpu = gpu  # the only one that it sees
         self.job: Job | None = None
-        self.before: object = None  # the result that the job had when it was sent
         self.started = False  # the worker reported that it started the job at hand
+        self.since = 0.0  # when
+        self.overdue = False  # its job takes longer than a trial may
+        self.robbed = False  # its job is another run's by now
         self.proven = False  # it started a job, this one or another
         self.broken = ""  # why it could not prepare
         self.unreachable = False  # nothing comes out of its pipe any more
@@ -143,9 +153,10 @@ class _Supervisor:
 
     def __init__(self, run: Run, store: Store, setup: Setup, on_event: Callable[[Event], None]) -> None:
         self._run, self._store, self._setup, self._on_event = run, store, setup, on_event
-        self._queue = deque(run.jobs)
+        self._jobs = Shared(run, store, on_event)
         self._pool: list[_Worker] = []
         self._refused: Counter[str] = Counter()  # trial -> new workers that ended before they could start it
+        self._fell: set[str] = set()  # trials that took a worker down once, or ran out of memory beside others
         self._context = multiprocessing.get_context("spawn")  # fork does not go together with CUDA or with threads
 
     def run(self, stop_asked: Callable[[], bool]) -> None:
@@ -153,34 +164,38 @@ class _Supervisor:
         resource_tracker.ensure_running()  # unblocks signals where it starts; held_back() needs them blocked
         finished = False
         try:
-            while (self._queue or self._busy()) and not stop_asked():
-                self._start_workers(stop_asked)
-                self._send_jobs()
+            while (self._jobs.waiting or self._busy()) and not stop_asked():
+                self._send_jobs(stop_asked)
                 ready = multiprocessing.connection.wait([worker.pipe for worker in self._pool], TICK)
                 for worker in [worker for worker in self._pool if worker.pipe in ready]:
                     self._receive(worker)
+                self._end_overdue()
                 for worker in [worker for worker in self._pool if worker.unreachable or not worker.alive]:
                     self._remove(worker)
             finished = not stop_asked()
         finally:
             self._end_workers(at_once=not finished)
+            self._jobs.leave()
 
     def _busy(self) -> int:
         return sum(worker.job is not None for worker in self._pool)
 
-    def _start_workers(self, stop_asked: Callable[[], bool]) -> None:
-        """As many workers as there are jobs for."""
-        while len(self._pool) < min(self._run.workers, len(self._queue) + self._busy()) and not stop_asked():
-            self._pool.append(_Worker(self._context))
-            self._pool[-1].send(self._setup)
+    def _send_jobs(self, stop_asked: Callable[[], bool]) -> None:
+        """A job for every worker that has none, and for those that may still be started."""
+        while not stop_asked() and self._busy() < self._run.workers and (job := self._jobs.next(self._busy())):
+            idle = next((worker for worker in self._pool if worker.job is None), None)
+            worker = idle or self._started_worker()
+            worker.job, worker.started, worker.since = job, False, time.monotonic()
+            worker.send((job, self._run.keeps(job)))
 
-    def _send_jobs(self) -> None:
-        """A job for every worker that has none."""
-        for worker in self._pool:
-            if worker.job is None and self._queue:
-                worker.job = job = self._queue.popleft()
-                worker.before, worker.started = self._version(job), False
-                worker.send((job, self._run.keeps(job)))
+    def _started_worker(self) -> _Worker:
+        """A new worker, on the GPU with the fewest."""
+        used = Counter(worker.gpu for worker in self._pool)
+        gpu = min(self._run.gpus, key=lambda number: used[number]) if self._run.gpus else None
+        worker = _Worker(self._context, gpu)
+        self._pool.append(worker)
+        worker.send(self._setup._replace(gpu=gpu))
+        return worker
 
     def _receive(self, worker: _Worker) -> None:
         for message in worker.receive():
@@ -194,11 +209,24 @@ class _Supervisor:
                     pass
                 case {"said": "started", "trial": trial} if not worker.started:
                     worker.started = worker.proven = True
-                    self._on_event(Started(trial))
+                    worker.since = time.monotonic()
+                    if trial not in self._fell:
+                        self._on_event(Started(trial))
                 case {"said": "epoch", "trial": trial, "epoch": int(epoch), "row": dict(row)}:
                     self._on_event(Epoch(trial, epoch, row))
                 case {"said": "done"} if job is not None:
                     self._finish(worker, job, "failed", f"it was reported as finished, but no result is in {self._store.trials}")
+
+    def _end_overdue(self) -> None:
+        """Kill workers whose trial takes too long, or was taken over by another run since this one had been halted."""
+        lost, limit = self._jobs.beat(), self._run.trial_timeout
+        for worker in self._pool:
+            if worker.job is None:
+                continue
+            worker.robbed = worker.robbed or worker.job.spec.trial_id in lost
+            worker.overdue = bool(limit and worker.started and time.monotonic() - worker.since > limit)
+            if worker.robbed or worker.overdue:
+                worker.kill()
 
     def _remove(self, worker: _Worker) -> None:
         """A dead worker has left a result, a trial that killed it, or a job that it had not started."""
@@ -207,34 +235,48 @@ class _Supervisor:
         self._pool.remove(worker)
         if (job := worker.job) is None:
             return
-        if worker.started:
+        trial_id = job.spec.trial_id
+        if worker.robbed:
+            self._jobs.lose(job)
+        elif worker.overdue:
+            limit = duration(self._run.trial_timeout or 0)
+            self._finish(worker, job, "failed", f"it ran longer than the {limit} of --trial-timeout")
+        elif worker.started and (trial_id in self._fell or self._jobs.news(job)):
             status: Status = "oom" if code == -signal.SIGKILL else "failed"
-            self._finish(worker, job, status, f"the worker process {_how_it_ended(code)}")
+            self._finish(worker, job, status, f"twice the worker process {_how_it_ended(code)}")
+        elif worker.started:
+            self._fell.add(trial_id)
+            self._jobs.put_back(job, "alone" if code == -signal.SIGKILL else "last")
+        else:
+            self._blame(worker, job, worker.broken or f"the last one {_how_it_ended(code)}")
+
+    def _blame(self, worker: _Worker, job: Job, why: str) -> None:
+        """A worker ended before it could start the job."""
+        trial_id = job.spec.trial_id
+        self._refused[trial_id] += not worker.proven
+        if self._refused[trial_id] < TRIES:
+            self._jobs.put_back(job, "first")
             return
-        self._refused[job.spec.trial_id] += not worker.proven
-        if self._refused[job.spec.trial_id] < TRIES:
-            self._queue.appendleft(job)
-            return
-        self._on_event(Started(job.spec.trial_id))
-        why = worker.broken or f"the last one {_how_it_ended(code)}"
+        if trial_id not in self._fell:
+            self._on_event(Started(trial_id))
         self._finish(worker, job, "failed", f"{TRIES} workers in a row could not start it: {why}")
 
     def _finish(self, worker: _Worker, job: Job, status: Status, reason: str) -> None:
-        """The job has the result that is in the store; where nothing new is there, `status` is recorded."""
+        """The job has the result that is in the store; where nothing new is there, `status` is recorded.
+
+        A trial that ran out of memory beside others is run again alone.
+        """
         worker.job = None
         trial_id = job.spec.trial_id
-        if self._version(job) in (None, worker.before) and self._store.status(trial_id) not in ("ok", "skipped"):
+        if not self._jobs.news(job):
             record(job, self._store, status, reason)
         result = self._store.raw(trial_id) or {"status": status, "reason": reason}
+        if result["status"] == "oom" and trial_id not in self._fell and self._run.workers > 1:
+            self._fell.add(trial_id)
+            self._jobs.put_back(job, "alone")
+            return
+        self._jobs.finish(job, time.monotonic() - worker.since)
         self._on_event(Done(trial_id, result["status"], result.get("reason")))
-
-    def _version(self, job: Job) -> tuple[int, int] | None:
-        """Tells a new result of a trial from the failed one of an earlier run."""
-        try:
-            file = (self._store.folder(job.spec.trial_id) / "trial.json").stat()
-        except FileNotFoundError:
-            return None
-        return file.st_ino, file.st_mtime_ns
 
     def _end_workers(self, *, at_once: bool) -> None:
         for worker in self._pool:

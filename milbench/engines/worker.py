@@ -38,6 +38,8 @@ class Setup(NamedTuple):
         settings: with absolute paths.
         writer: of the supervisor's store, which removes what a killed worker has not finished.
         plugins, backends, trial: as in :class:`milbench.engines.Run`.
+        gpu: the only one that the worker sees; None for all.
+        memory_share: how much of its memory the worker may take.
     """
 
     settings: Settings
@@ -45,6 +47,8 @@ class Setup(NamedTuple):
     plugins: list[str]
     backends: list[str]
     trial: Callable[..., Status] | None
+    gpu: int | None = None
+    memory_share: float = 1.0
 
 
 def work(pipe: Connection, supervisor: int) -> None:
@@ -91,10 +95,12 @@ def _watch(supervisor: int) -> None:
 
 def _prepare(setup: Setup) -> tuple[Store, Callable[..., Status]]:
     """The store, and what runs a trial: both are used for every job of this worker."""
+    if setup.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(setup.gpu)  # noqa: TID251 - CUDA reads it when torch is first asked for a GPU
     from milbench.trials.run import prepare_process
     from milbench.trials.store import Store
 
-    usual = prepare_process(setup.plugins, setup.backends)
+    usual = prepare_process(setup.plugins, setup.backends, setup.memory_share)
     return Store(setup.settings.results, setup.writer), partial(setup.trial or usual, settings=setup.settings)
 
 

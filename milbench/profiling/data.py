@@ -17,7 +17,7 @@ import torch
 from milbench import datasets
 from milbench.bags import Bag
 from milbench.config import Settings
-from milbench.datasets.packed import Pack
+from milbench.datasets.packed import Pack, packed
 from milbench.errors import MilbenchError
 from milbench.profiling import measure
 
@@ -106,9 +106,7 @@ def synthetic(count: int, *, epochs: int, patches: int = PATCHES) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             sizes = write_files(Path(folder), count, patches, layout)
             read, dtype = partial(read_file, Path(folder)), str(layout["dtype"])
-            made = datasets.packed(
-                read, sizes, in_dim=WIDTH, dtype=dtype, fingerprint="1", name="synthetic", folder=Path(folder) / "pack"
-            )
+            made = packed(read, sizes, in_dim=WIDTH, dtype=dtype, fingerprint="1", name="synthetic", folder=Path(folder) / "pack")
             assert isinstance(made, Pack)
             rows.append(compare(what, made, epochs))
     return rows

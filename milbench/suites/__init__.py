@@ -1,4 +1,4 @@
-"""Suites: which trials make a table. A suite is a TOML file, built in or the user's own."""
+"""Suites: which trials make a table. A suite is a TOML file, built in or the user's own. To read and list them takes no torch."""
 
 from milbench.suites.expand import Load, expand
 from milbench.suites.model import Suite, load, names, sized, whole, with_includes

@@ -10,7 +10,6 @@ from milbench import datasets
 from milbench.config import Settings
 from milbench.datasets.splits import PUBLISHED, count
 from milbench.errors import MilbenchError, NotHere
-from milbench.ops import backends
 from milbench.suites.model import Grid, Suite
 from milbench.suites.rows import Row, SuiteRecipes, SuiteRows
 from milbench.trials.plan import Cell, Job, Plan
@@ -109,6 +108,8 @@ class _Trials:
 
     @cached_property
     def _kernels(self) -> dict[str, dict[str, str]]:
+        from milbench.ops import backends  # loads torch, which a list of suites does not need
+
         return {row.name: backends.chosen(row.variant.entry.cls.ops, self.device) for row in self.rows}
 
     @cached_property

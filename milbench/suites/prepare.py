@@ -25,8 +25,10 @@ def pack(jobs: Iterable[Job], say: Callable[[str], None], load: Load = datasets.
     Raises:
         MilbenchError: the disk is too small, or a bag cannot be read.
     """
+    from milbench.datasets.packed import Pack  # loads torch, which a list of suites does not need
+
     for dataset in _datasets((job.spec for job in jobs), load):
-        if isinstance(dataset.read, datasets.Pack):
+        if isinstance(dataset.read, Pack):
             dataset.read.build(say)
 
 

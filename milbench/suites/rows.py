@@ -1,17 +1,22 @@
 """The rows of a suite's table: aggregators with their parameters, recipes and labels, and which of them are asked for."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from milbench import plugins, recipes
+from milbench import recipes
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.spelling import literal, spelled
 from milbench.suites.model import Search, Suite
+
+if TYPE_CHECKING:
+    from milbench import plugins
 
 NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
 
@@ -33,7 +38,7 @@ class Row:
     changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
     draw: int | None = None
 
-    def draws(self, search: Search) -> Iterator["Row"]:
+    def draws(self, search: Search) -> Iterator[Row]:
         """The row with the values of each draw; values that the row itself sets are not searched."""
         for draw in range(search.draws):
             values = search.values(draw)
@@ -106,6 +111,8 @@ class SuiteRecipes:
         Raises:
             MilbenchError: unknown aggregator, parameter or recipe value, with near misses.
         """
+        from milbench import plugins  # loads torch, which a list of suites does not need
+
         name, _, inside = text.strip().partition("[")
         items = [item.strip() for item in inside.removesuffix("]").split(",")]
         parameters = [item for item in items if not item.startswith("recipe.")]

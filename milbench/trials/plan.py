@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from milbench.errors import MilbenchError, from_validation, unknown
+from milbench.claims import held
+from milbench.errors import MilbenchError, NothingYet, from_validation, unknown
 from milbench.files import parse_json, read_bytes, unusable, write_atomically
 from milbench.metrics import Column
 from milbench.names import TRIAL_ID, Encoder, Name, checked
@@ -154,8 +154,8 @@ def chosen(store: Store, suite: str | None) -> list[str]:
     return suites
 
 
-def _nothing_yet(store: Store) -> MilbenchError:
-    return MilbenchError(f"nothing was run into {store.root} yet; start with: milbench run --suite quickstart")
+def _nothing_yet(store: Store) -> NothingYet:
+    return NothingYet(f"nothing was run into {store.root} yet; start with: milbench run --suite quickstart")
 
 
 def read(store: Store, suite: str) -> Plan:
@@ -170,7 +170,7 @@ def read(store: Store, suite: str) -> Plan:
     data = read_bytes(path)
     if data is None:
         known = names(store)
-        raise unknown(f"suite in {store.root}", suite, known) if known else _nothing_yet(store)
+        raise NothingYet(str(unknown(f"suite in {store.root}", suite, known))) if known else _nothing_yet(store)
     again = "remove it and run the suite again"
     content = parse_json(data, path, again)
     if isinstance(content, dict) and content.get("schema") != SCHEMA:
@@ -199,7 +199,7 @@ def merge(store: Store, new: Plan) -> Plan:
     path = path_of(store, new.suite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with held(path.with_suffix(".claim")):
             earlier = read(store, new.suite).cells if path.exists() else []
             contexts = {cell.column: cell.context for cell in new.cells if not cell.missing}
             ran = {cell.column for cell in earlier if not cell.missing}

@@ -29,18 +29,21 @@ OnEpoch = Callable[[int, dict[str, float | None]], None]
 Files = dict[str, Callable[[Path], object]]
 
 
-def prepare_process(plugin_files: Sequence[str], forced: Sequence[str]) -> Callable[..., Status]:
+def prepare_process(plugin_files: Sequence[str], forced: Sequence[str], memory_share: float = 1.0) -> Callable[..., Status]:
     """Make this process ready for trials; returns :func:`run_trial` with what the trials of one process share.
 
     Args:
         plugin_files: files that register aggregators.
         forced: backends, as `milbench run --backend` takes them.
+        memory_share: how much of a GPU's memory the process may take.
 
     Raises:
         MilbenchError: a plug-in or a backend does not load here.
     """
     plugins.discover(plugin_files)
     backends.force(forced)
+    if memory_share < 1:
+        torch.cuda.set_per_process_memory_fraction(memory_share)
     return partial(run_trial, statistics=FoldStatistics())
 
 

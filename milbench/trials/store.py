@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,6 +97,7 @@ class Store:
     def __init__(self, root: str | Path, writer: str | None = None) -> None:
         self.root = Path(root)
         self.trials = self.root / "trials"
+        self.claims = self.root / "claims"
         self.writer = writer or uuid.uuid4().hex[:12]
 
     def folder(self, trial_id: str) -> Path:
@@ -222,8 +223,6 @@ class Store:
                 save(temporary / name)
                 result.sha256[name] = sha256(temporary / name)
             (temporary / TRIAL).write_text(json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
-            for path in [*temporary.iterdir(), temporary]:
-                flush(path)
             return self._put(temporary, final)
         except OSError as error:
             raise Unwritable(
@@ -233,11 +232,38 @@ class Store:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    def adopt(self, folder: Path, names: Iterable[str]) -> bool:
+        """Put a trial of another store in place, atomically, as :meth:`write` does.
+
+        Args:
+            folder: the trial's, there.
+            names: its files.
+
+        Returns:
+            False when a finished trial is here.
+
+        Raises:
+            Unwritable: the disk is full, or the folder may not be written to; nothing is left.
+        """
+        temporary = self._hidden("writing", folder.name)
+        try:
+            self.trials.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            for name in names:
+                shutil.copyfile(folder / name, temporary / name)
+            return self._put(temporary, self.folder(folder.name))
+        except OSError as error:
+            raise Unwritable(f"{self.trials}: trial {folder.name} cannot be written: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
     def _hidden(self, what: str, trial_id: str) -> Path:
         """A name for a folder that readers do not look at."""
         return self.trials / f".{what}-{trial_id}-{self.writer}-{uuid.uuid4().hex[:8]}"
 
     def _put(self, temporary: Path, final: Path) -> bool:
+        for path in [*temporary.iterdir(), temporary]:
+            flush(path)
         while True:
             try:
                 temporary.rename(final)  # fails when the folder exists and is not empty

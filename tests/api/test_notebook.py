@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import runpy
 import subprocess
 import sys
 
@@ -14,8 +15,9 @@ import torch
 import milbench
 from milbench import Bag, MilbenchError
 from milbench.api import results as api
-from milbench.api.runs import RunOptions
+from milbench.api.runs import ENGINES, RunOptions
 from milbench.trials.store import Store
+from tests.builders.engine import run_here
 from tests.builders.results import finished, made_up_suite, predictions_file, spec
 
 SUITE = """
@@ -55,36 +57,38 @@ def test_every_public_name_is_there_and_documented():
         _ = milbench.nothing
 
 
-@pytest.mark.parametrize(
-    "before",
-    [
-        "",
-        "import milbench.report",
-        "import milbench.report.tables",
-        "from milbench.report import build",
-        "import milbench.report.tables as tables",
-        "milbench.report; import milbench.report.tables",
-        "from milbench.api.reports import report",
-        "import importlib; importlib.import_module('milbench.report.build')",
-    ],
-)
-def test_a_function_is_not_hidden_by_the_package_of_its_name(before):
+BEFORE = [
+    "",
+    "import milbench.report",
+    "import milbench.report.tables",
+    "from milbench.report import build",
+    "import milbench.report.tables as tables",
+    "milbench.report; import milbench.report.tables",
+    "from milbench.api.reports import report",
+    "import importlib; importlib.import_module('milbench.report.build')",
+]
+CALLS = """
+import inspect
+print(list(inspect.signature(milbench.report).parameters)[0])
+try: milbench.report('quickstart', results='nowhere')
+except milbench.MilbenchError as error: print(error)
+import milbench.report.tables, milbench.report.tables as tables
+assert milbench.report.tables is tables
+try: milbench.report('quickstart', results='nowhere')
+except milbench.MilbenchError as error: print('again')
+"""
+
+
+def test_a_function_is_not_hidden_by_the_package_of_its_name():
     """Whatever was imported before: `milbench.report(...)` is the function, and its package's modules can be reached."""
-    code = f"import milbench\n{before}\n"
-    code += (
-        "import inspect\n"
-        "print(list(inspect.signature(milbench.report).parameters)[0])\n"
-        "try: milbench.report('quickstart', results='nowhere')\n"
-        "except milbench.MilbenchError as error: print(error)\n"
-        "import milbench.report.tables, milbench.report.tables as tables\n"
-        "assert milbench.report.tables is tables\n"
-        "try: milbench.report('quickstart', results='nowhere')\n"
-        "except milbench.MilbenchError as error: print('again')\n"
+    anew = (
+        "import sys\nfor name in [name for name in sys.modules if name.partition('.')[0] == 'milbench']: del sys.modules[name]\n"
     )
-    first, second, third = python(code).splitlines()
-    assert first == "suite"
-    assert second.startswith("nothing was run into nowhere yet")
-    assert third == "again"
+    lines = python("".join(f"{anew}import milbench\n{before}\n{CALLS}" for before in BEFORE)).splitlines()
+    for before, first, second, third in zip(BEFORE, lines[::3], lines[1::3], lines[2::3], strict=True):
+        assert first == "suite", before
+        assert second.startswith("nothing was run into nowhere yet"), before
+        assert third == "again", before
 
 
 @pytest.mark.parametrize("name", ["models", "data", "runs", "results", "comparisons", "reports"])
@@ -172,7 +176,9 @@ def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("api")
     path, events = folder / "small.toml", []
     path.write_text(SUITE)
-    done = milbench.run(path, folds=[0, 1], epochs=2, workers=1, results=folder / "results", progress=events.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENGINES, "local", run_here)
+        done = milbench.run(path, folds=[0, 1], epochs=2, results=folder / "results", progress=events.append)
     return folder, path, done, events
 
 
@@ -240,9 +246,8 @@ def test_a_script_that_each_worker_would_run_again_is_refused(ran, tmp_path):
     script = tmp_path / "script.py"
     call = f"milbench.run({str(path)!r}, folds=[0], seeds=[7], epochs=1, workers=1, results={str(tmp_path / 'r')!r})"
     script.write_text(f"import milbench\n{call}\n")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert 'start the run below the line: if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+    with pytest.raises(MilbenchError, match='start the run below the line: if __name__ == "__main__":'):
+        runpy.run_path(str(script), run_name="__main__")
     script.write_text(f"import milbench\nif __name__ == '__main__':\n    print({call}.counts)\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.stdout == "{'ok': 2}\n", done.stderr

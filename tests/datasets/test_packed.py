@@ -5,7 +5,7 @@ import logging
 import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import time
 import zlib
@@ -19,7 +19,6 @@ import torch
 from milbench import MilbenchError
 from milbench.bags import Bag
 from milbench.datasets.packed import MAGIC, packed
-from tests import ROOT
 
 SIZES = {"a": 1, "b": 37, "c": 257, "d": 8}
 Usage = namedtuple("Usage", "total used free")
@@ -67,7 +66,7 @@ def index(get):
 
 
 def files(folder):
-    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.filterwarnings("error")
@@ -397,7 +396,7 @@ def worker(folder, log, meet, out):
 
 
 def test_two_processes_at_once_write_it_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # which imports nothing anew
     meet, out, log = context.Barrier(2), context.SimpleQueue(), tmp_path / "log"
     processes = [context.Process(target=worker, args=(tmp_path / "cache", log, meet, out)) for _ in range(2)]
     for process in processes:
@@ -408,18 +407,21 @@ def test_two_processes_at_once_write_it_once(tmp_path):
     assert log.read_text().split() == list(SIZES)
 
 
+def terminated(folder):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+    def source(id):
+        if id == "c":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(id)
+
+    pack(folder, source)("a")
+
+
 def test_a_writer_that_is_terminated_leaves_no_file(tmp_path):
     """As the workers of a run are when it is interrupted: SIGTERM becomes SystemExit."""
-    code = f"""
-import signal, sys, os
-from tests.datasets.test_packed import pack, read
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-def source(id):
-    if id == "c":
-        os.kill(os.getpid(), signal.SIGTERM)
-    return read(id)
-from pathlib import Path
-pack(Path({str(tmp_path)!r}), source)("a")
-"""
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 1
+    writer = multiprocessing.get_context("fork").Process(target=terminated, args=(tmp_path,))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == 1
     assert files(tmp_path) == []

@@ -258,7 +258,6 @@ def test_two_processes_may_read_the_same_files_at_once(tmp_path, data):
 
 def test_a_data_folder_that_cannot_be_written_to(tmp_path, data, monkeypatch, read_whole, capsys):
     cohort(tmp_path / "in")
-    (data / ".seen" / "mine.lock").unlink()
     (data / ".seen").rmdir()
     (data / ".seen").write_text("no folder")  # root may write into any that is read-only
     load()

@@ -1,17 +1,21 @@
 """The local engine: same bytes however many workers, and no trial takes its siblings down."""
 
+import contextlib
 import os
 import signal
-import subprocess
-import sys
-from functools import partial
+from pathlib import Path
 
 import pytest
 
 from milbench import plugins, suites
+from milbench.api import runs
 from milbench.config import Settings
 from milbench.engines import Done, Epoch, Run, Started, run_local
+from milbench.trials import store as trial_store
+from milbench.trials.run import run_trial
 from milbench.trials.store import Store
+from tests.builders.command import milbench
+from tests.builders.engine import run_here
 
 SUITE = """
 title = "Two folds of MUSK1"
@@ -107,27 +111,17 @@ class Wanders(Plain):
 @register("needs-coords", label="Needs coords")
 class NeedsCoords(Plain):
     needs_coords = True
-
-@register("slow", label="Slow")
-class Slow(Plain):
-    def forward(self, bag):
-        import time
-        time.sleep(0.2)
-        return super().forward(bag)
 """
 
 
 @pytest.fixture
 def suite_file(tmp_path):
-    path = tmp_path / "two.toml"
+    return written(tmp_path)
+
+
+def written(folder):
+    path = folder / "two.toml"
     path.write_text(SUITE)
-    return path
-
-
-@pytest.fixture
-def plugin(tmp_path):
-    path = tmp_path / "trouble.py"
-    path.write_text(TROUBLE)
     return path
 
 
@@ -135,11 +129,19 @@ def predictions(store, jobs):
     return {job.spec.trial_id: (store.folder(job.spec.trial_id) / "predictions.csv").read_bytes() for job in jobs}
 
 
-def test_same_bytes_with_one_worker_and_with_two(tmp_path, suite_file):
-    _, jobs = suites.expand(suites.load(str(suite_file)))
-    one, two, events = Store(tmp_path / "1"), Store(tmp_path / "2"), []
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The suite with one worker, and in another order with two, which keep the weights: jobs, both stores, and events of the first."""
+    folder = tmp_path_factory.mktemp("ran")
+    _, jobs = suites.expand(suites.load(str(written(folder))))
+    one, two, events = Store(folder / "1"), Store(folder / "2"), []
     run_local(Run(jobs, Settings(results=one.root)), events.append)
     run_local(Run(jobs[::-1], Settings(results=two.root), workers=2, kept_seeds=frozenset({0})))
+    return jobs, one, two, events
+
+
+def test_same_bytes_with_one_worker_and_with_two(ran):
+    jobs, one, two, events = ran
     assert predictions(one, jobs) == predictions(two, jobs)
     assert len(set(predictions(one, jobs).values())) == 6, "and they are not all the same file"
     for job in jobs:
@@ -151,17 +153,15 @@ def test_same_bytes_with_one_worker_and_with_two(tmp_path, suite_file):
     assert counts == [6, 12, 6]
 
 
-def test_stored_weights_give_the_stored_predictions(tmp_path, suite_file):
+def test_stored_weights_give_the_stored_predictions(ran):
     import safetensors.torch
     import torch
 
     from milbench import datasets
     from milbench.training import Standardiser, fold_bags
 
-    _, jobs = suites.expand(suites.load(str(suite_file)), aggregators=["abmil"], folds=[0])
-    store = Store(tmp_path)
-    run_local(Run(jobs, Settings(results=tmp_path), kept_seeds=frozenset({0})))
-    (job,) = jobs
+    jobs, _, store, _ = ran
+    (job,) = (job for job in jobs if (job.spec.aggregator, job.spec.fold) == ("abmil", 0))
     data = datasets.load("musk1", "hand-crafted")
     model = plugins.resolve("abmil").build(data.in_dim, 2).eval()
     model.load_state_dict(safetensors.torch.load_file(store.folder(job.spec.trial_id) / "model.safetensors"))
@@ -176,41 +176,47 @@ def test_stored_weights_give_the_stored_predictions(tmp_path, suite_file):
         assert [float(p) for p in scores] == pytest.approx(expected, rel=1e-5)
 
 
-def test_trouble_is_recorded_and_siblings_go_on(tmp_path, suite_file, plugin):
-    plugins.discover([plugin])
-    names = ["raises", "killed", "mean", "crashes", "hungry", "needs-coords", "abmil"]
-    _, jobs = suites.expand(suites.load(str(suite_file)), aggregators=names, folds=[0])
-    store, events = Store(tmp_path / "r"), []
-    run_local(Run(jobs, Settings(results=store.root), workers=2, plugins=[plugin]), events.append)
-    found = {job.spec.aggregator: store.read(job.spec.trial_id) for job in jobs}
+NAMES = [
+    "raises", "killed", "mean", "crashes", "hungry", "needs-coords", "leaves", "interrupts", "closes", "wanders", "leaves-a-child",
+    "ends", "abmil",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory):
+    """Every trouble in one run of two workers: jobs, aggregator -> result, and events."""
+    folder, events = tmp_path_factory.mktemp("troubled"), []
+    plugin, store = folder / "trouble.py", Store("r")
+    plugin.write_text(TROUBLE)
+    with contextlib.chdir(folder), plugins.restored():
+        plugins.discover([plugin])
+        _, jobs = suites.expand(suites.load(str(written(folder))), aggregators=NAMES, folds=[0])
+        try:
+            run_local(Run(jobs, Settings(results=store.root), workers=2, plugins=[plugin]), events.append)
+        finally:
+            os.kill(int(Path("child").read_text()), signal.SIGKILL)
+        return jobs, {job.spec.aggregator: store.read(job.spec.trial_id) for job in jobs}, events
+
+
+def test_trouble_is_recorded_and_siblings_go_on(troubled):
+    """Whatever a plug-in does to its process costs one trial, and the run comes to its end."""
+    jobs, found, events = troubled
     assert {name: result.status for name, result in found.items()} == {
         "raises": "failed", "killed": "oom", "crashes": "failed", "hungry": "oom", "needs-coords": "skipped", "mean": "ok", "abmil": "ok",
+        "leaves": "failed", "interrupts": "failed", "closes": "failed", "wanders": "ok", "leaves-a-child": "oom", "ends": "failed",
     }  # fmt: skip
+    assert {event.trial_id for event in events if isinstance(event, Done)} == {job.spec.trial_id for job in jobs}
+    assert all(result.labels["aggregator"] and result.provenance["python"] for result in found.values())
+
+
+def test_the_reason_of_a_trouble_is_told(troubled):
+    """Errors, signals, exits, closed descriptors, a child that outlives its worker."""
+    _, found, _ = troubled
     assert "no such luck" in found["raises"].traceback
     assert found["raises"].reason == "ValueError: no such luck"
     assert "SIGKILL, most likely because memory ran out" in found["killed"].reason
     assert "SIGSEGV; an aggregator that writes into bag.features" in found["crashes"].reason
     assert found["needs-coords"].reason == "Needs coords needs coordinates, dataset musk1 has none"
-    assert {event.trial_id for event in events if isinstance(event, Done)} == {job.spec.trial_id for job in jobs}
-    assert all(result.labels["aggregator"] and result.provenance["python"] for result in found.values())
-
-
-def test_whatever_a_plugin_does_to_its_process(tmp_path, suite_file, plugin, monkeypatch):
-    """Exits, closed descriptors, another folder, a child that outlives it: one trial each, and the run comes to its end."""
-    monkeypatch.chdir(tmp_path)
-    plugins.discover([plugin])
-    names = ["leaves", "interrupts", "closes", "wanders", "leaves-a-child", "mean", "ends", "abmil"]
-    _, jobs = suites.expand(suites.load(str(suite_file)), aggregators=names, folds=[0])
-    store = Store("r")
-    try:
-        run_local(Run(jobs, Settings(results=store.root), workers=2, plugins=[plugin]))
-    finally:
-        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
-    found = {job.spec.aggregator: store.read(job.spec.trial_id) for job in jobs}
-    assert {name: result.status for name, result in found.items()} == {
-        "leaves": "failed", "interrupts": "failed", "closes": "failed", "wanders": "ok", "leaves-a-child": "oom",
-        "mean": "ok", "ends": "failed", "abmil": "ok",
-    }  # fmt: skip
     assert [found[name].reason for name in ("leaves", "interrupts", "ends")] == [
         "SystemExit: 0", "KeyboardInterrupt", "the worker process ended with exit code 0",
     ]  # fmt: skip
@@ -239,39 +245,28 @@ class Full(Aggregator):
 """
 
 
-def test_a_full_disk_stops_the_run_with_one_line(tmp_path, suite_file):
+def test_a_full_disk_stops_the_run_with_one_line(tmp_path, suite_file, monkeypatch):
     """What is finished stays, the rest is pending and not failed; with room the same command goes on."""
     (tmp_path / "full.py").write_text(FULL)
-    command = [
-        sys.executable,
-        "-m",
-        "milbench",
-        "run",
-        "--suite",
-        suite_file.name,
-        "--aggregators",
-        "mean,abmil",
-        "--workers",
-        "1",
-    ]
-    run = partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run([*command, "--folds", "0", "--aggregators", "mean", "--keep-models", "none"]).returncode == 0
-    done = run([*command, "--plugin", "full.py"])
-    assert done.returncode == 2
-    assert done.stderr == (
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trial_store, "flush", trial_store.flush)  # which the plug-in changes here, too
+    command = ["run", "--suite", suite_file.name, "--workers", 1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(runs.ENGINES, "local", run_here)
+        milbench(*command, "--folds", "0", "--aggregators", "mean", "--keep-models", "none")
+    command += ["--aggregators", "mean,abmil"]
+    told = milbench(*command, "--plugin", "full.py", "--quiet", code=2)
+    assert told == (
         f"milbench: {tmp_path}/results/trials: a result cannot be written: No space left on device; "
         "make room or allow writing, then run the same command again: finished trials are kept\n"
     )
     assert len(list((tmp_path / "results" / "trials").iterdir())) == 1
-    dry = run([*command, "--dry-run"])
-    assert "4 trials: 1 done, 3 to run." in dry.stdout
+    assert "4 trials: 1 done, 3 to run." in milbench(*command, "--dry-run")
 
 
 def test_a_stolen_dataset_is_noticed(tmp_path, suite_file):
     """A trial planned on other data must not run under the old name."""
-    _, jobs = suites.expand(suites.load(str(suite_file)), aggregators=["mean"], folds=[0])
-    job = jobs[0]
-    changed = type(job)(job.spec.model_copy(update={"fingerprint": "sha256:other"}), job.labels, job.cell)
-    store = Store(tmp_path)
-    run_local(Run([changed], Settings(results=tmp_path)))
-    assert "changed since this trial was planned" in store.read(changed.spec.trial_id).reason
+    _, (job,) = suites.expand(suites.load(str(suite_file)), aggregators=["mean"], folds=[0])
+    changed, store = job.spec.model_copy(update={"fingerprint": "sha256:other"}), Store(tmp_path)
+    assert run_trial(changed, store, job.labels) == "failed"
+    assert "changed since this trial was planned" in store.read(changed.trial_id).reason

@@ -70,6 +70,9 @@ def say(pipe, **message):
     os.write(pipe.fileno(), b"\n" + json.dumps(message).encode() + b"\n")
 
 
+HOLDS_ITS_PIPE = set()  # scripts that end with their pipe open, in a child
+
+
 def take(pipe):
     job, _ = pipe.recv()
     say(pipe, said="started", trial=job.spec.trial_id)
@@ -114,9 +117,42 @@ def killed(pipe, store):
     return -9
 
 
+def twice(script):
+    """The first trial ends its worker each time it is begun; the others are done well."""
+
+    def played(pipe, store):
+        while True:
+            job, _ = pipe.recv()
+            say(pipe, said="started", trial=job.spec.trial_id)
+            if job.spec.seed == 0:
+                return script(Given(pipe, job), store)
+            store.write(finished(job.spec))
+            say(pipe, said="done", trial=job.spec.trial_id)
+
+    if script in HOLDS_ITS_PIPE:
+        HOLDS_ITS_PIPE.add(played)
+    return played
+
+
+class Given:
+    """A pipe out of which a job comes that has been received already."""
+
+    def __init__(self, pipe, job):
+        self._pipe, self._jobs = pipe, [job]
+
+    def recv(self):
+        return (self._jobs.pop(), False) if self._jobs else self._pipe.recv()
+
+    def fileno(self):
+        return self._pipe.fileno()
+
+
 def leaves_a_child(pipe, store):
     take(pipe)
     return -9
+
+
+HOLDS_ITS_PIPE.add(leaves_a_child)
 
 
 def says_half(pipe, store):
@@ -160,9 +196,6 @@ def finds_no_room(pipe, store):
     pipe.recv()
 
 
-HOLDS_ITS_PIPE = {leaves_a_child}  # ended, with its pipe open: in a child
-
-
 @pytest.fixture
 def stage(monkeypatch, tmp_path):
     """Play three trials with these workers; returns the results in order, the events and who was hired."""
@@ -170,7 +203,7 @@ def stage(monkeypatch, tmp_path):
     monkeypatch.setattr(local, "TICK", 0.02)
     jobs = [Job(trial := spec(seed=seed), {"aggregator": "AB-MIL"}, cell_of(trial)) for seed in range(3)]
 
-    def play(*scripts, workers=1, on_event=lambda event: None):
+    def play(*scripts, workers=1, on_event=lambda event: None, complete=True, **limits):
         stage, events = Stage(*scripts), []
 
         def hear(event):
@@ -181,13 +214,16 @@ def stage(monkeypatch, tmp_path):
         resource_tracker.ensure_running()  # once for all, with a descriptor of its own
         before = descriptors()
         try:
-            run_local(Run(jobs, Settings(results=play.store.root), workers), hear)
+            run_local(Run(jobs, Settings(results=play.store.root), workers, **limits), hear)
         finally:
             play.events, play.hired = events, stage.hired
         for pipe in stage.kept:
             pipe.close()
         assert descriptors() <= before
         assert all(actor.exitcode is not None for actor in stage.hired)
+        assert not list(play.store.claims.glob("*")), "nothing stays claimed"
+        if not complete:
+            return None
         for job in jobs:
             about = [type(event) for event in events if event.trial_id == job.spec.trial_id and not isinstance(event, Epoch)]
             assert about == [Started, Done]
@@ -218,15 +254,15 @@ def test_a_result_in_the_store_counts_however_its_worker_ended(stage):
 @pytest.mark.parametrize(
     ("script", "status", "reason"),
     [
-        (killed, "oom", "the worker process ended with SIGKILL, most likely because memory ran out"),
-        (leaves_a_child, "oom", "the worker process ended with SIGKILL, most likely because memory ran out"),
-        (says_half, "failed", "the worker process ended with exit code 3"),
-        (closes_its_pipe, "failed", "the worker process lost its pipe"),
+        (twice(killed), "oom", "twice the worker process ended with SIGKILL, most likely because memory ran out"),
+        (twice(leaves_a_child), "oom", "twice the worker process ended with SIGKILL, most likely because memory ran out"),
+        (twice(says_half), "failed", "twice the worker process ended with exit code 3"),
+        (twice(closes_its_pipe), "failed", "twice the worker process lost its pipe"),
         (boasts, "failed", "it was reported as finished, but no result is in"),
     ],
 )
 def test_a_trial_that_takes_its_worker_down_is_recorded_and_the_others_go_on(stage, script, status, reason):
-    first, *others = stage(script, serve)
+    first, *others = stage(script)
     assert first.status == status
     assert first.reason.startswith(reason)
     assert first.labels == {"aggregator": "AB-MIL"} and first.provenance["python"]
@@ -236,8 +272,64 @@ def test_a_trial_that_takes_its_worker_down_is_recorded_and_the_others_go_on(sta
 def test_an_earlier_failure_is_not_taken_for_the_news(stage):
     job = stage.jobs[0]
     stage.store.write(finished(job.spec, status="failed", metrics={}, reason="long ago"))
-    first, *_ = stage(killed, serve)
-    assert (first.status, first.reason[:18]) == ("oom", "the worker process")
+    first, *_ = stage(twice(killed))
+    assert (first.status, first.reason[:24]) == ("oom", "twice the worker process")
+
+
+@pytest.mark.parametrize("script", [killed, says_half, closes_its_pipe, leaves_a_child])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_trial_that_takes_its_worker_down_once_is_begun_again(stage, script, workers):
+    assert [r.status for r in stage(script, serve, workers=workers)] == ["ok"] * 3
+
+
+def test_a_trial_that_ran_out_of_memory_beside_others_is_run_alone_at_the_end(stage):
+    begun, running = [], []
+
+    def hungry(pipe, store):
+        while True:
+            job, _ = pipe.recv()
+            begun.append(job.spec.seed)
+            alone = not running
+            running.append(job.spec.seed)
+            say(pipe, said="started", trial=job.spec.trial_id)
+            short = job.spec.seed == 0 and begun.count(0) == 1
+            store.write(finished(job.spec, status="oom", metrics={}, reason="no memory") if short else finished(job.spec))
+            running.remove(job.spec.seed)
+            assert alone or begun.count(0) == 1
+            say(pipe, said="done", trial=job.spec.trial_id)
+
+    assert [r.status for r in stage(hungry, workers=2)] == ["ok"] * 3
+    assert begun.count(0) == 2 and begun[-1] == 0
+
+
+def test_memory_that_does_not_suffice_for_a_trial_alone_is_recorded(stage):
+    def starves(pipe, store):
+        while True:
+            job = take(pipe)
+            short = job.spec.seed == 0
+            store.write(finished(job.spec, status="oom", metrics={}, reason="no memory") if short else finished(job.spec))
+            say(pipe, said="done", trial=job.spec.trial_id)
+
+    assert [r.status for r in stage(starves, workers=2)] == ["oom", "ok", "ok"]
+
+
+def test_a_trial_that_hangs_is_ended(stage):
+    def hangs(pipe, store):
+        take(pipe)
+        pipe.recv()
+
+    first, *others = stage(hangs, serve, trial_timeout=0.1)
+    assert (first.status, first.reason) == ("failed", "it ran longer than the 0 s of --trial-timeout")
+    assert [r.status for r in others] == ["ok", "ok"]
+    assert stage.hired[0].killed
+
+
+def test_no_trial_is_begun_that_would_not_end_in_time(stage):
+    method = stage.jobs[0].cell.aggregator
+    stage(serve, seconds=50, lasted={method: 60}, complete=False)
+    assert stage.events == [] and stage.hired == []
+    stage(serve, seconds=50, lasted={method: 40})
+    assert {stage.store.status(job.spec.trial_id) for job in stage.jobs} == {"ok"}
 
 
 @pytest.mark.parametrize(

@@ -113,12 +113,6 @@ def test_order_and_workers_change_nothing(jobs_of, tmp_path):
     assert bytes_of(two, jobs) == expected
 
 
-@pytest.fixture
-def unforced():
-    with backends.restored():
-        yield
-
-
 def test_the_backend_that_computes_is_part_of_a_trial(jobs_of, tmp_path, unforced):
     """Chosen or forced, it changes the name of the trial but not its column; a process with another refuses the trial."""
     names = ["abmil[hidden=16]", "full-attention[dim=16]"]

@@ -38,6 +38,9 @@ reference = "mean"
 """
 
 
+pytestmark = pytest.mark.usefixtures("run_here")
+
+
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -56,7 +59,7 @@ def run(cwd, *more, **suite):
     (cwd / "s.toml").write_text(
         SUITE.format(title="s", **{k: json.dumps(v) if isinstance(v, list) else v for k, v in values.items()})
     )
-    milbench("run", "--suite", "s.toml", "--workers", 1, *more)
+    milbench("run", "--suite", "s.toml", *more)
     milbench("report", "--suite", "s")
     return results(cwd), (cwd / "reports" / "s" / "report.md").read_text()
 
@@ -92,7 +95,7 @@ def test_made_up_slides(tmp_path, monkeypatch):
     (pack,) = (tmp_path / "mine" / ".packed").glob("*.pack")
     assert re.fullmatch(r"made-up-enc\.[0-9a-f]{8}\.float32\.[0-9a-f]{16}\.pack", pack.name)
     pack.unlink()
-    milbench("run", "--suite", "s.toml", "--workers", 1, *data, "--no-pack", "--results", "direct")
+    milbench("run", "--suite", "s.toml", *data, "--no-pack", "--results", "direct")
     assert not pack.exists()
     for path in (tmp_path / "results" / "trials").glob("*/predictions.csv"):
         assert path.read_bytes() == (tmp_path / "direct" / "trials" / path.parent.name / path.name).read_bytes()

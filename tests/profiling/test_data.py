@@ -6,10 +6,11 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from milbench import MilbenchError, datasets
+from milbench import MilbenchError
 from milbench.config import Settings
 from milbench.datasets.files.adding import joined
 from milbench.datasets.files.manifest import save
+from milbench.datasets.packed import packed
 from milbench.profiling import data as profile_data
 from milbench.profiling import measure
 from tests.builders import folders
@@ -23,7 +24,7 @@ def test_generated_files_give_the_same_bags_from_both(tmp_path):
         sizes = profile_data.write_files(folder, 4, 100, layout)
         assert all(50 <= n <= 150 for n in sizes.values())
         read = lambda id, folder=folder: profile_data.read_file(folder, id)  # noqa: E731
-        pack = datasets.packed(
+        pack = packed(
             read, sizes, in_dim=profile_data.WIDTH, dtype=layout["dtype"], fingerprint="1", name="x", folder=folder / "pack"
         )
         for id, n in sizes.items():

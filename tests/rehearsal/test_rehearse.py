@@ -298,11 +298,11 @@ def test_a_folder_of_results_never_becomes_a_rehearsals(tmp_path):
     assert not plans.marker(store).exists()
 
 
-def test_a_rehearsal_from_the_command_line(tmp_path, monkeypatch):
+def test_a_rehearsal_from_the_command_line(tmp_path, monkeypatch, run_here):
     """One dataset that is here and one that is made up; LongMIL needs coordinates, which the first has not."""
     path = suite(tmp_path, ["mean", "longmil"], ["ucsb-breast", "bracs"], "kfold5")
     monkeypatch.chdir(tmp_path)
-    words = ["run", "--suite", path.name, "--rehearse", "--rehearse-scale", "500", "--workers", "1"]
+    words = ["run", "--suite", path.name, "--rehearse", "--rehearse-scale", "500"]
     assert "40 trials, 4 distinct models to rehearse. Nothing was run." in milbench(*words, "--dry-run")
     assert [p.name for p in tmp_path.iterdir()] == ["small.toml"]
 

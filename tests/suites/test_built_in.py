@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from milbench import MilbenchError, datasets, plugins, reading, rehearsal, suites
-from milbench.datasets import packed
+from milbench.datasets.packed import packed
 from milbench.errors import NotHere, SkipTrial
 from milbench.reading import draws
 from milbench.suites import whole, with_includes

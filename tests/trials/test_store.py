@@ -4,8 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from milbench.errors import Unwritable
 from milbench.recipes import Recipe
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import Store
-from tests import ROOT
 from tests.builders.results import finished, predictions_file, spec
 
 SCORE = np.array([[0.25, 0.75], [0.5, 0.5]])
@@ -71,16 +68,16 @@ def test_a_crash_while_writing_leaves_nothing(tmp_path):
     assert list(store.trials.iterdir()) == []
 
 
+def _write_and_die(root):
+    Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the moment between write and rename
+    Store(root).write(finished(spec()))
+
+
 def test_a_killed_writer_leaves_no_trial_and_its_rest_is_swept(tmp_path):
-    code = f"""
-import os, signal, sys
-from pathlib import Path
-from tests.builders.results import finished, spec
-from milbench.trials.store import Store
-Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the moment between write and rename
-Store({str(tmp_path)!r}).write(finished(spec()))
-"""
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    writer = multiprocessing.get_context("fork").Process(target=_write_and_die, args=(tmp_path,))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -signal.SIGKILL
     store = Store(tmp_path)
     assert store.read(spec().trial_id) is None
     (left,) = store.trials.iterdir()
@@ -112,7 +109,7 @@ def _write(root, number, barrier, out):
 
 
 def test_of_concurrent_writers_one_wins_and_nothing_is_mixed(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # which imports nothing anew
     barrier, out = context.Barrier(4), context.Queue()
     writers = [context.Process(target=_write, args=(tmp_path, number, barrier, out)) for number in range(4)]
     for writer in writers:

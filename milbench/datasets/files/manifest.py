@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from milbench.claims import held
 from milbench.config import Settings
 from milbench.datasets.base import TaskName
 from milbench.datasets.cohorts import COHORTS
@@ -231,16 +231,13 @@ def save(manifest: Manifest) -> Path | None:
     """Write a manifest to its data folder; returns its file, or None when it says just this already.
 
     Where the file changed since the manifest was read or joined, the additions are joined again with its present content: of
-    two `milbench data add` at the same time neither is lost. One waits for the other by a lock in the data folder, as far as
-    the file system has locks: local ones and NFS 4 do, some older network file systems do not.
+    two `milbench data add` at the same time, on one machine or on two, neither is lost: one waits for the other.
 
     Raises:
         MilbenchError: the file changed and the manifest was not joined, or both say different things.
     """
     path = path_of(manifest.name, manifest.home)
-    lock = manifest.home / ".seen" / f"{manifest.name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with held(manifest.home / ".seen" / f"{manifest.name}.claim"):
         before = written(manifest.name, manifest.home)
         if (origin := manifest.origin) is not None and origin.text != before:
             if origin.again is None:

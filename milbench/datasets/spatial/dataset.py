@@ -15,11 +15,8 @@ from importlib.util import find_spec
 from typing import Any, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from milbench import stats
-from milbench.bags import Bag
 from milbench.datasets.base import Dataset, Fold, Sample
 from milbench.datasets.spatial.tasks import TASKS, A, B, C, Part, Slide
 from milbench.datasets.spatial.tissue import BELL, Draw, Ints
@@ -169,6 +166,10 @@ def load(name: str, encoder: str) -> Dataset:
     Raises:
         MilbenchError: no such encoder, or scikit-learn is missing.
     """
+    import torch  # takes seconds, which a list of what there is does not have
+
+    from milbench.bags import Bag
+
     width = _width(encoder)
     task, suffix = NAMES[name]
     ids = _ids(SCALES[suffix])
@@ -219,6 +220,8 @@ def known(name: str) -> dict[str, Any]:
         oracle: AUC of the rule on the test slides.
         examples: the most compact test slide of either class as a map, one line of text for each row of patches.
     """
+    from milbench import stats
+
     task = TASKS[NAMES[name][0]]
     slides = [make(name, id) for id in _ids(SCALES[NAMES[name][1]])["test"]]
     positive = np.arange(len(slides)) % 2 == 1

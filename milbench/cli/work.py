@@ -1,0 +1,54 @@
+"""`milbench work`: one worker of a suite, beside others on this machine or on many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from milbench.cli.options import DATA, PLUGIN, QUIET, RESULTS, UNTIL, how_to_run
+
+
+def _shard(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int]:
+    """`2/8` as (2, 8).
+
+    Raises:
+        MilbenchError: it is no such pair.
+    """
+    from milbench.errors import MilbenchError
+
+    if text is None:
+        return 1, 1
+    first, _, of = text.partition("/")
+    if not (first.isdecimal() and of.isdecimal()):
+        raise MilbenchError(f"--shard {text!r}: write i/n with i from 1 to n, such as 2/8")
+    return int(first), int(of)
+
+
+@click.command()
+@how_to_run
+@click.option("--shard", metavar="I/N", callback=_shard, help="Only the I-th of N parts of the trials. Seldom needed: see above.")
+@UNTIL
+@QUIET
+@RESULTS
+@DATA
+@PLUGIN
+def work(
+    no_pack: bool, suite: str, quiet: bool, results: Path, data_folder: Path | None, plugin_files: tuple[str, ...], **how: Any
+) -> None:
+    """Run trials of a suite until none is left that nobody has claimed.
+
+    Start as many as you like, on every machine that sees the results folder: they share the trials, each is run once, and what a
+    dead one had is free again after a minute. Unlike `milbench run` it does not wait for what others have claimed.
+    """
+    from milbench.api import runs
+    from milbench.cli import progress
+    from milbench.config import Settings
+
+    settings = Settings.from_environment(data=data_folder, results=results, pack=False if no_pack else None)
+    planned = runs.plan(suite, runs.RunOptions(**how, plugin=plugin_files, wait=False), settings)
+    view = progress.View(quiet)
+    todo = planned.prepare(view.say)
+    view.run(todo)
+    raise SystemExit(progress.left(planned.results(ran=len(todo.jobs)), view))
