@@ -5,8 +5,7 @@ import torch
 
 from milbench import Bag, MilbenchError, plugins
 from tests.fidelity.harness import Vector
-from tests.fidelity.test_trajectories import PATHS
-from tests.fidelity.trajectory import SETUPS, width
+from tests.fidelity.trajectory import paths, setup_of, width
 
 CHECKPOINTS = {"clam_sb_s_0_checkpoint.pt": ("clam-sb", 1024, 2), "dsmil_c16_aggregator.pth": ("dsmil", 512, 1)}
 
@@ -27,12 +26,12 @@ def test_authors_own_weights(shared, file):
     assert first.attention.sum().item() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
 def test_weights_saved_under_data_parallel(path):
     """The wrapper's name may stand before everything, or around any part of the model."""
     vector = Vector(path)
     classes = vector.about["constructor"].get("n_classes", vector.about["constructor"].get("num_cls"))
-    variant = plugins.resolve(SETUPS[path.stem](vector).variant)
+    variant = plugins.resolve(setup_of(vector).variant)
     plain = variant.build(width(vector), classes)
     plain.load_official(vector.weights)
     for depth in range(3):

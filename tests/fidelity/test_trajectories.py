@@ -1,29 +1,20 @@
 """Every trajectory in the folder against our training. New files run unasked; one without a setup fails by name."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from tests.fidelity.harness import Vector, close
-from tests.fidelity.trajectory import SETUPS, SINGLE, folder, looked_at, run
-
-for module in sorted(Path(__file__).parent.glob("train_*.py")):
-    importlib.import_module(f"tests.fidelity.{module.stem}")
-
-PATHS = sorted(folder().glob("*.npz"))
+from tests.fidelity.trajectory import SINGLE, folder, looked_at, paths, run, setup_of
 
 
 @pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
 def test_trajectory(path, double):
-    assert path.stem in SETUPS, f"trajectory {path.stem} has no setup; write one in tests/fidelity/train_*.py"
     vector = Vector(path)
+    setup = setup_of(vector)
     suffix = "_f64" if double else ""
     if double and "loss_f64" not in vector.arrays:
         pytest.skip(f"{path.stem} was recorded in float32 only")
-    setup = SETUPS[path.stem](vector)
     tolerance = setup.double if double else SINGLE
     ours = run(vector, setup, double=double)
     official = {name: vector.arrays[name + suffix] for name in ("loss", "param_l2", "param_moved", *setup.finals)}
@@ -45,4 +36,4 @@ def test_trajectory(path, double):
 
 
 def test_there_are_trajectories():
-    assert PATHS, f"no trajectories in {folder()}"
+    assert paths(), f"no trajectories in {folder()}"

@@ -5,6 +5,7 @@ order. A setup names our variant, its task and targets; the run is a real traini
 optimisers and `training_step`, in the epochs of :class:`milbench.training.Steps`.
 """
 
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -69,6 +70,19 @@ def trajectory(*names: str) -> Callable[[Callable[[Vector], Setup]], Callable[[V
         return function
 
     return add
+
+
+def paths() -> list[Path]:
+    """Every trajectory in the folder."""
+    return sorted(folder().glob("*.npz"))
+
+
+def setup_of(vector: Vector) -> Setup:
+    """What `train_*.py` says of the vector."""
+    for module in sorted(Path(__file__).parent.glob("train_*.py")):
+        importlib.import_module(f"tests.fidelity.{module.stem}")
+    assert vector.name in SETUPS, f"trajectory {vector.name} has no setup; write one in tests/fidelity/train_*.py"
+    return SETUPS[vector.name](vector)
 
 
 def width(vector: Vector) -> int:
