@@ -201,8 +201,8 @@ def _taken_over(path: Path, found: _Found) -> Claim | None:
             ours.replace(path)
             return claim
         with suppress(OSError):
-            os.close(claim._handle)
             ours.unlink()
+        claim.release()
         return None
     raise AssertionError  # pragma: no cover - count() has no end
 

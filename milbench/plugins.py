@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from milbench import places, process, sources
@@ -28,8 +29,11 @@ from milbench.aggregator import Aggregator
 from milbench.errors import MilbenchError, from_validation, unknown
 from milbench.files import sha256
 from milbench.names import LONGEST, Family
+from milbench.nn.weights import Trunk, read
 from milbench.sources import Source
 from milbench.spelling import literal, spelled
+
+START = ("weights", "trained_on")  # parameters of every method that is trained by gradients: a file, and cohorts joined by +
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Entry:
         cls: the aggregator.
         preset: the parameters this name stands for, where they differ from the class's defaults.
         complexity: time in the number of instances, as a formula.
-        family, member: colour, and marker with line, of the method in figures; "" and None where it has none.
+        family, member: colour with line, and marker, of the method in figures; "" and None where it has none.
         where: file and line, for messages.
         source: the files of an outside plug-in; None for a built-in.
     """
@@ -75,15 +79,39 @@ class Entry:
         return f"{self.name}@{self.version if isinstance(self.version, int) else self.version(params)}"
 
     @property
+    def year(self) -> int | None:
+        """Of the method's paper, as its bibliography key says it: 2018 of `ilse2018`."""
+        found = re.search(r"(?:19|20)\d\d", self.cite)
+        return int(found[0]) if found else None
+
+    @property
     def parameters(self) -> type[BaseModel]:
-        """A model that checks the keyword-only parameters of the class."""
+        """A model that checks the keyword-only parameters of the class, and those of a start from trained weights."""
         hints = get_type_hints(self.cls.__init__)
-        fields: dict[str, Any] = {
-            p.name: (hints.get(p.name, Any), self.preset.get(p.name, p.default))
-            for p in inspect.signature(self.cls.__init__).parameters.values()
-            if p.kind is p.KEYWORD_ONLY
-        }
+        fields: dict[str, Any] = {p.name: (hints.get(p.name, Any), self.preset.get(p.name, p.default)) for p in self.own.values()}
+        if self.cls.fit is Aggregator.fit:
+            fields = {**dict.fromkeys(START, (str | None, None)), **fields}
         return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
+
+    @property
+    def own(self) -> dict[str, inspect.Parameter]:
+        """The keyword-only parameters of the class, by name."""
+        return {p.name: p for p in inspect.signature(self.cls.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+    def build(self, in_dim: int, n_out: int, params: Mapping[str, Any]) -> Aggregator:
+        """A fresh model; where `weights` are given and the class does not read them itself, its trunk starts from them.
+
+        Raises:
+            MilbenchError: weights that cannot be read or do not fit.
+        """
+        own = {name: value for name, value in params.items() if name in self.own}
+        model = self.cls(in_dim, n_out, **own)
+        if (path := params.get("weights")) and "weights" not in own:
+            with torch.random.fork_rng(devices=[]):
+                trunk = Trunk(model, self.cls(in_dim, n_out + 1, **own))
+            state = read(path)
+            trunk.load(state if trunk.names <= state.keys() else model.rename_official(state), path)
+        return model
 
 
 @dataclass(frozen=True)
@@ -99,6 +127,32 @@ class Variant:
     entry: Entry
     params: dict[str, Any] = field(hash=False)
     changes: dict[str, Any] = field(hash=False)
+
+    @classmethod
+    def of(cls, entry: Entry, given: Mapping[str, Any], said: str) -> "Variant":
+        """The variant with these parameters and the defaults of the others.
+
+        Args:
+            given: some parameters, all of them known.
+            said: how the variant was asked for, for messages.
+
+        Raises:
+            MilbenchError: a value of the wrong type, a file of weights that is not there, or cohorts without weights.
+        """
+        model = entry.parameters
+        try:
+            params, standard = (model.model_validate(values).model_dump() for values in (given, {}))
+        except ValidationError as error:
+            raise from_validation(error, said) from error
+        changes = {name: value for name, value in params.items() if value != standard[name]}
+        # Without weights to start from a trial is what it was before there could be any.
+        params = {name: value for name, value in params.items() if name in entry.own or value is not None}
+        weights, trained_on = (params.get(name) for name in START)
+        if weights and "weights" not in entry.own and not Path(weights).is_file():
+            raise MilbenchError(f"{said}: weights {weights}: no such file")
+        if trained_on and not weights and "trained_on" not in entry.own:
+            raise MilbenchError(f"{said}: trained_on says where weights come from; give weights=FILE as well")
+        return cls(entry, params, changes)
 
     @property
     def name(self) -> str:
@@ -126,7 +180,7 @@ class Variant:
 
     def build(self, in_dim: int, n_out: int) -> Aggregator:
         """A fresh model."""
-        return self.entry.cls(in_dim, n_out, **self.params)
+        return self.entry.build(in_dim, n_out, self.params)
 
 
 def _weights_hash(path: Path) -> str:
@@ -187,8 +241,8 @@ def register(
             all parameters that gives it, so that the trials of the others stay what they are.
         preset: parameters that this name stands for.
         complexity: of the preset, where it differs from the class's.
-        family: the methods it is drawn with: they have one colour in figures. None is grey.
-        member: its place in the family, from 0: the marker and line in figures. None takes a hash of the name.
+        family: the methods it is drawn with: they have one colour and line in figures. None is grey.
+        member: its place in the family, from 0: the marker in figures. None takes a hash of the name.
 
     Raises:
         MilbenchError: the name is taken (both places are named) or malformed, or there is no such family.
@@ -316,6 +370,17 @@ def family_of(aggregator: str) -> tuple[str, int | None]:
     return (entry.family, entry.member) if entry else ("", None)
 
 
+def place(aggregator: str) -> tuple[int, int, int, str]:
+    """Where `name` or `name[...]` stands in a list by family and year: (family, year, place in the family, name).
+
+    Methods without a family come last, those without a year first in their family.
+    """
+    families, entry = [*get_args(Family), ""], _entries.get(aggregator.partition("[")[0])
+    if entry is None:
+        return len(families), 0, 0, aggregator
+    return families.index(entry.family), entry.year or 0, entry.member or 0, aggregator
+
+
 def split_list(text: str) -> list[str]:
     """Split `mean,transmil[landmarks=32,heads=4]` at the commas outside brackets and, in labels, outside parentheses."""
     parts, depth = [""], 0
@@ -355,9 +420,4 @@ def resolve(text: str) -> Variant:
         if literal_value is None and kind is not Any and NoneType not in get_args(kind):
             literal_value = value  # a word that the parameter knows, such as positions=none
         given[key] = literal_value
-    try:
-        params = model.model_validate(given).model_dump()
-        standard = model.model_validate({}).model_dump()
-    except ValidationError as error:
-        raise from_validation(error, text) from error
-    return Variant(entry, params, {key: value for key, value in params.items() if value != standard[key]})
+    return Variant.of(entry, given, text)

@@ -7,7 +7,6 @@ linear. The embedding of a class token goes to a linear head.
 import math
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +19,7 @@ from milbench.errors import SkipTrial
 from milbench.nn.longnet import LongNetLayer
 from milbench.nn.mixers import token_order
 from milbench.nn.optimisers import Optimiser
+from milbench.nn.weights import read
 from milbench.recipes import Recipe
 
 RATIOS = (1, 2, 4, 8, 16)
@@ -148,7 +148,7 @@ class GigaPath(Aggregator):
         self.project = nn.Linear(in_dim, encoder_dim) if in_dim != encoder_dim else nn.Identity()
         self.head = nn.Linear(dim, n_out)
         if weights:
-            self.load_official(_read(weights))
+            self.load_official(read(weights))
 
     @classmethod
     def official(cls, params: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
@@ -212,17 +212,3 @@ class GigaPath(Aggregator):
                 for p in group["params"]
             ]
         return [optimiser]
-
-
-def _read(path: str) -> Mapping[str, Tensor]:
-    """A state dict from a file; tensors only, nothing in it is executed."""
-    if not Path(path).is_file():
-        raise MilbenchError(f"weights {path}: no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise MilbenchError(f"weights {path}: not a file of tensors ({error})") from error
-    content = content.get("model", content) if isinstance(content, dict) else {}
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise MilbenchError(f"weights {path}: holds no state dict, neither by itself nor under the key 'model'")
-    return content

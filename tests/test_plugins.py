@@ -1,6 +1,7 @@
 """The registry: names, variants, discovery, and what it says when something is wrong."""
 
 import pytest
+import torch
 
 from milbench import Aggregator, MilbenchError, plugins, register
 from milbench.plots import figure
@@ -155,7 +156,8 @@ def test_methods_of_a_family_share_a_colour_and_no_two_built_in_methods_look_ali
         for entry in plugins.entries()
         if entry.source is None
     }
-    assert len({(look["color"], look["marker"]) for look in looks.values()}) == len(looks)
+    for told_by in ("color", "linestyle"):  # of the family: also without colour
+        assert len({(str(look[told_by]), look["marker"]) for look in looks.values()}) == len(looks)
     assert figure.OTHERS not in {look["color"] for look in looks.values()}
     assert (
         looks["abmil"]["color"]
@@ -166,6 +168,44 @@ def test_methods_of_a_family_share_a_colour_and_no_two_built_in_methods_look_ali
     assert [looks[name]["marker"] for name in ("longmil", "longmil-retnet", "retnet", "gla")] == ["o", "s", "o", "s"]
 
 
+def test_methods_stand_by_family_and_year():
+    @register("newer", label="Newer", family="attention", cite="doe2030")
+    @register("alone", label="Alone", cite="doe2001")
+    class Mine(Aggregator):
+        pass
+
+    names = sorted(["alone", "newer", "longmil", "abmil[gated=false]", "mean", "clam-mb", "clam-sb", "nobody"], key=plugins.place)
+    assert names == ["mean", "abmil[gated=false]", "clam-sb", "clam-mb", "newer", "longmil", "alone", "nobody"]
+    years = {entry.name: entry.year for entry in plugins.entries()}
+    assert (years["mean"], years["abmil"], years["mambamil"], years["newer"]) == (None, 2018, 2024, 2030)
+
+
 def test_an_unknown_family_is_an_error_with_near_misses():
     with pytest.raises(MilbenchError, match=r"unknown family of aggregator mine-too 'atention'.*attention"):
         register("mine-too", label="x", family="atention")(Aggregator)
+
+
+class TestStart:
+    """Any method that is trained by gradients may start from a file of weights."""
+
+    def test_the_file_is_part_of_the_identity_and_its_absence_changes_nothing(self, tmp_path):
+        path = tmp_path / "w.pth"
+        torch.save({"a": torch.zeros(1)}, path)
+        plain, started = plugins.resolve("abmil"), plugins.resolve(f"abmil[weights={path}]")
+        assert plain.params.keys().isdisjoint(plugins.START)
+        assert plain.implementation == "abmil@1"
+        assert started.name == f"abmil[weights={path}]"
+        first = started.implementation
+        torch.save({"a": torch.ones(1)}, path)
+        assert first.startswith("abmil@1+sha256:")
+        assert started.implementation not in (first, plain.implementation)
+
+    def test_a_file_that_is_not_there_is_refused_when_it_is_named(self, tmp_path):
+        with pytest.raises(MilbenchError, match="no such file"):
+            plugins.resolve(f"transmil[weights={tmp_path}/none.pth]")
+        with pytest.raises(MilbenchError, match="give weights=FILE"):
+            plugins.resolve("transmil[trained_on=bracs]")
+
+    def test_methods_without_gradients_have_no_such_parameters(self):
+        with pytest.raises(MilbenchError, match="trained_on"):
+            plugins.resolve("knn-mean[trained_on=bracs]")

@@ -431,8 +431,9 @@ def observe(model: Aggregator, bag: Bag) -> list[Head]:
     """Run the model once in evaluation and keep the token-mixing matrix of every layer and head, in the order of their use.
 
     Read are softmax attention over all tokens, in windows and inside regions, Nyström attention, retention, gated linear
-    attention, Mamba and V-Mamba. Not seen are dilated attention and torch's own transformer layers, such as HIPT's between
-    regions. Matrices of at most EXACT tokens are kept in float64, larger ones in the model's precision.
+    attention, Mamba and V-Mamba. Not seen are dilated attention, torch's own transformer layers, such as HIPT's between
+    regions, attention to or from a few vectors, and S4's convolution. Matrices of at most EXACT tokens are kept in float64,
+    larger ones in the model's precision.
 
     Raises:
         MilbenchError: no layer of the model mixes tokens in one of these ways.

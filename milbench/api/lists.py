@@ -26,7 +26,7 @@ def _entries(wanted: Iterable[str], plugin: Iterable[str | Path]) -> list[Entry]
 
 
 def aggregators(wanted: Iterable[str] = (), plugin: Iterable[str | Path] = ()) -> list[Row]:
-    """Registered aggregators.
+    """Registered aggregators: by family, in a family by year; those without a family last, without a year first.
 
     Args:
         wanted: only these; every one unless given.
@@ -38,11 +38,13 @@ def aggregators(wanted: Iterable[str] = (), plugin: Iterable[str | Path] = ()) -
     from milbench import plugins
 
     rows = []
-    for entry in _entries(wanted, plugin):
+    for entry in sorted(_entries(wanted, plugin), key=lambda entry: plugins.place(entry.name)):
         variant = plugins.resolve(entry.name)
         rows.append({
             "name": entry.name,
             "label": entry.label,
+            "family": entry.family,
+            "year": entry.year,
             "cite": entry.cite,
             "complexity": f"O({entry.complexity})",
             "needs_coords": entry.cls.needs_coords,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from milbench import contract, plugins
 from milbench.aggregator import Aggregator
-from milbench.errors import MilbenchError, SkipTrial, from_validation, unknown
+from milbench.errors import MilbenchError, SkipTrial, unknown
 from milbench.plugins import Variant
 
 
@@ -42,7 +40,7 @@ def build(
         >>> build("abmill", in_dim=384, n_out=3)
         Traceback (most recent call last):
         ...
-        milbench.errors.MilbenchError: unknown aggregator 'abmill'; did you mean abmil or amisl or transmil?
+        milbench.errors.MilbenchError: unknown aggregator 'abmill'; did you mean abmil or amisl or acmil?
     """
     plugins.discover([plugin] if isinstance(plugin, str | Path) else plugin)
     for name, value in (("in_dim", in_dim), ("n_out", n_out)):
@@ -62,12 +60,7 @@ def _with(variant: Variant, params: dict[str, Any]) -> Variant:
     model = variant.entry.parameters
     if strangers := sorted(params.keys() - model.model_fields.keys()):
         raise unknown(f"parameter of {variant.entry.name}", strangers[0], model.model_fields)
-    try:
-        values = model.model_validate({**variant.params, **params}).model_dump()
-        usual = model.model_validate({}).model_dump()
-    except ValidationError as error:
-        raise from_validation(error, variant.entry.name) from error
-    return replace(variant, params=values, changes={key: value for key, value in values.items() if value != usual[key]})
+    return Variant.of(variant.entry, {**variant.params, **params}, variant.entry.name)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def ls() -> None:
 @PLUGIN
 @AS_JSON
 def ls_aggregators(names: tuple[str, ...], params: bool, plugin_files: tuple[str, ...], as_json: bool) -> None:
-    """Every registered aggregator; with NAMES only these.
+    """Every registered aggregator, by family and year; with NAMES only these.
 
     needs: coordinates of instances, or their order. official: it has a recipe of its own. M: millions of parameters of a model
     for features 384 wide and three classes; --json has more.
@@ -43,14 +43,15 @@ def ls_aggregators(names: tuple[str, ...], params: bool, plugin_files: tuple[str
     if as_json:
         show.json_rows(rows)
         return
-    show.table(["name", "label", "time", "needs", "official", "M"], list(map(_aggregator, rows)))
+    show.table(["family", "year", "name", "label", "time", "needs", "official", "M"], list(map(_aggregator, rows)), names=3)
 
 
 def _aggregator(row: dict[str, Any]) -> list[Any]:
     needs = [word for word, key in (("coords", "needs_coords"), ("order", "order_sensitive")) if row[key]]
     count = row["parameters_384"]
     millions = None if count is None else f"{count / 1e6:.2f}"
-    return [row["name"], row["label"], row["complexity"], needs, "official" in row["recipes"], millions]
+    year = None if row["year"] is None else str(row["year"])  # a number would get a comma
+    return [row["family"], year, row["name"], row["label"], row["complexity"], needs, "official" in row["recipes"], millions]
 
 
 @ls.command("suites")

@@ -12,6 +12,7 @@ from milbench.tasks import Subtyping, Survival, SurvivalTarget
 
 IN_DIM = 24
 SIZES = (1, 2, 7, 37)
+LARGE = 100  # with fewer patches a method that cuts bags into 64 regions has one patch in each, and exchanges nothing
 
 
 def bag(n: int, seed: int, shift: float = 0.0, *, coords: bool = True) -> Bag:
@@ -42,8 +43,9 @@ def prepared(model: Aggregator) -> Aggregator:
 
 
 def labelled(task: Subtyping | Survival) -> Iterator[tuple[Bag, Tensor | SurvivalTarget]]:
-    """Bags with a target each, every class or time bin twice."""
-    for i in range(2 * task.n_out):
+    """Bags with a target each, every class or time bin twice; the last bag is large."""
+    sizes = [*range(30, 29 + 2 * task.n_out), LARGE]
+    for i, n in enumerate(sizes):
         target = torch.tensor(i % task.n_out)
-        shifted = bag(30 + i, seed=10 + i, shift=0.3 * (i % task.n_out))
+        shifted = bag(n, seed=10 + i, shift=0.3 * (i % task.n_out))
         yield shifted, target if isinstance(task, Subtyping) else SurvivalTarget(target, torch.tensor(i % 2 == 0))

@@ -13,7 +13,7 @@ from torch import Tensor
 from milbench import places, process
 from milbench.aggregator import Aggregator
 from milbench.bags import Bag
-from milbench.contract.bags import IN_DIM, bag, fresh, labelled, prepared
+from milbench.contract.bags import IN_DIM, LARGE, bag, fresh, labelled, prepared
 from milbench.contract.basics import BASICS, predicted
 from milbench.contract.faults import ContractError, explained, files, require, unseeded
 from milbench.contract.repeats import elsewhere, numbers, repeats
@@ -100,12 +100,12 @@ def cases(variant: Variant) -> None:
 
 def permutation(variant: Variant) -> None:
     """Permuting the bag changes the prediction exactly where order_sensitive says so."""
-    model, shown = fresh(variant), bag(37, seed=2)
+    model, shown = fresh(variant), bag(LARGE, seed=2)
     assert shown.coords is not None
     reference = predicted(model, shown).logits
     largest = 0.0
     for seed in range(3):
-        order = torch.randperm(37, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(LARGE, generator=torch.Generator().manual_seed(seed))
         permuted = Bag(shown.features[order], shown.coords[order], shown.step, slide_id=shown.slide_id, case_id=shown.case_id)
         largest = max(largest, float((predicted(model, permuted).logits - reference).abs().max() / reference.abs().max()))
     if model.order_sensitive:

@@ -192,10 +192,9 @@ class MambaMixer(nn.Module):
     def __init__(self, dim: int, *, states: int = 16, width: int = 4, expand: int = 2) -> None:
         super().__init__()
         inner, rank = expand * dim, math.ceil(dim / 16)
-        self.widths = [rank, states, states]
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, width, groups=inner)
-        self.x_proj = nn.Linear(inner, sum(self.widths), bias=False)
+        self.x_proj = nn.Linear(inner, rank + 2 * states, bias=False)
         self.dt_proj = nn.Linear(rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(inner, 1))  # (inner, states)
         self.D = nn.Parameter(torch.ones(inner))
@@ -206,11 +205,27 @@ class MambaMixer(nn.Module):
     def forward(self, x: Tensor, grid: Tensor | None = None) -> Tensor:
         """Mix the tokens; the grid is not used."""
         u, gate = self.in_proj(x).chunk(2, dim=1)  # (n, inner) each
-        u = F.silu(causal_conv1d(u, self.conv1d.weight[:, 0], self.conv1d.bias))
-        step, B, C = self.x_proj(u).split(self.widths, dim=1)
-        delta = F.softplus(self.dt_proj(step))  # (n, inner)
-        y = selective_scan(u[None], delta[None], -self.A_log.exp()[None], B[None], C[None], self.D[None])[0]
-        return self.out_proj(y * F.silu(gate))
+        return self.out_proj(selective_branch(u, gate, self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D))
+
+
+def selective_branch(
+    u: Tensor, gate: Tensor, conv1d: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, A_log: Tensor, D: Tensor
+) -> Tensor:
+    """What Mamba does between its two projections: convolution, selective scan, gate.
+
+    Args:
+        u, gate: (n, inner), in scan order.
+        conv1d: depth-wise; x_proj: inner -> rank + 2 states; dt_proj: rank -> inner.
+        A_log: (inner, states). D: (inner,).
+
+    Returns:
+        (n, inner).
+    """
+    u = F.silu(causal_conv1d(u, conv1d.weight[:, 0], conv1d.bias))
+    step, B, C = x_proj(u).split([dt_proj.in_features, A_log.shape[1], A_log.shape[1]], dim=1)
+    delta = F.softplus(dt_proj(step))  # (n, inner)
+    y = selective_scan(u[None], delta[None], -A_log.exp()[None], B[None], C[None], D[None])[0]
+    return y * F.silu(gate)
 
 
 def step_bias(channels: int, low: float = 1e-3, high: float = 0.1) -> Tensor:

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +16,26 @@ from milbench.names import Family, checked
 from milbench.numbers import cells, written
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
+    from matplotlib.lines import Line2D
 
 UNSEEN = 4  # of 255: a difference between two colours that nobody sees
 COLUMN, PAGE = 3.4, 7.0  # widths in inches of a column and of a page of text
 
-# Okabe and Ito's colours, told apart by colour-blind readers: one for each family of methods, members by marker and line.
-_COLOURS: dict[str, str] = dict(
-    zip(get_args(Family), ("#000000", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#0072B2", "#D55E00"), strict=True)
-)
-_MARKERS, _LINES = "osD^vP", ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+# A family has a colour of Okabe and Ito's, told apart by colour-blind readers, and a line, told apart without colour; its members
+# have a marker each.
+_FAMILIES: dict[str, tuple[str, Any]] = dict(
+    zip(
+        get_args(Family),
+        (
+            ("#000000", "-"), ("#E69F00", "--"), ("#CC79A7", "-."), ("#009E73", ":"), ("#56B4E9", (0, (6, 1))),
+            ("#0072B2", (0, (3, 1, 1, 1, 1, 1))), ("#D55E00", (0, (1, 0.7))),
+        ),
+        strict=True,
+    )
+)  # fmt: skip
+_MARKERS = "osD^vPX<>*"
 OTHERS = "#7F7F7F"  # methods of the reader's own
 
 
@@ -50,18 +60,46 @@ def style(aggregator: str, family: str = "", member: int | None = None) -> dict[
 
     Args:
         aggregator: the name.
-        family: decides the colour; methods without a family that is known share a grey.
-        member: decides marker and line; a hash of the name does where it is None.
+        family: decides colour and line; methods without a family that is known share a grey.
+        member: decides the marker; a hash of the name does where it is None.
     """
     name = aggregator.split("[")[0]
     at = hashlib.sha256(name.encode()).digest()[0] if member is None else member
-    return {"color": _COLOURS.get(family, OTHERS), "marker": _MARKERS[at % len(_MARKERS)], "linestyle": _LINES[at % len(_LINES)]}
+    colour, line = _FAMILIES.get(family, (OTHERS, (0, (8, 3))))
+    return {"color": colour, "marker": _MARKERS[at % len(_MARKERS)], "linestyle": line}
 
 
 def styles(cells: Iterable[HasFamily]) -> dict[str, dict[str, Any]]:
     """The style of every method in a plan; cells of an earlier version have no family, which others of the method may have."""
     known = {cell.aggregator: cell for cell in sorted(cells, key=lambda cell: bool(cell.family))}
     return {name: style(name, cell.family, cell.member) for name, cell in known.items()}
+
+
+def label_ends(ax: "Axes", lines: Sequence["Line2D"], labels: Sequence[str], size: float = 5.5) -> None:
+    """Write a label right of the axes for each line, at the height of its end or as near as others let it, with a thread there.
+
+    Args:
+        ax: with its limits, which must not change any more.
+        lines: each with one point at least.
+        labels: one of each, a word or a number.
+        size: of the text in points.
+    """
+    import numpy as np
+
+    points = ax.transData.transform(np.array([np.asarray(line.get_xydata())[-1] for line in lines]))
+    ends = ax.transAxes.inverted().transform(points)  # (lines, 2), from 0 to 1 inside the axes
+    gap = 1.1 * size / (ax.bbox.height / ax.figure.dpi * 72)
+    order = sorted(range(len(lines)), key=lambda at: ends[at][1])
+    heights: list[float] = []
+    for at in order:
+        heights.append(max(float(ends[at][1]), heights[-1] + gap if heights else 0.0))
+    for at in reversed(range(len(order))):  # what was pushed over the top comes down, with all below it that are in the way
+        heights[at] = min(heights[at], heights[at + 1] - gap if at + 1 < len(order) else 1.0)
+    for at, height in zip(order, heights, strict=True):
+        ax.annotate(
+            labels[at], ends[at], (1.02, height), "axes fraction", "axes fraction", fontsize=size, va="center",
+            color=lines[at].get_color(), arrowprops={"arrowstyle": "-", "linewidth": 0.3, "color": lines[at].get_color()},
+        )  # fmt: skip
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from milbench.datasets.cohorts import COHORTS
 from milbench.errors import SkipTrial
 from milbench.files import csv_cell
 from milbench.ops import Window, backends
-from milbench.plots.figure import OTHERS, PAGE, Figure, style
+from milbench.plots.figure import OTHERS, PAGE, Figure, label_ends, style
 from milbench.profiling import measure
 from milbench.profiling.ops import tissue, window_sizes
 from milbench.tasks import Subtyping
@@ -114,10 +114,13 @@ def count_flops(model: Aggregator, bag: Bag) -> int:
 
     Counted on the CPU with torch's counter, which sees neither compiled kernels nor fused attention. These have formulas and are
     not computed: attention 2 (d + d_v) for each head and pair of tokens, all pairs or those in a window, d and d_v being the
-    widths of keys and values; a selective scan 6 for each token, channel and state (decay, input, output). What is done element
-    by element (activations, norms, exponentials, rotations) counts as nothing.
+    widths of keys and values; a selective scan 6 for each token, channel and state (decay, input, output); a Fourier transform of
+    L real numbers along the last axis 2.5 L log2 L. What is done element by element (activations, norms, exponentials, rotations)
+    counts as nothing.
     """
     counted = 0
+    # The counter takes a view of a trained parameter, made without gradients, for a mistake.
+    model, bag = copy.deepcopy(model).cpu().eval().requires_grad_(False), bag.to("cpu")
 
     def full(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         nonlocal counted
@@ -139,12 +142,17 @@ def count_flops(model: Aggregator, bag: Bag) -> int:
     def product(a: Sequence[int], b: Sequence[int], *rest: Any, **kept: Any) -> int:
         return 2 * math.prod(a) * (b[1] if len(b) > 1 else 1)
 
+    def transforms(sizes: Sequence[int], length: int) -> int:
+        return round(2.5 * math.prod(sizes) * length * math.log2(length))
+
     aten = torch.ops.aten
     formulas: dict[Any, Any] = {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **kept: sdpa_flop_count(q, k, v),
         aten.mv: product,
         aten.addmv: lambda bias, a, b, *rest, **kept: product(a, b),
         aten.dot: product,
+        aten._fft_r2c: lambda x, *rest, **kept: transforms(x[:-1], x[-1]),
+        aten._fft_c2r: lambda x, dim, normal, length, **kept: transforms(x[:-1], length),
     }
     unseen: dict[str, Callable[..., Tensor]] = {"full_attention": full, "local_attention_2d": local, "selective_scan": scan}
     model(bag_of(64, bag.features.shape[1]))  # each backend is tried before its first use, which is not to be counted
@@ -196,7 +204,7 @@ def measure_one(name: str, n: int, setting: Setting) -> Row:
     if row.train_seconds < REPEATED:
         row.train_seconds = measure.seconds(partial(train, bag), budget=REPEATED, warm_up=False)
     row.predict_seconds = measure.seconds(partial(predict, bag), budget=REPEATED, warm_up=False)
-    row.flops = count_flops(copy.deepcopy(model).cpu().eval(), bag.to("cpu"))
+    row.flops = count_flops(model, bag)
     return row
 
 
@@ -354,7 +362,8 @@ def figures(rows: Sequence[Row], setting: Setting, machine: str) -> list[Figure]
     stops = [f"{row.label}: {row.stopped}" for row in rows if row.stopped]
     about = (
         f"{machine} Width {setting.in_dim}, {setting.threads} CPU thread{'s' * (setting.threads > 1)}, a fresh process for each "
-        "point. In brackets: exponent in n of the left panel over the largest sizes; 1 is linear, 2 quadratic. "
+        "point. Numbers at the ends of lines are those of the legend. In brackets: exponent in n of the left panel over the "
+        "largest sizes; 1 is linear, 2 quadratic. "
         "What costs less than a millionth of the most is not shown. "
         f"Vertical lines: an average slide of {', '.join(f'{name} ({n:,})' for name, n in markers.items())}; TCGA-BRCA as "
         "printed in the LongMIL paper, BRACS by the middle of the axis of its histogram (Figure 1)."
@@ -381,22 +390,22 @@ def _figure(
     def draw() -> Drawing:
         from matplotlib import pyplot as plt
 
-        names = list(dict.fromkeys((row.aggregator, row.label) for row in rows if row.train_seconds is not None))
+        methods = {row.aggregator: row.label for row in rows if row.train_seconds is not None}
+        names = sorted(methods, key=plugins.place)  # families together
         drawing, axes = plt.subplots(1, 2, figsize=(PAGE, max(2.8, 0.6 + 0.125 * len(names))), sharex=True)
         for ax, (quantity, label) in zip(axes, panels.items(), strict=True):
-            for aggregator, printed in names:
-                shown = [row for row in rows if row.aggregator == aggregator and getattr(row, quantity)]  # zero has no logarithm
+            lines = {}
+            for number, name in enumerate(names, 1):
+                shown = [row for row in rows if row.aggregator == name and getattr(row, quantity)]  # zero has no logarithm
                 values = [getattr(row, quantity) / UNITS.get(quantity, 1) for row in shown]
-                slope = f" ({slopes[aggregator]:.2f})" if aggregator in slopes else ""
-                ax.plot(
-                    [row.n for row in shown],
-                    values,
-                    **style(aggregator, *plugins.family_of(aggregator)),
-                    label=printed + slope,
-                    markersize=3,
-                )
+                text = f"{number} {methods[name]}" + (f" ({slopes[name]:.2f})" if name in slopes else "")
+                look = style(name, *plugins.family_of(name))
+                (line,) = ax.plot([row.n for row in shown], values, **look, label=text, markersize=3)
+                if shown:
+                    lines[str(number)] = line
             ax.set(xscale="log", yscale="log", xlabel="instances", ylabel=label)
             ax.set_ylim(bottom=max(ax.get_ylim()[0], ax.dataLim.y1 / SPAN))
+            label_ends(ax, list(lines.values()), list(lines))
             for place, (marker, n) in enumerate(sorted(markers.items(), key=lambda item: item[1])):
                 ax.axvline(n, color=OTHERS, linewidth=0.6, linestyle=":", zorder=0)
                 at = (n, 0.01 if place % 2 else 0.99)

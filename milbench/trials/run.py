@@ -25,6 +25,7 @@ from milbench.trials import predictions
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import MODEL, PREDICTIONS, Result, Status, Store
 
+log = logging.getLogger("milbench")
 OnEpoch = Callable[[int, dict[str, float | None]], None]
 Files = dict[str, Callable[[Path], object]]
 
@@ -180,14 +181,18 @@ def build_model(spec: TrialSpec, dataset: Dataset, n_out: int) -> Aggregator:
 
     Raises:
         SkipTrial: the dataset lacks what the aggregator needs, or its parameters do not fit each other.
+        MilbenchError: weights to start from that cannot be read or do not fit.
     """
     entry = plugins.resolve(spec.aggregator).entry
     try:
-        model = entry.cls(dataset.in_dim, n_out, **spec.params)
+        model = entry.build(dataset.in_dim, n_out, spec.params)
     except ValueError as error:
         raise SkipTrial(f"{entry.label} cannot be built with these parameters: {error}") from error
     if model.needs_coords and not dataset.has_coords:
         raise SkipTrial(f"{entry.label} needs coordinates, dataset {dataset.name} has none")
+    cohorts = {cohort.strip().casefold() for cohort in (spec.params.get("trained_on") or "").split("+")}
+    if cohorts & {dataset.name.casefold(), dataset.label.casefold()}:
+        log.warning("%s starts from weights trained on %s, so test slides may have been seen before", entry.label, dataset.label)
     return model.to(spec.device)
 
 

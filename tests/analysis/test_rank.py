@@ -166,8 +166,11 @@ KINDS = {
     "vmamba": {"selective scan", "cross scan"},
     "transmil": {"Nyström"},
     "hipt": {"regions"},
+    "rrt": {"regions"},
+    "dgrmil": {"Nyström"},
+    "mambamil": {"selective scan"},
 }
-SMALL = {"transmil": "transmil[hidden=16,heads=2,landmarks=8]", "hipt": "hipt[dim=24,heads=2,region=4]"}
+SMALL = {"transmil": "transmil[hidden=16,heads=2,landmarks=8]", "hipt": "hipt[dim=24,heads=2,region=4]", "rrt": "rrt[hidden=16]"}
 
 
 @pytest.mark.parametrize("name", sorted(entry.name for entry in plugins.entries() if entry.name != "gigapath-pretrained"))

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from milbench import files, plugins
 from milbench.api.results import Results, trials
 from milbench.cli import main, progress
+from milbench.names import Family
 from tests.builders import folders
 from tests.builders.command import milbench
 from tests.builders.results import made_up_suite
@@ -158,6 +160,8 @@ def test_lists():
     assert names["abmil"]["parameters_384"] == 461_572
     assert names["abmil"]["parameters_1024"] == 789_252
     assert names["transmil"]["parameters_1024"] == 2_672_659
+    order = [(get_args(Family).index(row["family"]), row["year"] or 0) for row in names.values()]
+    assert order == sorted(order)
     found = {row["name"]: row for row in json.loads(milbench("ls", "suites", "--json"))}
     assert found["bracs-encoders"]["reproduces"] == "Table 1 of LongMIL (NeurIPS 2024)"
     assert {"quickstart", "bracs-all", "bracs-tuned", "paper-all"} <= set(found)

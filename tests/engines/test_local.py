@@ -218,7 +218,7 @@ def test_the_reason_of_a_trouble_is_told(troubled):
     assert "SIGSEGV; an aggregator that writes into bag.features" in found["crashes"].reason
     assert found["needs-coords"].reason == "Needs coords needs coordinates, dataset musk1 has none"
     assert [found[name].reason for name in ("leaves", "interrupts", "ends")] == [
-        "SystemExit: 0", "KeyboardInterrupt", "the worker process ended with exit code 0",
+        "SystemExit: 0", "KeyboardInterrupt", "twice the worker process ended with exit code 0",
     ]  # fmt: skip
     assert "raise SystemExit(0)" in found["leaves"].traceback
     assert "closes files which it did not open" in found["closes"].reason

@@ -11,7 +11,7 @@ from milbench.engines import Done, Run, Started, local, run_local, sharing
 from milbench.trials.plan import Job
 from milbench.trials.store import Store
 from tests.builders.results import cell_of, finished, spec
-from tests.engines.test_supervision import Stage, one, say, serve, take
+from tests.builders.workers import Stage, one, say, serve, take
 
 
 @pytest.fixture

@@ -65,7 +65,4 @@ def longnet_attention(vector):
         close(out, case.arrays["out"], FORWARD, "out")
         (out * case.tensor("w")[0]).sum().backward()
         gradients(vector, case, x, dict(layer.named_parameters()))
-        sums = [float(p.grad.sum()) for p in map(dict(layer.named_parameters()).get, vector.about["param_order"])]
-        scale = float(case.arrays["param_grad_l2"].max())
-        assert max(abs(sums - case.arrays["param_grad_sum"])) < GRADIENT * scale
         close(layer.double()(case.tensor("x", double=True)[0]), case.arrays["out_f64"], DOUBLE, "out_f64")

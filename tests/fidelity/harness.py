@@ -21,12 +21,15 @@ FORWARD, GRADIENT, DOUBLE = 2e-5, 1e-4, 1e-8  # largest deviation, relative to t
 HALF = 1e-3  # arrays that were stored as float16 to save room
 
 
-def folder() -> Path:
-    """MILBENCH_VECTORS, else the optional shared folder beside the repository, else the selection that travels with it."""
+def folders() -> list[Path]:
+    """Those of MILBENCH_VECTORS, else the optional shared ones beside the repository, else the selection that travels with it.
+
+    MILBENCH_VECTORS separates folders as PATH does, with a colon.
+    """
     if given := os.environ.get("MILBENCH_VECTORS"):
-        return Path(given)
-    beside = ROOT.parent / "shared" / "golden"
-    return beside if beside.is_dir() else ROOT / "tests" / "vectors"
+        return [Path(folder) for folder in given.split(os.pathsep)]
+    beside = [folder for name in ("golden", "golden2") if (folder := ROOT.parent / "shared" / name).is_dir()]
+    return beside or [ROOT / "tests" / "vectors"]
 
 
 @dataclass
@@ -109,24 +112,55 @@ def close(ours: object, official: np.ndarray, tolerance: float, what: str = "") 
     )
 
 
-def gradients(vector: Vector, case: Case, x: Tensor, parameters: dict[str, nn.Parameter], *, prefix: str = "") -> None:
-    """Input gradient, and norm of each parameter's gradient, after `backward`.
+def gradients(
+    vector: Vector, case: Case, x: Tensor, parameters: dict[str, nn.Parameter], *, prefix: str = "", double: bool = False
+) -> None:
+    """Input gradient, and norm and sum of each parameter's gradient, after `backward`; arrays that the case lacks are not checked.
+
+    A sum cancels, so it is held against the largest norm.
 
     Args:
         x: the input, with its gradient.
-        parameters: official name -> our parameter, for every name of the vector's `param_order`.
+        parameters: official name -> our parameter; one that ours does not have counts as a gradient of zero.
         prefix: of the arrays inside the case, such as "svm_sub/".
+        double: the run was in float64.
     """
+    suffix, tolerance = ("_f64", DOUBLE) if double else ("", GRADIENT)
+    official = {kind: case.arrays.get(f"{prefix}{kind}{suffix}") for kind in ("grad_x", "param_grad_l2", "param_grad_sum")}
+    what = f"{vector.name} {case.name} {prefix}%s{suffix}"
     assert x.grad is not None
-    close(x.grad, case.arrays[f"{prefix}grad_x"], GRADIENT, f"{vector.name} {case.name} {prefix}grad_x")
-    if f"{prefix}param_grad_l2" not in case.arrays:
+    assert double or official["grad_x"] is not None, f"{what % 'grad_x'}: the vector has no input gradient"
+    if official["grad_x"] is not None:
+        close(x.grad, official["grad_x"], tolerance, what % "grad_x")
+    if official["param_grad_l2"] is None:
         return
-    norms = [0.0 if (g := parameters[name].grad) is None else float(g.double().norm()) for name in vector.about["param_order"]]
-    close(norms, case.arrays[f"{prefix}param_grad_l2"], GRADIENT, f"{vector.name} {case.name} {prefix}param_grad_l2")
+    ours = [parameters.get(name) for name in vector.about["param_order"]]
+    found = [None if p is None or p.grad is None else p.grad.double() for p in ours]
+    norms, sums = ([0.0 if g is None else float(of(g)) for g in found] for of in (torch.norm, torch.sum))
+    close(norms, official["param_grad_l2"], tolerance, what % "param_grad_l2")
+    if official["param_grad_sum"] is not None:
+        off, scale = np.abs(np.array(sums) - official["param_grad_sum"]).max(), official["param_grad_l2"].max()
+        assert off <= tolerance * scale, f"{what % 'param_grad_sum'}: off by {off:.2e}, the largest norm is {scale:.2e}"
 
 
 def by_official_name(model: nn.Module, vector: Vector) -> dict[str, nn.Parameter]:
-    """Official parameter name -> our parameter, for a model whose `rename_official` maps names one to one."""
+    """Official parameter name -> our parameter, for a model whose `rename_official` maps names one to one, or to nothing."""
     ours = dict(model.named_parameters())
-    renamed = {name: next(iter(model.rename_official({name: value}))) for name, value in vector.weights.items()}
+    renamed = {name: next(iter(model.rename_official({name: value})), "") for name, value in vector.weights.items()}
     return {name: ours[new] for name, new in renamed.items() if new in ours}
+
+
+def outputs(vector: Vector, case: Case, ours: dict[str, object], *, double: bool = False, train: bool = False) -> None:
+    """Every array of the case but its input and gradients, against ours of the same name; none may be left out.
+
+    Args:
+        ours: name of the official array, without "train/" and "_f64" -> our value.
+        double: the run was in float64; compares the "_f64" arrays.
+        train: the run was in training mode; compares the arrays under "train/", else all others.
+    """
+    tolerance = DOUBLE if double else FORWARD
+    official = {name.removesuffix("_f64"): value for name, value in case.arrays.items() if name.endswith("_f64") == double}
+    official = {name.removeprefix("train/"): value for name, value in official.items() if name.startswith("train/") == train}
+    for name in official.keys() - {"x", "rand", "grad_x", "param_grad_l2", "param_grad_sum"}:
+        assert name in ours, f"{vector.name} {case.name}: nothing is held against {name}"
+        close(ours[name], official[name], tolerance, f"{vector.name} {case.name} {name}, {tolerance:.0e}")

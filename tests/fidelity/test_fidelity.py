@@ -1,16 +1,16 @@
-"""Every vector in the folder against our code: logits, attention, losses, gradients. New files and new cases run unasked."""
+"""Every vector in the folders against our code: logits, attention, losses, gradients. New files and new cases run unasked."""
 
 import importlib
 from pathlib import Path
 
 import pytest
 
-from tests.fidelity.harness import ADAPTERS, Vector, folder
+from tests.fidelity.harness import ADAPTERS, Vector, folders
 
 for module in sorted(Path(__file__).parent.glob("adapt_*.py")):
     importlib.import_module(f"tests.fidelity.{module.stem}")
 
-PATHS = sorted(folder().glob("*.npz"))
+PATHS = [path for folder in folders() for path in sorted(folder.glob("*.npz"))]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -21,5 +21,6 @@ def test_vector(path):
     ADAPTERS[path.stem](vector)
 
 
-def test_there_are_vectors():
-    assert PATHS, f"no vectors in {folder()}"
+@pytest.mark.parametrize("folder", folders(), ids=lambda folder: folder.name)
+def test_there_are_vectors(folder):
+    assert any(path.parent == folder for path in PATHS), f"no vectors in {folder}"

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from scipy.fft import next_fast_len
 
 from milbench import plugins
 from milbench.ops.pooling import pool_2x2
@@ -71,6 +72,14 @@ def test_flops_of_linear_mixers():
     inner, rank, states = 2 * E, math.ceil(E / 16), 16
     maps = 2 * N * (E * 2 * inner + inner * (rank + 2 * states) + rank * inner + inner * E)
     assert counted(f"mamba-single[dim={E}]") == project + 2 * (maps + 6 * N * inner * states) + head
+
+
+def test_flops_of_a_long_convolution():
+    """Three transforms of a length with room for twice the bag, and the kernel as a product of two arrays."""
+    length, side = next_fast_len(2 * N - 1, real=True), math.isqrt(N - 1) + 1
+    transforms = 3 * round(2.5 * E * length * math.log2(length))
+    expected = 2 * N * D * E + 2 * E * side * side * 16 + transforms + 2 * N * E * 2 * E + 2 * E * C
+    assert counted(f"s4mil[dim={E}]") == expected
 
 
 @pytest.mark.parametrize("name", ["gigapath-random[depth=1,dim=48,heads=4]", "hipt[depth=1,dim=48]"])

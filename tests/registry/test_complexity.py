@@ -19,7 +19,7 @@ SMALL = {
     **{entry.name: f"{entry.name}[dim=64]" for entry in plugins.entries() if "dim" in plugins.resolve(entry.name).params},
 }
 SMALL["hipt"], SMALL["gigapath-random"] = "hipt[depth=1,dim=48]", "gigapath-random[depth=1,dim=64,heads=4]"
-QUADRATIC_TIME = {"full-attention", "longmil"}  # by definition; their memory is linear all the same
+QUADRATIC_TIME = {"full-attention", "longmil", "wikg"}  # by definition; their memory is linear all the same
 
 
 def square(side, seed=0):
