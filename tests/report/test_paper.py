@@ -359,4 +359,4 @@ def test_suites_that_were_never_run_are_named(store):
     report = build(store, "paper-all", tests=False)
     assert report.not_run == ["efficiency"]
     assert report.title == "Every table of the paper"
-    assert len({section.table.name for section in report.sections}) == len(report.sections) == 17
+    assert len({section.table.name for section in report.sections}) == len(report.sections) == 19
