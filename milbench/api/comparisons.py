@@ -49,22 +49,7 @@ class Comparison:
         return rows
 
     def _row(self, each: Difference) -> dict[str, Any]:
-        test, plan, chance = each.test, each.planning, each.chance
-        return {
-            **each.column._asdict(), "metric": each.metric.name, "a": self.a, "b": self.b,
-            "mean_a": each.means[0], "mean_b": each.means[1], "difference": test.difference, "low": test.low, "high": test.high,
-            "df": test.df, "rule": test.rule, "these_models_low": test.fixed.low, "these_models_high": test.fixed.high,
-            "variance": test.variance, "variance_patients": test.split.patients, "variance_trainings": test.split.trainings,
-            "variance_interaction": test.split.interaction, "tolerated_sd": test.tolerated_sd,
-            "chance": chance.chance, "chance_low": chance.low, "chance_high": chance.high,
-            **dict(zip(("wins", "ties", "losses"), each.tally, strict=True)),
-            "folds": len(each.folds), "trainings_a": test.trainings[0], "trainings_b": test.trainings[1],
-            "patients": test.patients, "patients_known": test.patients_known,
-            "half_width": plan.now.half_width, "half_width_twice_the_trainings": plan.seeds.half_width,
-            "half_width_twice_the_patients": plan.patients.half_width, "detectable": plan.now.detectable,
-            "more_trainings": plan.needed.trainings, "more_patients": plan.needed.patients,
-            "why": test.why, "p": test.p, "p_holm": each.p_holm,
-        }  # fmt: skip
+        return {**each.column._asdict(), "metric": each.metric.name, "a": self.a, "b": self.b, **each.as_row()}
 
     def __str__(self) -> str:
         """A line for each column."""
@@ -113,7 +98,7 @@ def compare(
         >>> compare("abmil", "mean", suite="quickstart", results="nowhere")
         Traceback (most recent call last):
         ...
-        milbench.errors.MilbenchError: nothing was run into nowhere yet; start with: milbench run --suite quickstart
+        milbench.errors.NothingYet: nothing was run into nowhere yet; start with: milbench run --suite quickstart
 
         compared = milbench.compare("longmil", "abmil", suite="bracs-encoders")
         print(compared)                          # a line for each encoder

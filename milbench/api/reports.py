@@ -70,7 +70,7 @@ def report(
         >>> report("quickstart", results="nowhere")
         Traceback (most recent call last):
         ...
-        milbench.errors.MilbenchError: nothing was run into nowhere yet; start with: milbench run --suite quickstart
+        milbench.errors.NothingYet: nothing was run into nowhere yet; start with: milbench run --suite quickstart
     """
     name = suite_name(suite)
     made = build(store_of(results), name, published=published, tests=tests, progress=progress)

@@ -330,7 +330,7 @@ def load_results(path: str | Path | None = None, suite: str | Path | None = None
         >>> load_results("nowhere")
         Traceback (most recent call last):
         ...
-        milbench.errors.MilbenchError: nothing was run into nowhere yet; start with: milbench run --suite quickstart
+        milbench.errors.NothingYet: nothing was run into nowhere yet; start with: milbench run --suite quickstart
     """
     store = store_of(path)
     return _frame(store, _cells(store, suite))

@@ -1,4 +1,4 @@
-"""`milbench analyze`: figures that say why methods differ."""
+"""`milbench analyze`: figures that say why methods differ, and whether the tests that say so keep their level."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from milbench.cli import show
-from milbench.cli.options import DATA, PATH, PLUGIN, RESULTS
+from milbench.cli.options import DATA, PATH, PLUGIN, QUIET, RESULTS
 
 if TYPE_CHECKING:
     from milbench.api.analyses import Figure, Saved
@@ -28,7 +28,7 @@ STEP = click.option(
 
 @click.group()
 def analyze() -> None:
-    """See why methods differ: rank, sparsity, heatmaps, sizes."""
+    """See why methods differ: rank, sparsity, heatmaps, sizes; and whether the tests that say so keep their level."""
 
 
 @analyze.command("rank")
@@ -152,3 +152,27 @@ def analyze_masks(side: int, radius: float, region: int, results: Path) -> None:
     from milbench.api import analyses as api
 
     _show(*api.windows(side, radius, region, api.Where(results)))
+
+
+@analyze.command("calibration")
+@click.option("--suite", metavar="SUITE", help="That was run with many seeds of the method: its name, or the TOML file.")
+@click.option("--aggregator", default="abmil", show_default=True, help="The method that meets itself.")
+@click.option("--seeds", type=click.IntRange(min=3), help="How many trainings. [default: all that finished every fold]")
+@click.option(
+    "--predictions", type=PATH, multiple=True, metavar="FILE.csv[.gz]",
+    help="Predictions per model, fold and case; each model is a training of one method. May be repeated.",
+)  # fmt: skip
+@click.option("--reports", type=PATH, default="reports", show_default=True, help="Folder to write to.")
+@QUIET
+@RESULTS
+def analyze_calibration(quiet: bool, **asked: Any) -> None:
+    """A method against itself: how often does each test call it different?
+
+    Every two disjoint groups of its trainings meet, five against five and one against one. A test that keeps its level says
+    p < 0.05 in about 5 % of the pairs. Written to REPORTS/calibration.
+    """
+    from milbench.api import calibrations as api
+
+    with show.bar(quiet) as progress:
+        made = api.calibration(**asked, progress=progress)
+    show.report(made, quiet)

@@ -96,7 +96,7 @@ def _one(comparison: Comparison, each: Difference) -> None:
     _say("these models", f"{interval(test.fixed.low, test.fixed.high)}{fixed}, for other patients only")
     if not math.isnan(test.tolerated_sd):
         _say("tolerated sd", _tolerated(test.tolerated_sd))
-    shares = " | ".join(f"{name} {100 * share:.0f} %" for name, share in _shares(each).items())
+    shares = " | ".join(f"{name} {100 * share:.0f} %" for name, share in each.shares.items())
     _say("variance", shares or "patients and trainings cannot be told apart")
     _say(
         "chance",
@@ -125,13 +125,6 @@ def _tolerated(sd: float) -> str:
     if not sd > 0:
         return "none; the difference is not shown even for these models"
     return f"{sd:.3f} between trainings of either method; if it is larger, no difference is shown"
-
-
-def _shares(each: Difference) -> dict[str, float]:
-    """Which part of the variance comes from patients, from trainings, and from who meets whom; empty where it is not known."""
-    parts = vars(each.test.split).values()
-    total = sum(parts)
-    return {name: part / total for name, part in zip(SHARES, parts, strict=True)} if total > 0 else {}
 
 
 def _planned(each: Difference) -> list[str]:
@@ -174,7 +167,7 @@ def _several(comparison: Comparison) -> None:
             spans = [interval(span.low, span.high) for span in (test, test.fixed)]
             rows.append([head, signed(test.difference), *spans, p])
             widths = [number(some.half_width) for some in (plan.now, plan.seeds, plan.patients)]
-            shares = [f"{share:.0%}" for share in _shares(each).values()] or [NONE] * 3
+            shares = [f"{share:.0%}" for share in each.shares.values()] or [NONE] * 3
             parts.append([head, *shares, *widths, number(each.chance.chance, ".2f")])
         show.table(["", "difference", "new trainings", "these models", "p (Holm)"], rows, names=0)
         click.echo("Share of the variance; half-width of the interval, now and with twice as many:")

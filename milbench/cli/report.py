@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from milbench.cli import show
 from milbench.cli.options import PATH, QUIET, RESULTS
-
-if TYPE_CHECKING:
-    from milbench.api.reports import Written
 
 FORMATS = ("latex", "md", "html", "csv")
 
@@ -67,7 +64,7 @@ def report(
         if suite:
             raise click.UsageError("--suite belongs to results, not to --from published")
         made = api.report_published(folds, predictions, reference=reference, tests=not no_tests, **written)
-        _print(made, quiet)
+        show.report(made, quiet)
         return
     if folds or predictions or reference:
         raise click.UsageError("--folds, --predictions and --reference belong to --from published")
@@ -76,23 +73,7 @@ def report(
             made = api.report(
                 name, results=results, published=published, tests=not no_tests, progress=partial(_compared, progress), **written
             )
-        _print(made, quiet)
-
-
-def _print(made: Written, quiet: bool) -> None:
-    """Every table, and the paths of the files."""
-    if quiet:
-        return
-    console = show.console()
-    for table in made.tables:
-        console.print(f"\n{table.title}", style="bold", highlight=False, markup=False)
-        if table.partial:
-            console.print(f"Partial: {table.partial}.", style="bold yellow", highlight=False, markup=False)
-        console.print(made.drawn(table))
-        for note in table.notes:
-            console.print(f"  {note}", style="dim", highlight=False, markup=False)
-    click.echo()
-    show.written(made.paths)
+        show.report(made, quiet)
 
 
 def _compared(progress: show.Bar, table: str, done: int, total: int) -> None:

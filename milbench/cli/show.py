@@ -14,6 +14,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from milbench.api.reports import Written
+
 SHORT = 12  # characters of a cell that is never broken
 Bar = Callable[[str, int, int], None]  # what is done, how much of it, and of how much
 
@@ -112,3 +114,19 @@ def bar(quiet: bool = False) -> Iterator[Bar]:
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=off) as shown:
         task = shown.add_task("", total=None)
         yield lambda what, done, total: shown.update(task, description=what, completed=done, total=total)
+
+
+def report(made: Written, quiet: bool) -> None:
+    """Every table, and the paths of the files."""
+    if quiet:
+        return
+    out = console()
+    for table in made.tables:
+        out.print(f"\n{table.title}", style="bold", highlight=False, markup=False)
+        if table.partial:
+            out.print(f"Partial: {table.partial}.", style="bold yellow", highlight=False, markup=False)
+        out.print(made.drawn(table))
+        for note in table.notes:
+            out.print(f"  {note}", style="dim", highlight=False, markup=False)
+    click.echo()
+    written(made.paths)

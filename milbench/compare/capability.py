@@ -1,6 +1,7 @@
 """What each method can and cannot see: pass, partial or fail on every task of a suite that says beforehand what it expects.
 
-Every task has a known level of guessing and a rule that solves it, so a number is judged without a rival.
+Every task has a known level of guessing and a rule that solves it, so a number is judged without a rival: by the primary test
+against a constant. It takes three trainings to say something of a method; of one, its models alone are known.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from milbench.trials.plan import Plan
 
 ALLOWED = {"pass": ("pass",), "partial": ("partial",), "fail": ("fail",), "sees": ("partial", "pass")}  # by each prediction
 FALLEN = 0.9  # of the first epoch's training loss: where it stays above, the training slides were not learnt
-REPLICATES = 2_000  # enough for an interval; its smallest p-value survives the correction over 50 methods
+FEWEST = 3  # trainings: with fewer nothing is said of the method
+ONCE, UNDECIDED = "seen once", "undecided"
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,12 @@ class Square:
         known: of the task.
         expected: the prediction; empty where the suite makes none.
         runs: how many have a result.
-        auc: mean over the runs. low, high: its 95 % interval. p: against chance, corrected over the methods of the task.
+        auc: mean over the runs.
+        low, high: its 95 % interval for other patients and other trainings; with one training, for other patients and this model.
+        p: against chance, corrected over the methods of the task; NaN with one training.
         loss: training loss of the last epoch over that of the first, mean over the runs; NaN for methods without epochs.
-        verdict: "pass", "partial" or "fail"; empty without a finished run, and where the AUC is undefined.
-        why: why there is no verdict: status of the runs, or that the AUC is undefined.
+        verdict: "pass", "partial", "fail", "undecided" or "seen once"; empty without a finished run, or where the AUC is
+        undefined. why: why there is no verdict: status of the runs, or that the AUC is undefined; and why it is undecided.
     """
 
     known: Known
@@ -62,7 +66,7 @@ class Square:
     @property
     def predicted(self) -> bool:
         """Whether there is a prediction that the verdict can be held against."""
-        return bool(self.verdict) and self.expected not in ("", "open")
+        return self.verdict in ("pass", "partial", "fail") and self.expected not in ("", "open")
 
     @property
     def surprise(self) -> bool:
@@ -71,19 +75,27 @@ class Square:
 
     @property
     def unlearnt(self) -> bool:
-        """Whether it fails on its own training slides as well: longer training, or another recipe, might teach it."""
-        return self.verdict == "fail" and self.loss > FALLEN
+        """Whether not even the training slides were learnt: longer training, or another recipe, might teach it."""
+        return self.verdict == UNDECIDED and self.loss > FALLEN
 
     def judge(self) -> None:
-        """Set the verdict from interval and p-value; none where the AUC is undefined."""
+        """Set the verdict from interval, p-value and training loss; none where the AUC is undefined."""
+        midway = self.known.midway
         if np.isnan([self.auc, self.low]).any():
-            self.why = "the AUC is undefined"
-        elif self.low >= self.known.midway:
+            self.why = self.why or "the AUC is undefined"
+        elif self.runs == 1:
+            self.verdict = ONCE
+        elif self.runs < FEWEST:
+            self.verdict, self.why = UNDECIDED, f"{self.runs} trainings, {FEWEST} are needed"
+        elif self.low >= midway:
             self.verdict = "pass"
         elif self.auc > self.known.chance and self.p < ALPHA:
             self.verdict = "partial"
-        else:
+        elif self.high < midway and not self.loss > FALLEN:
             self.verdict = "fail"
+        else:
+            self.verdict = UNDECIDED
+            self.why = "the interval reaches midway" if self.high >= midway else "the training loss did not fall"
 
 
 @dataclass(frozen=True)
@@ -143,13 +155,16 @@ def _square(runs: Sequence[Run], aggregator: str, column: Column, known: Known, 
     if not done:
         square.why = ", ".join(dict.fromkeys(run.status for run in here)) or "not asked for"
         return square
-    against = Pairing.of([done], level=known.chance).bootstrap(
-        METRICS["macro_auc"], seed=f"capability|{aggregator}|{tuple(column)}", replicates=REPLICATES
-    )
+    test = stats.primary([fold.against(METRICS["macro_auc"], known.chance) for fold in Pairing.of([done]).folds])
+    interval = test.fixed if len(done) == 1 else test
+    # Where nothing varies the AUC is its own interval: a method that is always right passes.
+    flat = interval.variance < stats.TINY**2
+    ends = (test.difference, test.difference) if flat else (interval.low, interval.high)
     square.auc, square.low, square.high = (
-        stats.rounded(known.chance + x, step=stats.STEP) for x in (against.difference, against.low, against.high)
+        stats.rounded(float(np.clip(known.chance + x, 0, 1)), step=stats.STEP) for x in (test.difference, *ends)
     )
-    square.p = against.p
+    square.p = test.p
+    square.why = test.why if np.isnan(square.low) else ""
     square.loss = stats.rounded(float(np.mean([_fall(run) for run in done.values()])))
     return square
 

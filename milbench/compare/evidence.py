@@ -9,14 +9,17 @@ from typing import NamedTuple
 from scipy import stats as scipy
 
 from milbench import reading, stats
-from milbench.compare.pairing import OtherCasesError, Pairing, Shared, finished, resamples
+from milbench.compare.pairing import OtherCasesError, Shared
+from milbench.compare.primary import Contrast, contrast, trainings
 from milbench.metrics import METRICS, Column
 from milbench.papers import Paper, Printed
 from milbench.reading import Run
 from milbench.spelling import canonical
+from milbench.stats.variance import POWER, satterthwaite
 from milbench.trials import plan as plans
 from milbench.trials.plan import Plan
 from milbench.trials.store import Store
+from milbench.words import counted
 
 
 class Place(NamedTuple):
@@ -51,8 +54,10 @@ class Estimate(stats.Rounded):
         difference: of means.
         low, high: 95 % interval.
         p: two-sided, against no difference.
-        se, df: standard error, and degrees of freedom where it comes from a handful of runs.
+        se, df: standard error behind them, and its degrees of freedom.
         n: what it rests on, for the reader.
+        training_variance, training_df: how much of se^2 comes from which trainings were made, on these very slides, and its
+            degrees of freedom; NaN where that is not known.
     """
 
     difference: float
@@ -60,24 +65,57 @@ class Estimate(stats.Rounded):
     high: float
     p: float
     se: float
-    df: float | None
+    df: float
     n: str
+    training_variance: float = math.nan
+    training_df: float = math.nan
 
     @classmethod
     def without_interval(cls, p: float, n: str, difference: float = math.nan) -> "Estimate":
         """Where only a p-value, or not even that, is known."""
-        return cls(difference, math.nan, math.nan, p, math.nan, None, n)
+        return cls(difference, math.nan, math.nan, p, math.nan, math.nan, n)
+
+    @classmethod
+    def of_test(cls, test: stats.Primary, n: str = "") -> "Estimate":
+        """What the primary test says, for other patients and other trainings."""
+        terms = [term for fold in test.folds for term in zip(fold.mean_squares, fold.df_trainings, strict=True)]
+        variance = df = math.nan
+        if min(df for _, df in terms) > 0:
+            variance, df = satterthwaite([(square / len(test.folds) ** 2, df) for square, df in terms])
+        elif len(test.folds) > 1:  # one training a fold: folds differ by trainings, and by patients too
+            variance, df = test.variance, test.df
+        se = math.sqrt(test.variance) if not math.isnan(test.p) else math.nan
+        return cls(test.difference, test.low, test.high, test.p, se, test.df, n, variance, df)
+
+    @property
+    def detectable(self) -> float:
+        """The true difference that would be significant with a chance of 80 %; NaN where the standard error is not known."""
+        return float(stats.rounded(self.se * scipy.t.ppf([0.975, POWER], self.df).sum()))
 
     def p_against(self, value: float) -> float:
         """Two-sided p-value against a true difference of `value`."""
         if value == 0 or not self.se > 0:
             return self.p if value == 0 else math.nan
-        z = abs(self.difference - value) / self.se
-        return stats.rounded(2 * (scipy.norm.sf(z) if self.df is None else scipy.t.sf(z, self.df)))
+        return stats.rounded(2 * scipy.t.sf(abs(self.difference - value) / self.se, self.df))
+
+    def p_same(self, other: "Estimate") -> float:
+        """Two-sided p-value of the same methods having been trained anew: the other's trainings on the same slides.
+
+        se^2 = the part of both that comes from trainings. The slides are the same, so which patients are tested cancels; which
+        training does well on which patient does not, and is in both parts.
+        """
+        terms = [(e.training_variance, e.training_df) for e in (self, other)]
+        variance, df = satterthwaite(terms)
+        if not variance > 0:
+            return math.nan
+        return stats.rounded(2 * scipy.t.sf(abs(self.difference - other.difference) / math.sqrt(variance), df))
 
 
 class OnPaper:
-    """A paper's tables: Welch's unpaired test of means and deviations, since nothing more is printed."""
+    """A paper's tables: Welch's unpaired test of means and deviations, since nothing more is printed.
+
+    It asks about other trainings on these slides only; other patients are not in it.
+    """
 
     ABSENT = "not printed"
 
@@ -101,11 +139,6 @@ class OnPaper:
         places = (place for name, place, _ in self._index if name == source.table)
         return list(dict.fromkeys(place.aggregator for place in places if place.column == column))
 
-    def mean(self, source: Source, metric: str, places: Side) -> float:
-        """Sum of the printed means; NaN where one of them is not printed."""
-        numbers = [self._index.get((source.table, place, metric)) for place in places]
-        return math.fsum(n.mean if n else math.nan for n in numbers)
-
     def difference(self, source: Source, metric: str, upper: Side, lower: Side) -> Estimate | str:
         """Sum of the means of `upper` less that of `lower`, or why there is none."""
         sides = [[self._index.get((source.table, place, metric)) for place in side] for side in (upper, lower)]
@@ -118,11 +151,11 @@ class OnPaper:
         runs = source.runs
         test = stats.welch_from_summary(mean1, sd1, runs, mean2, sd2, runs)
         se, df = stats.welch_error(sd1, runs, sd2, runs)
-        return Estimate(test.difference, test.low, test.high, test.p, se, df, f"{runs} + {runs}")
+        return Estimate(test.difference, test.low, test.high, test.p, se, df, f"{runs} + {runs}", se**2, df)
 
 
 class Measured:
-    """The results of a store: the paired bootstrap over cases that stands behind the tables, with the same resamples."""
+    """The results of a store: the primary test that stands behind the tables, of the same trainings."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -180,20 +213,20 @@ class Measured:
         for place, asked in runs.items():
             if not any(run.status == "ok" for run in asked):
                 return _why_not(place, asked)
-        pairing = Pairing.of(*([finished(runs[place]) for place in side] for side in (upper, lower)))
-        if not pairing.folds:
-            return "no run of the same fold and seed on both sides"
-        column = pairing.pairs[0].method[0].column
+        a, b = (trainings(*(runs[place] for place in side)) for side in (upper, lower))
         try:
-            c = pairing.bootstrap(
-                METRICS[metric], seed=resamples(column, METRICS[metric]), method=self._shared, reference=self._shared
-            )
+            found = contrast(a, b, METRICS[metric], self._shared)
         except OtherCasesError:
             return "the two sides test different slides"
-        seeds, folds = len(pairing.pairs), len(pairing.folds)
-        n = f"{c.n}" + (f" x {seeds // folds}" if seeds > folds else "")
-        n += f", undefined in {c.undefined} of {c.runs} runs" if c.undefined else ""
-        return Estimate(c.difference, c.low, c.high, c.p, c.se, None, n)
+        return Estimate.of_test(found.test, _rests_on(found)) if found else "no training of the same fold on both sides"
+
+
+def _rests_on(found: Contrast) -> str:
+    """`5 + 5, 31 patients`."""
+    test = found.test
+    n = f"{test.trainings[0]} + {test.trainings[1]}, {counted(test.patients, 'patient' if test.patients_known else 'slide')}"
+    without = "seen once" if found.seen_once else test.why
+    return n + (f", {without}" if math.isnan(test.p) else "")
 
 
 def _within(column: Column, wanted: Column) -> bool:

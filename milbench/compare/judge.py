@@ -1,6 +1,6 @@
 """What printed numbers and results say about each claim of a paper.
 
-A difference is decided by the paired bootstrap that stands behind the tables, on printed means by Welch's test; :func:`decide`
+A difference is decided by the primary test that stands behind the tables, on printed means by Welch's test; :func:`decide`
 holds the rules.
 """
 
@@ -22,7 +22,7 @@ from milbench.metrics import METRICS, Column
 from milbench.numbers import NONE, interval, number
 
 Verdict = Literal["supported", "not supported", "inconclusive", "not run"]
-OURS = "longmil"  # the reference of the tables' daggers
+DIFFERENCES = ("above", "not-below", "mixing")  # kinds of claims of which each part is a difference with its test
 ABOUT = 1.5  # a printed "about k times" is met from k / ABOUT on
 
 
@@ -38,10 +38,10 @@ class Part:
         estimate: the difference (upper less lower), or why there is none.
         effect: what was found in words, where it is no difference.
         tidy: what else the CSV says.
-        printed: the printed difference; NaN where none is printed.
-        family, pair: Holm's family, and which comparison of it this is.
-        p_holm: corrected p-value of no difference, or of a difference of -margin.
-        p_printed: corrected p-value of the printed difference.
+        printed: the printed difference with what its trainings say, or why there is none.
+        p: of no difference, or of a difference of -margin; uncorrected.
+        p_holm: the same, corrected over the parts of the claim; where any part may contradict it.
+        p_printed: of the printed difference, corrected alike.
         power: chance that the uncorrected test finds the printed difference.
         verdict: see :func:`decide`.
     """
@@ -53,9 +53,8 @@ class Part:
     estimate: Estimate | str
     effect: str = ""
     tidy: dict[str, Any] = field(default_factory=dict)
-    printed: float = math.nan
-    family: tuple[Any, ...] = ()
-    pair: frozenset[Side] = frozenset()
+    printed: Estimate | str = OnPaper.ABSENT
+    p: float = math.nan
     p_holm: float = math.nan
     p_printed: float = math.nan
     power: float = math.nan
@@ -67,6 +66,11 @@ class Part:
         return not (isinstance(self.estimate, str) and self.estimate.startswith("skipped"))
 
     @property
+    def claimed(self) -> float:
+        """The printed difference; NaN where none is printed."""
+        return math.nan if isinstance(self.printed, str) else self.printed.difference
+
+    @property
     def strength(self) -> float:
         """Standard errors between the difference and the least that the claim needs: the weakest part has the fewest."""
         e = self.estimate
@@ -75,28 +79,29 @@ class Part:
         return (e.difference + self.claim.margin) / e.se if e.se > 0 else -math.inf
 
 
-def decide(claim: Claim, e: Estimate, p_holm: float, printed: float = math.nan, p_printed: float = math.nan) -> Verdict:
-    """The rules of a verdict on a difference, at the level of 5 %; p-values are corrected after Holm in one table and metric.
+def decide(part: Part) -> Verdict:
+    """The rules of a verdict on a difference, at the level of 5 %.
 
-    Supported: the 95 % interval lies above 0 and the corrected p is below 0.05. For "no worse" both are against -margin
-    instead of 0.
+    Supported: the 95 % interval lies above 0, and p is below 0.05. For "no worse" both are against -margin instead of 0. A claim
+    is supported where all of its parts are, so no part is corrected for the others: an intersection-union test has the level of
+    its parts (Berger, Technometrics 1982).
 
-    Not supported: the interval lies below that value, with a corrected p below 0.05. Or the interval holds 0 but lies below the
-    printed difference, with a corrected p of the printed difference below 0.05: what there may be is less than what was claimed.
+    Not supported: the interval lies below that value. Or the interval does not lie above 0, and the difference is smaller than
+    the printed one by more than what new trainings on the same slides explain (:meth:`Estimate.p_same`). A claim is not
+    supported where any of its parts is not, so both p-values are corrected after Holm over its parts.
 
     Inconclusive: neither.
 
     Args:
-        claim: what is claimed.
-        e: the difference.
-        p_holm: corrected p-value of no difference, or of -margin.
-        printed: the printed difference.
-        p_printed: corrected p-value of the printed difference; NaN where that rule does not apply.
+        part: with its p-values.
     """
-    needed = -claim.margin
-    if p_holm < ALPHA and e.low > needed:
+    e, needed = part.estimate, -part.claim.margin
+    if isinstance(e, str):
+        return "not run"
+    if part.p < ALPHA and e.low > needed:
         return "supported"
-    if (p_holm < ALPHA and e.high < needed) or (p_printed < ALPHA and e.low <= 0 and e.high < printed):
+    smaller = e.low <= 0 and e.difference < part.claimed and part.p_printed < ALPHA
+    if (part.p_holm < ALPHA and e.high < needed) or smaller:
         return "not supported"
     return "inconclusive"
 
@@ -117,53 +122,38 @@ def judge(
     """Every part of the claims with its verdict, in their order; on printed numbers only what was printed."""
     parts: list[Part] = []
     for done, claim in enumerate(claims, start=1):
+        own: list[Part] = []
         if claim.tables:
             about_tables = _differences(claim, evidence) if claim.is_difference else _anova(claim, evidence)
-            parts += [part for part in about_tables if isinstance(evidence, Measured) or part.estimate != OnPaper.ABSENT]
+            own = [part for part in about_tables if isinstance(evidence, Measured) or part.estimate != OnPaper.ABSENT]
         elif isinstance(evidence, Measured):
-            parts += _measured(claim, evidence.store.root / "analysis")
+            own = list(_measured(claim, evidence.store.root / "analysis"))
+        if claim.kind in DIFFERENCES:
+            decide_together(own)
+        parts += own
         progress(done, len(claims))
-    families: dict[tuple[Any, ...], list[Part]] = {}
-    for part in parts:
-        if part.family and not isinstance(part.estimate, str):
-            families.setdefault(part.family, []).append(part)
-    for family in families.values():
-        _decide_together(family, evidence)
     return parts
 
 
-def _decide_together(family: Sequence[Part], evidence: Measured | OnPaper) -> None:
-    """Correct the p-values of a family, and decide each part. Claims may share a comparison; it counts once."""
-    estimates = {part.pair: part.estimate for part in family if isinstance(part.estimate, Estimate)}
-    margin = family[0].claim.margin
-    p = {pair: e.p_against(-margin) for pair, e in estimates.items()}
-    for pair, e in _unclaimed(family[0], evidence):
-        p.setdefault(pair, e.p)
-    holm = dict(zip(p, stats.holm(list(p.values())), strict=True))
-    tested = {
-        part.pair: estimates[part.pair].p_against(part.printed)
-        for part in family
-        if part.claim.kind == "above" and part.printed > 0 and isinstance(evidence, Measured)
-    }
-    holm_printed = dict(zip(tested, stats.holm(list(tested.values())), strict=True))
-    for part in family:
-        e, needed = estimates[part.pair], part.printed + margin
-        part.p_holm, part.p_printed = float(holm[part.pair]), float(holm_printed.get(part.pair, math.nan))
+def decide_together(parts: Sequence[Part]) -> None:
+    """The p-values of the parts of one claim, and the verdict on each."""
+    tested = [(part, part.estimate) for part in parts if isinstance(part.estimate, Estimate)]
+    for part, e in tested:
+        part.p = e.p_against(-part.claim.margin)
+        needed = part.claimed + part.claim.margin
         part.power = stats.power(needed, e.se, df=e.df) if needed > 0 else math.nan
-        part.verdict = decide(part.claim, e, part.p_holm, part.printed, part.p_printed)
+    p_holm = stats.holm([part.p for part, _ in tested])
+    p_printed = stats.holm([_p_printed(part, e) for part, e in tested])
+    for (part, _), p, printed in zip(tested, p_holm.tolist(), p_printed.tolist(), strict=True):
+        part.p_holm, part.p_printed = p, printed
+        part.verdict = decide(part)
 
 
-def _unclaimed(part: Part, evidence: Measured | OnPaper) -> Iterator[tuple[frozenset[Side], Estimate]]:
-    """Comparisons with LongMIL that no claim names: they count in the family of the tables' daggers, which is the same."""
-    if not part.family or part.family[-1] != OURS or part.claim.kind != "above":
-        return
-    id, metric = part.family[:2]
-    for table in (table for table in load().table if table.id == id):
-        for column in table.columns:
-            for row in evidence.rows(table.source, column):
-                upper, lower = (Place(OURS, column),), (Place(row, column),)
-                if row != OURS and isinstance(e := evidence.difference(table.source, metric, upper, lower), Estimate):
-                    yield frozenset((upper, lower)), e
+def _p_printed(part: Part, e: Estimate) -> float:
+    """Of the printed difference, where it is what the claim says and results can be held against it."""
+    if part.claim.kind != "above" or isinstance(part.printed, str) or not part.claimed > 0:
+        return math.nan
+    return e.p_same(part.printed)
 
 
 def _differences(claim: Claim, evidence: Measured | OnPaper) -> Iterator[Part]:
@@ -199,7 +189,7 @@ def _difference(
     moved = bool(claim.upper_at or claim.lower_at or claim.less)
     where = ", ".join(filter(None, ["" if moved else load().words(table, column), METRICS[metric].label]))
     constant = len({other for _, other in claim.pairs}) == 1  # then the upper side tells the parts apart, else the lower
-    printed = PRINTED.mean(table.source, metric, upper) - PRINTED.mean(table.source, metric, lower)
+    printed = PRINTED.difference(table.source, metric, upper, lower)
     return Part(
         claim,
         line=table.printed if len(set(claim.tables)) > 1 else where,
@@ -207,9 +197,7 @@ def _difference(
         against=_label(first if constant else second),
         estimate=evidence.difference(table.source, metric, upper, lower),
         tidy={"table": table.id, "suite": table.suite, "metric": metric, "upper": _spelled(upper), "lower": _spelled(lower)},
-        printed=stats.rounded(printed, step=stats.STEP),
-        family=(table.id, metric, claim.kind, claim.margin, moved, OURS if OURS in (first, second) and not moved else first),
-        pair=frozenset((upper, lower)),
+        printed=printed,
     )
 
 
@@ -231,7 +219,7 @@ def _anova(claim: Claim, evidence: Measured | OnPaper) -> Iterator[Part]:
         if isinstance(evidence, OnPaper):
             p = evidence.paper.stated(claim.stated)
             e, verdict = Estimate.without_interval(p, NONE), _differs(p)
-            yield Part(claim, "F1", "F1", "all methods", e, NONE, {"table": table.id}, p_holm=p, verdict=verdict)
+            yield Part(claim, "F1", "F1", "all methods", e, NONE, {"table": table.id}, p=p, verdict=verdict)
             continue
         for column, metric in product(table.columns, claim.metrics or table.metrics):
             yield _anova_of_runs(claim, table, column, metric, evidence)
@@ -250,7 +238,7 @@ def _anova_of_runs(claim: Claim, table: PaperTable, column: Column, metric: str,
     ratio = test.effect / (1 - test.effect) if test.effect < 1 else math.nan  # of variance between to within methods
     e = Estimate.without_interval(test.p, str(n))
     effect = f"F = {number(ratio * (n - len(values)) / (len(values) - 1), '.2f')}"
-    return Part(claim, where, where, "all methods", e, effect, tidy, p_holm=e.p, verdict=_differs(e.p))
+    return Part(claim, where, where, "all methods", e, effect, tidy, p=e.p, verdict=_differs(e.p))
 
 
 def _differs(p: float) -> Verdict:
@@ -274,8 +262,7 @@ def _measured(claim: Claim, folder: Path) -> Iterator[Part]:
                 for name in claim.lower:
                     e = measurements.mixing(folder, quantity, (claim.upper, claim.layers[0]), (name, claim.layers[1]))
                     share = name_of if quantity == "sparsity" else f"{name_of} / n"
-                    pair = frozenset([(Place(name, Column("", "", None, None)),)])
-                    yield Part(claim, share, share, _label(name), e, "", tidy, family=(claim.id, quantity), pair=pair)
+                    yield Part(claim, share, share, _label(name), e, "", tidy)
             case "width":
                 (name,) = claim.lower
                 yield _counted(claim, name_of, _label(name), measurements.rank_at_most_width(folder, name), tidy)

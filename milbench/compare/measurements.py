@@ -71,7 +71,7 @@ def mixing(folder: Path, quantity: str, upper: tuple[str, str], lower: tuple[str
     n, mean = f"{len(common)} slide{'s' * (len(common) > 1)}", float(differences.mean())
     se = float(differences.std(ddof=1)) / math.sqrt(len(common)) if len(common) > 1 else math.nan
     if not se > stats.TINY:
-        return Estimate(mean, math.nan, math.nan, math.nan, math.nan, None, n)
+        return Estimate.without_interval(math.nan, n, mean)
     df = len(common) - 1
     half = float(scipy.t.ppf(0.975, df)) * se
     return Estimate(mean, mean - half, mean + half, float(2 * scipy.t.sf(abs(mean) / se, df)), se, df, n)

@@ -1,7 +1,4 @@
-"""Two methods by the primary test, wherever both have results: for other patients and other trainings.
-
-Seeds need not pair: every finished training of a fold counts. All trainings of a fold, of both methods, test the same slides.
-"""
+"""Two methods by the primary test, wherever both have results: for other patients and other trainings."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -12,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milbench import reading, stats
-from milbench.compare.pairing import ALPHA, OtherCasesError, filled, same_cases, strata
+from milbench.compare.pairing import OtherCasesError
+from milbench.compare.primary import Contrast, contrast, trainings
 from milbench.errors import MilbenchError, few, unknown
-from milbench.metrics import METRICS, SELECTS, Column, Metric
+from milbench.metrics import METRICS, SELECTS, Column
 from milbench.reading import Run
 from milbench.spelling import canonical, parsed
 from milbench.stats.metrics import concordance_by_case
@@ -115,60 +113,16 @@ class Slide(stats.Rounded):
 
 
 @dataclass(frozen=True)
-class Planning:
-    """What more trainings or patients would bring; NaN where a side has one training.
-
-    Args:
-        now, seeds, patients: as it is, with twice the trainings, with twice the patients.
-        needed: what more would make a true difference detectable that is as large as the one found.
-    """
-
-    now: stats.Precision
-    seeds: stats.Precision
-    patients: stats.Precision
-    needed: stats.Needed
-
-
-@dataclass(frozen=True)
-class Difference:
+class Difference(Contrast):
     """Method a minus method b in one column.
 
     Args:
-        column, metric: what is compared.
-        folds: on which folds both have trainings.
-        means: of a and of b, over folds.
-        test: the primary test, with the interval for these models and the split of the variance.
-        planning: what more trainings or patients would bring.
-        chance: that a new training of a is better than one of b.
-        tally: how many pairs of trainings of one fold a wins, ties and loses.
+        column: what both were tested on.
         slides: every test slide of every fold, those with the largest disagreement first.
-        notes: what a reader must know.
-        p_holm: the p-value of the test, corrected over the columns that were compared together.
     """
 
     column: Column
-    metric: Metric
-    folds: tuple[int, ...]
-    means: tuple[float, float]
-    test: stats.Primary
-    planning: Planning
-    chance: stats.Outperforming
-    tally: tuple[int, int, int]
     slides: tuple[Slide, ...] = field(repr=False)
-    notes: tuple[str, ...]
-    p_holm: float
-
-    @property
-    def seen_once(self) -> bool:
-        """A side has one training on one split, so nothing is known of other trainings."""
-        return len(self.folds) == 1 and min(self.test.trainings) == 1
-
-    @property
-    def better(self) -> str:
-        """The side that is better for other patients and other trainings, "a" or "b"; "" where none is shown to be."""
-        if not self.p_holm < ALPHA:
-            return ""
-        return "a" if self.test.difference * self.metric.direction > 0 else "b"
 
 
 def disagreement(slides: Sequence[Slide], most: int = 5) -> list[Slide]:
@@ -232,94 +186,22 @@ def _difference(column: Column, labels: tuple[str, str], sides: Sides, metric: s
     Raises:
         OtherCasesError: there is nothing to compare; says why.
     """
-    a, b = map(_by_fold, sides)
+    a, b = map(trainings, sides)
     for label, folds in zip(labels, (a, b), strict=True):
         if not folds:
             raise OtherCasesError(f"{label} has no finished training")
-    common = tuple(fold for fold in sorted(a) if fold in b)
-    if not common:
-        raise OtherCasesError("the methods were trained on different folds")
-    first = a[common[0]][0]
-    task = first.result["spec"]["task"]
+    some = next(run for run in sides[0] if run.status == "ok")
+    task = some.result["spec"]["task"]
     wanted = METRICS[metric or SELECTS[task]]
     if wanted.task != task:
         raise OtherCasesError(f"{wanted.name} is a metric of {wanted.task}, this is {task}")
-    tested = [same_cases([*a[fold], *b[fold]]) for fold in common]
-    patients, notes = _patients([[*a[fold], *b[fold]] for fold in common])
-    test = stats.primary([
-        stats.Fold([filled(run, wanted) for run in a[fold]], [filled(run, wanted) for run in b[fold]], strata(truth), patient)
-        for fold, truth, patient in zip(common, tested, patients, strict=True)
-    ])  # fmt: skip
-    values = [[_values(side[fold], wanted) for fold in common] for side in (a, b)]
-    good = [[[wanted.direction * value for value in fold] for fold in side] for side in values]  # larger is better
-    return Difference(
-        column, wanted, common, _means(values), test, _planning(test), stats.outperforming(*good), _tally(*good),
-        _slides([(a[fold], b[fold]) for fold in common]),
-        (*_unlike(first, b[common[0]][0]), *_unfinished(labels, sides, common), *notes), float("nan"),
-    )  # fmt: skip
-
-
-def _by_fold(runs: Sequence[Run]) -> dict[int, list[Run]]:
-    """Finished trainings of each fold, by seed."""
-    folds: dict[int, list[Run]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: run.cell.seed):
-        if run.status == "ok":
-            folds[run.cell.fold].append(run)
-    return folds
-
-
-def _values(runs: Sequence[Run], metric: Metric) -> list[float]:
-    return [stats.rounded(float(metric(run.predictions)), step=stats.STEP) for run in runs]
-
-
-def _means(values: list[list[list[float]]]) -> tuple[float, float]:
-    """Of each side, over folds."""
-    a, b = (stats.rounded(float(np.mean([np.mean(fold) for fold in side])), step=stats.STEP) for side in values)
-    return a, b
-
-
-def _tally(a: list[list[float]], b: list[list[float]]) -> tuple[int, int, int]:
-    """Pairs of trainings of one fold that a wins, ties and loses."""
-    ahead = np.concatenate([np.subtract.outer(mine, others).ravel() for mine, others in zip(a, b, strict=True)])
-    ties = int((np.abs(ahead) <= stats.TINY).sum())
-    return int((ahead > stats.TINY).sum()), ties, int((ahead < -stats.TINY).sum())
-
-
-def _planning(test: stats.Primary) -> Planning:
-    plans = (stats.planned(test), stats.planned(test, seeds=2), stats.planned(test, patients=2))
-    return Planning(*plans, stats.needed(test, test.difference))
-
-
-Patients = NDArray[np.str_]  # of each slide of a fold (n,)
-
-
-def _patients(folds: Sequence[Sequence[Run]]) -> tuple[list[Patients] | list[None], list[str]]:
-    """The patient of each slide of each fold, None where the dataset names none; and what a reader must know of it.
-
-    A slide whose patient is not named carries its own id in the results.
-
-    Raises:
-        OtherCasesError: two runs say otherwise whose slide it is.
-    """
-    named: list[Patients] = []
-    alone = slides = 0
-    for runs in folds:
-        slide, case = (runs[0].predictions[name] for name in ("slide", "case"))
-        for run in runs[1:]:
-            if not np.array_equal(run.predictions["case"], case):
-                raise OtherCasesError(f"trials {runs[0].identity} and {run.identity} name other patients for the same slides")
-        lacking = (case == "") | (case == slide)
-        slides += len(slide)
-        alone += 0 if runs[0].result["spec"]["unit"] == "case" else int(lacking.sum())
-        named.append(np.where(lacking, slide, case))
-    notes = []
-    if alone == slides:
-        notes.append("No patients are named: slides are taken as patients; intervals are too narrow if patients have several.")
-    elif alone:
-        notes.append(f"{alone:,} of {counted(slides, 'slide')} name no patient; each is taken as a patient of its own.")
-    if max(Counter(patient for fold in named for patient in set(fold.tolist())).values()) > 1:
-        notes.append("Folds share test patients; the test takes folds as independent, so its intervals are too narrow.")
-    return [None] * len(named) if alone == slides else named, notes
+    tested = contrast(a, b, wanted)
+    if tested is None:
+        raise OtherCasesError("the methods were trained on different folds")
+    first = tested.folds[0]
+    notes = (*_unlike(a[first][0][0], b[first][0][0]), *_unfinished(labels, sides, tested.folds), *tested.notes)
+    slides = _slides([([run for (run,) in a[fold]], [run for (run,) in b[fold]]) for fold in tested.folds])
+    return Difference(**{**vars(tested), "notes": notes}, column=column, slides=slides)
 
 
 def _unlike(a: Run, b: Run) -> list[str]:

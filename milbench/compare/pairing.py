@@ -77,13 +77,29 @@ class Fold(Generic[T]):
 
     @property
     def patients(self) -> NDArray[np.str_] | None:
-        """Whose slide each of them is (n,); None where the predictions do not say."""
-        return self._first.get("case")
+        """Whose slide each of them is (n,); None where the predictions name no patient.
+
+        A slide without one carries its own id in the results, and is taken as a patient. Tables of survival list patients.
+        """
+        case = self._first.get("case")
+        if case is None:
+            return None
+        named = np.where(case == "", self.cases, case)
+        return None if "risk" not in self._first and np.array_equal(named, self.cases) else named
 
     @property
     def strata(self) -> NDArray[np.int64]:
         """Class, or event, of each of them (n,): what a bootstrap keeps in proportion."""
         return strata(self._first)
+
+    def against(self, metric: Metric, level: float) -> stats.Fold:
+        """For the primary test: the runs of the method against a constant, which no training and no patient changes."""
+
+        def constant(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.full(len(counts), level)
+
+        runs = [summed(pair.method, metric, filled) for pair in self.pairs]
+        return stats.Fold(runs, [constant, constant], self.strata, self.patients)
 
     def scores(self) -> stats.PairedFold:
         """The class scores of a method and a reference, seed by seed."""
@@ -91,7 +107,7 @@ class Fold(Generic[T]):
             np.stack([side(pair)[0].predictions["score"] for pair in self.pairs])
             for side in (lambda pair: pair.method, lambda pair: pair.reference)
         )
-        return stats.PairedFold(self._first["target"], method, reference)  # (n,), (seeds, n, C), (seeds, n, C)
+        return stats.PairedFold(self._first["target"], method, reference, self.patients)  # (n,), (seeds, n, C) twice, (n,)
 
 
 @dataclass(frozen=True)
@@ -100,29 +116,24 @@ class Pairing(Generic[T]):
 
     Args:
         folds: where they meet, in the order of folds.
-        level: what the reference has beside its runs: the level of guessing, where a method is held against no other.
     """
 
     folds: tuple[Fold[T], ...]
-    level: float = 0.0
 
     @classmethod
-    def of(
-        cls, method: Sequence[Mapping[Repeat, T]], reference: Sequence[Mapping[Repeat, T]] = (), *, level: float = 0.0
-    ) -> "Pairing[T]":
+    def of(cls, method: Sequence[Mapping[Repeat, T]], reference: Sequence[Mapping[Repeat, T]] = ()) -> "Pairing[T]":
         """Pair the runs of the folds and seeds that all members of both sides have, in the order of the first.
 
         Args:
             method: (fold, seed) -> run, of each member of the side.
-            reference: the same of the other side; none where the method is held against `level` alone.
-            level: added to the reference's metric.
+            reference: the same of the other side; none where the method is held against a constant.
         """
         folds: dict[Hashable, list[Pair[T]]] = {}
         for repeat in method[0]:
             if all(repeat in runs for runs in (*method, *reference)):
                 pair = Pair(tuple(runs[repeat] for runs in method), tuple(runs[repeat] for runs in reference))
                 folds.setdefault(repeat[0], []).append(pair)
-        return cls(tuple(Fold(tuple(pairs)) for pairs in folds.values()), level)
+        return cls(tuple(Fold(tuple(pairs)) for pairs in folds.values()))
 
     @property
     def pairs(self) -> list[Pair[T]]:
@@ -135,31 +146,32 @@ class Pairing(Generic[T]):
         *,
         seed: str,
         replicates: int | None = None,
+        most: int = 0,
         method: Filled | None = None,
         reference: Filled | None = None,
     ) -> stats.Comparison:
-        """The paired bootstrap over cases, drawn inside each fold and stratum, the same for both sides.
+        """The paired bootstrap over whole patients, drawn inside each fold and stratum, the same for both sides.
 
         Args:
             metric: compared.
             seed: text that fixes the resamples.
             replicates: how many; REPLICATES unless given.
+            most: how many where the p-value is too small for these.
             method, reference: how metrics are computed on each side; a :class:`Shared` remembers them.
 
         Raises:
             OtherCasesError: the sides test different cases.
         """
+        fill, filled_reference = method or filled, reference or filled
         folds = [
             (
                 fold.strata,
-                [
-                    (_side(pair.method, metric, method or filled), _side(pair.reference, metric, reference or filled, self.level))
-                    for pair in fold.pairs
-                ],
+                [(summed(pair.method, metric, fill), summed(pair.reference, metric, filled_reference)) for pair in fold.pairs],
             )
             for fold in self.folds
         ]
-        return stats.paired_bootstrap(folds, replicates=replicates or REPLICATES, seed=seed)
+        patients = [fold.patients for fold in self.folds]
+        return stats.paired_bootstrap(folds, patients=patients, replicates=replicates or REPLICATES, most=most, seed=seed)
 
 
 def same_cases(runs: Sequence[Tested]) -> Mapping[str, NDArray[Any]]:
@@ -202,12 +214,10 @@ class Shared:
         return self._known[key]
 
 
-def _side(runs: Sequence[Tested], metric: Metric, fill: Filled, level: float = 0.0) -> OfCounts:
-    """The sum of a side's metrics, and of a constant."""
+def summed(runs: Sequence[Tested], metric: Metric, fill: Filled) -> OfCounts:
+    """The sum of a side's metrics as a function of case counts (B, n) -> (B,)."""
     terms = [fill(run, metric) for run in runs]
-    if len(terms) == 1 and not level:
-        return terms[0]
-    return lambda counts: np.full(len(counts), level) + sum((term(counts) for term in terms), start=np.zeros(len(counts)))
+    return terms[0] if len(terms) == 1 else lambda counts: sum((term(counts) for term in terms), start=np.zeros(len(counts)))
 
 
 def finished(runs: Sequence[Run]) -> dict[Repeat, Run]:

@@ -1,45 +1,57 @@
 """Does what was measured here reach what a paper prints?"""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
+from scipy.special import stdtrit
 
 from milbench import stats
-from milbench.compare.pairing import Pairing, finished, resamples
-from milbench.metrics import Column, Metric
+from milbench.compare.pairing import Pairing, finished
+from milbench.metrics import Metric
 from milbench.papers import Printed
 from milbench.reading import Run
 
-COVER = 1.96  # standard errors either side of a printed mean
-
 
 @dataclass(frozen=True)
-class Reach:
+class Reach(stats.Rounded):
     """A measured mean beside a printed one.
 
     Args:
-        mean, low, high: measured, over folds and repetitions, with its 95 % bootstrap interval over cases.
-        verdict: "within" where that interval overlaps the printed mean ± 1.96 standard errors.
+        mean, low, high: measured, over folds and repetitions, with the 95 % interval of the primary test against a constant: for
+            other patients and other trainings.
+        difference, difference_low, difference_high: from the printed mean, with the 95 % interval of the difference.
+        verdict: "within" where that interval holds 0.
     """
 
     mean: float
     low: float
     high: float
+    difference: float
+    difference_low: float
+    difference_high: float
     verdict: Literal["within", "outside", "undefined"]
 
 
-def reach(runs: Sequence[Run], column: Column, metric: Metric, number: Printed) -> Reach:
-    """Compare the finished runs of a method in a column with the number printed for them."""
-    interval = Pairing.of([finished(runs)]).bootstrap(metric, seed=resamples(column, metric))
-    return Reach(interval.difference, interval.low, interval.high, _verdict(interval.low, interval.high, number))
+def reach(runs: Sequence[Run], metric: Metric, number: Printed) -> Reach:
+    """Compare the finished runs of a method in a column with the number printed for them.
+
+    The variance of the difference is ours plus the square of what is printed behind the ±, which is read as a standard error;
+    where nothing is printed there, or ours is not known, the verdict is undefined. Degrees of freedom are Satterthwaite's, the
+    printed ones taken as many.
+    """
+    mean = stats.primary([fold.against(metric, 0.0) for fold in Pairing.of([finished(runs)]).folds])
+    difference, ends = mean.difference - number.mean, (math.nan, math.nan)
+    if mean.variance > 0:
+        variance = mean.variance + number.sd**2
+        half = float(stdtrit(mean.df * (variance / mean.variance) ** 2, 0.975)) * math.sqrt(variance)
+        ends = difference - half, difference + half
+    return Reach(mean.difference, mean.low, mean.high, difference, *ends, _verdict(*ends))
 
 
-def _verdict(low: float, high: float, number: Printed) -> Literal["within", "outside", "undefined"]:
-    """Whether our interval and that of the printed mean overlap; undefined where either is not known."""
-    ends = (low, high, number.mean - COVER * number.sd, number.mean + COVER * number.sd)
-    if np.isnan(ends).any():
+def _verdict(low: float, high: float) -> Literal["within", "outside", "undefined"]:
+    """Whether the interval of the difference holds 0, as it is printed."""
+    if math.isnan(low):
         return "undefined"
-    low, high, least, most = (stats.rounded(end, step=stats.STEP) for end in ends)
-    return "within" if low <= most and high >= least else "outside"
+    return "within" if stats.rounded(low, step=stats.STEP) <= 0 <= stats.rounded(high, step=stats.STEP) else "outside"

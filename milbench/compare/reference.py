@@ -1,40 +1,30 @@
-"""Every method of a suite against its reference, with one correction for all comparisons of a metric."""
+"""Every method of a suite against its reference by the primary test, with one correction for all comparisons of a metric."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from milbench import reading, stats
-from milbench.compare.pairing import Pairing, Shared, finished, resamples
+from milbench.compare.pairing import Pairing, Shared, finished
+from milbench.compare.primary import Contrast, contrast, trainings
 from milbench.metrics import Column, Metric
 from milbench.reading import Run
 from milbench.trials.plan import Plan
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A method against the reference in one column and metric.
+class Comparison(Contrast):
+    """A method minus the reference in one column and metric.
 
     Args:
         aggregator, label: the method.
-        column, metric: what is compared.
-        pairing: the runs of both.
-        paired: what the paired bootstrap says.
-        p_holm: its p-value, corrected over all comparisons of the metric.
+        column: what both were tested on.
+        pairing: their runs of the same fold and seed, for tests that pair seeds; there may be none.
     """
 
     aggregator: str
     label: str
     column: Column
-    metric: Metric
-    pairing: Pairing[Run]
-    paired: stats.Comparison
-    p_holm: float
-
-    @property
-    def tally(self) -> tuple[int, int, int]:
-        """Wins, ties and losses of the method; a lower Brier score wins."""
-        c = self.paired
-        return (c.wins, c.ties, c.losses) if self.metric.direction > 0 else (c.losses, c.ties, c.wins)
+    pairing: Pairing[Run] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -74,25 +64,22 @@ def with_reference(
     if reference is None:
         return None
     labels = {run.cell.aggregator: run.cell.label for run in runs}
+    methods = reading.in_order(plan, [name for name in labels if name != reference])
     places: dict[tuple[str, Column], list[Run]] = {}
     for run in runs:
         places.setdefault((run.cell.aggregator, run.column), []).append(run)
-    todo = []
-    for column in dict.fromkeys(run.column for run in runs):
-        base = finished(places.get((reference, column), []))
-        pairings = {
-            method: Pairing.of([finished(places.get((method, column), []))], [base])
-            for method in reading.in_order(plan, [name for name in labels if name != reference])
-        }
-        for metric in metrics:
-            shared = Shared()  # every method meets the reference's runs
-            todo += [(method, column, metric, pairing, shared) for method, pairing in pairings.items() if pairing.folds]
+    todo = [(column, metric) for column in dict.fromkeys(run.column for run in runs) for metric in metrics]
     compared = []
-    for done, (method, column, metric, pairing, shared) in enumerate(todo):
-        progress(done, len(todo))
-        paired = pairing.bootstrap(metric, seed=resamples(column, metric), reference=shared)
-        compared.append(Comparison(method, labels[method], column, metric, pairing, paired, float("nan")))
-    progress(len(todo), len(todo))
+    for done, (column, metric) in enumerate(todo):
+        progress(done * len(methods), len(todo) * len(methods))
+        shared = Shared()  # every method meets the reference's runs
+        base = places.get((reference, column), [])
+        for method in methods:
+            mine = places.get((method, column), [])
+            if found := contrast(trainings(mine), trainings(base), metric, shared):
+                sides = Pairing.of([finished(mine)], [finished(base)])
+                compared.append(Comparison(**vars(found), aggregator=method, label=labels[method], column=column, pairing=sides))
+    progress(len(todo) * len(methods), len(todo) * len(methods))
     return Comparisons(reference, labels[reference], tuple(_corrected(compared))) if compared else None
 
 
@@ -108,5 +95,5 @@ def _corrected(compared: Sequence[Comparison]) -> list[Comparison]:
     p_holm: dict[int, float] = {}
     for name in dict.fromkeys(c.metric.name for c in compared):
         family = [at for at, c in enumerate(compared) if c.metric.name == name]
-        p_holm |= dict(zip(family, stats.holm([compared[at].paired.p for at in family]).tolist(), strict=True))
+        p_holm |= dict(zip(family, stats.holm([compared[at].test.p for at in family]).tolist(), strict=True))
     return [replace(c, p_holm=p_holm[at]) for at, c in enumerate(compared)]

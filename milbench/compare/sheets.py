@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milbench import stats
-from milbench.compare.pairing import Pairing, Shared
+from milbench.compare.pairing import Shared
+from milbench.compare.primary import Contrast, contrast
 from milbench.errors import MilbenchError
 from milbench.metrics import Metric
 from milbench.papers.sheets import Cases, Predictions, Sheet
@@ -16,27 +17,21 @@ from milbench.stats import Outcome
 
 
 @dataclass(frozen=True)
-class OverCases:
-    """A model against the reference in a group, over the cases that both have.
+class OverCases(Contrast):
+    """A model minus the reference in a group, over the cases that both have; each fold has one training.
 
     Args:
         group, model: which.
-        metric: what is compared.
         left_out: cases that only one of them has.
-        paired: what the paired bootstrap says.
-        p_holm: its p-value, corrected over all groups and models.
     """
 
     group: str
     model: str
-    metric: Metric
     left_out: int
-    paired: stats.Comparison
-    p_holm: float
 
 
 def over_cases(sheet: Sheet, predictions: Predictions, metric: Metric, base: str) -> list[OverCases]:
-    """The primary test of every model against the reference: cases drawn inside each fold, the same for both.
+    """The primary test of every model against the reference, with one correction over all groups and models.
 
     Raises:
         MilbenchError: the models do not agree on what happened to a case.
@@ -45,15 +40,12 @@ def over_cases(sheet: Sheet, predictions: Predictions, metric: Metric, base: str
     for (group, model), folds in predictions.cases.items():
         reference = predictions.cases.get((group, base), {}) if model != base else {}
         common = {fold: _common(sheet, cases, reference[fold]) for fold, cases in folds.items() if fold in reference}
-        some = {(fold, ""): pair for fold, pair in common.items() if len(pair[0].names)}
-        mine, theirs = ({repeat: pair[side] for repeat, pair in some.items()} for side in (0, 1))
-        pairing = Pairing[Cases].of([mine], [theirs])
-        if pairing.folds:
-            seed = f"{sheet.stem}|{group}|{metric.name}"
-            paired = pairing.bootstrap(metric, seed=seed, method=shared, reference=shared)
+        some = [pair for pair in common.values() if len(pair[0].names)]
+        mine, theirs = ({number: [(pair[side],)] for number, pair in enumerate(some)} for side in (0, 1))
+        if found := contrast(mine, theirs, metric, shared):
             left_out = sum(len(np.setxor1d(folds[fold].names, reference[fold].names)) for fold in common)
-            compared.append(OverCases(group, model, metric, left_out, paired, math.nan))
-    p_holm = stats.holm([c.paired.p for c in compared]).tolist()
+            compared.append(OverCases(**vars(found), group=group, model=model, left_out=left_out))
+    p_holm = stats.holm([c.test.p for c in compared]).tolist()
     return [replace(c, p_holm=p) for c, p in zip(compared, p_holm, strict=True)]
 
 

@@ -37,7 +37,7 @@ class Trend(stats.Rounded):
         slope, low, high: change per doubling, with its 95 % interval.
         bins: groups of cases of like size, with the standard error of their mean.
         line: the fit, with its 95 % band.
-        cases: how many.
+        cases, patients: how many.
     """
 
     slope: float
@@ -46,45 +46,57 @@ class Trend(stats.Rounded):
     bins: list[Point]
     line: list[Point]
     cases: int
+    patients: int
 
 
 def trend(runs: Sequence[Run], seed: str) -> Trend | None:
     """The trend of one method's runs; None for too few cases, or cases of one size.
 
-    A case counts with its share of correct predictions over the runs, or of pairs in the right order in survival.
+    A case counts with its share of correct predictions over the runs, or of pairs in the right order in survival. Intervals and
+    bars are over patients, whose slides stay together.
 
     Args:
         runs: finished trials, whose predictions hold the instances of each case.
         seed: text that fixes the resamples.
     """
-    x, y = _by_case(runs)
+    x, y, patients = _by_case(runs)
     if len(x) < FEWEST or np.ptp(x) == 0:
         return None
     at = np.linspace(x.min(), x.max(), 21)
     slope, line = _lines(x, y, np.ones((1, len(x))), at)
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
-    slopes, lines = _lines(x, y, rng.multinomial(len(x), np.full(len(x), 1 / len(x)), size=RESAMPLES).astype(float), at)
+    g = patients.count
+    drawn = rng.multinomial(g, np.full(g, 1 / g), size=RESAMPLES).astype(float)
+    slopes, lines = _lines(x, y, patients.to_slides(drawn), at)
     low, high = np.nanquantile(slopes, [0.025, 0.975])
     bands = np.nanquantile(lines, [0.025, 0.975], axis=0)  # (2, points)
     bins = []
     for part in np.array_split(x.argsort(kind="stable"), min(BINS, len(x) // 4)):
-        mean, error = y[part].mean(), y[part].std(ddof=1) / math.sqrt(len(part))
+        mean, error = y[part].mean(), _standard_error(y[part], patients.of_slide[part])
         bins.append(_point(2 ** x[part].mean(), mean, mean - error, mean + error))
     points = [_point(2**a, *values) for a, *values in zip(at, line[0], *bands, strict=True)]
-    return Trend(float(slope[0]), float(low), float(high), bins, points, len(x))
+    return Trend(float(slope[0]), float(low), float(high), bins, points, len(x), g)
 
 
-def _by_case(runs: Sequence[Run]) -> tuple[Array, Array]:
-    """log2 of the instances, and mean outcome over the runs, of each case that has one (cases,)."""
-    outcomes, sizes = defaultdict(list), {}
+def _by_case(runs: Sequence[Run]) -> tuple[Array, Array, stats.Patients]:
+    """log2 of the instances, mean outcome over the runs (cases,), and patients of the cases that have an outcome."""
+    outcomes, sizes, patients = defaultdict(list), {}, {}
     for run in runs:
         p = run.predictions
         right = concordance_by_case(p["time"], p["event"], p["risk"]) if "risk" in p else _right(p["score"], p["target"])
-        for slide, n, value in zip(p["slide"], p["instances"], right, strict=True):
+        for slide, case, n, value in zip(p["slide"], p.get("case", p["slide"]), p["instances"], right, strict=True):
             if not np.isnan(value):
                 outcomes[slide].append(float(value))
-                sizes[slide] = float(n)
-    return np.log2([sizes[slide] for slide in outcomes]), np.array([np.mean(values) for values in outcomes.values()])
+                sizes[slide], patients[slide] = float(n), case or slide
+    y = np.array([np.mean(values) for values in outcomes.values()])
+    return np.log2([sizes[slide] for slide in outcomes]), y, stats.Patients.of(np.zeros(len(y)), list(patients.values()))
+
+
+def _standard_error(y: Array, patient: NDArray[np.intp]) -> float:
+    """Of the mean of y (n,), by the sums over patients: that of independent cases if each is of another. NaN of one patient."""
+    away = np.bincount(np.unique(patient, return_inverse=True)[1], y - y.mean())
+    g = len(away)
+    return math.sqrt(g / (g - 1) * (away**2).sum()) / len(y) if g > 1 else math.nan
 
 
 def _right(score: Array, target: NDArray[np.int64]) -> Array:

@@ -1,7 +1,7 @@
 """The trials of a plan with their results: which stands where, and what it predicted."""
 
 import csv
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -126,12 +126,17 @@ def usual(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
 
 
 def split_sizes(run: Run) -> dict[int, tuple[int, int]]:
-    """Training and test cases of each fold, from the split that the run was made with; empty when its file is not here."""
+    """Patients that each fold trains on and tests, from the split that the run was made with; empty when its file is not here.
+
+    A slide whose patient is not named is taken as one.
+    """
     spec = run.result["spec"]
     name = f"{spec['dataset']}-{spec['split']}-{spec['split_fingerprint'].removeprefix('sha256:')}.csv"
     path = run.store.root / "splits" / name
     if not path.is_file():
         return {}
+    patients: dict[tuple[int, str], set[str]] = defaultdict(set)
     with path.open(newline="") as file:
-        parts = Counter((int(row["fold"]), row["part"]) for row in csv.DictReader(file))
-    return {fold: (parts[fold, "train"], parts[fold, "test"]) for fold, _ in parts}
+        for row in csv.DictReader(file):
+            patients[int(row["fold"]), row["part"]].add(row["case"] or row["id"])
+    return {fold: (len(patients[fold, "train"]), len(patients[fold, "test"])) for fold in sorted({fold for fold, _ in patients})}

@@ -8,7 +8,7 @@ from milbench.compare import Comparisons, with_reference
 from milbench.errors import MilbenchError
 from milbench.plots import figure
 from milbench.reading import Run
-from milbench.report import appendix, capability, printed, ranks, tables, verdicts
+from milbench.report import appendix, capability, everyone, printed, ranks, tables, verdicts
 from milbench.report.figures import suite_figures
 from milbench.report.model import Beside, Report, Section
 from milbench.trials.plan import Plan
@@ -66,7 +66,9 @@ def _extend(section: Section, runs: list[Run], compared: Comparisons | None) -> 
         section.figures += figures
     section.more += [table for table in [printed.build(plan, runs)] if table]
     if compared:
-        section.appendix = appendix.build(plan, runs, compared)
+        pairs, figures = everyone.build(plan, runs)
+        section.appendix = [*pairs, *appendix.build(plan, runs, compared)]
+        section.figures += figures
         name = plan.definition["table"]["name"]
         diagrams = [ranks.critical_difference(name, runs, metric) for metric in reading.metrics(plan)]
         section.figures += [diagram for diagram in diagrams if diagram]

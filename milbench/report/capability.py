@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from milbench.compare.capability import FALLEN, Matrix, Square, matrix
+from milbench.compare.capability import FALLEN, FEWEST, ONCE, UNDECIDED, Matrix, Square, matrix
 from milbench.metrics import Column
-from milbench.numbers import NONE, number
+from milbench.numbers import NONE, interval, number
 from milbench.plots.figure import PAGE, Figure
 from milbench.reading import Run
 from milbench.report.model import Entry, Row, Table
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 SURPRISE, UNLEARNT = "s", "u"  # letters of the footnotes
-_COLOURS = {"pass": "#0072B2", "partial": "#E69F00", "fail": "#E5E5E5", "": "#FFFFFF"}
-_HATCH = "////"  # fails that were not even learnt
+_COLOURS = {"pass": "#0072B2", "partial": "#E69F00", "fail": "#E5E5E5", UNDECIDED: "#E5E5E5", ONCE: "#FFFFFF", "": "#FFFFFF"}
+_HATCH = "////"  # undecided
 _TISSUE = {"o": "#D0D0D0", "A": "#D55E00", "B": "#0072B2", "C": "#009E73"}
 
 
@@ -81,18 +81,27 @@ class _Layout:
             headers=[("", self.heads[column]) for column in columns] + [("", "as predicted")],
             rows=[*references, *lines],
             notes=[
-                "pass: the 95 % interval of the AUC (bootstrap over test slides, stratified by class) lies above the middle"
-                " between chance and oracle. partial: above chance (same bootstrap, p < 0.05 after Holm's correction over the"
-                " methods of the task), but not so far. fail: not shown to be above chance.",
+                "pass: the 95 % interval of the AUC lies above the middle between chance and oracle. partial: above chance (p "
+                "< 0.05 after Holm's correction over the methods of the task), but not shown to be so far. fail: not shown to "
+                "be above chance, the interval lies below the middle, and the training slides were learnt. undecided: none of "
+                "these.",
                 f"{SURPRISE}: a surprise, other than the suite's file predicted.",
                 f"{UNLEARNT}: not learnt: the training loss of the last epoch is above {FALLEN:.0%} of the first's. The method,"
-                " or this recipe, fails on the training slides too; a fail without it learnt what does not carry over.",
+                " or this recipe, fails on the training slides too; that says nothing of what it could see.",
                 "Bayes: the best score of anything that knows types and places. Oracle: the task's rule, applied to the types and"
                 " places of the same test slides.",
-                "The interval says what other test slides would have shown, not what another training would.",
+                "Interval and p: the primary test against chance, for other slides and other trainings. A verdict on a method "
+                f"needs {FEWEST} trainings or more.",
+                *self.once(),
             ],
             tidy=self.tidy(),
         )  # fmt: skip
+
+    def once(self) -> list[str]:
+        """What is said where a method was trained once."""
+        seen = any(square.verdict == ONCE for square in self.matrix.squares.values())
+        says = "a single training: the AUC of this very model with its 95 % interval over other slides; no verdict on the method."
+        return [f"Without a word ({ONCE}): {says}"] if seen else []
 
     def tidy(self) -> list[dict[str, Any]]:
         """Every square, for the CSV of the table and of the figure."""
@@ -134,7 +143,8 @@ class _Layout:
             name=self.name,
             title="What each method sees",
             caption="AUC on the test slides of each task; 0.5 is chance, 1 is the rule. Colours are the verdicts of the table; "
-            "hatched: the training slides were not learnt either; ! marks what the suite's file predicted otherwise.",
+            "hatched: undecided; framed: seen once, with the interval over other slides for this very model; ! marks what the "
+            "suite's file predicted otherwise.",
             rows=self.tidy(),
             draw=self._draw,
         )
@@ -156,15 +166,18 @@ class _Layout:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         keys: list[Patch | Line2D] = [Patch(facecolor=_COLOURS[v], label=v) for v in ("pass", "partial", "fail")]
-        keys.append(Patch(facecolor=_COLOURS["fail"], edgecolor="white", hatch=_HATCH, label="fail, not even learnt"))
+        keys.append(Patch(facecolor=_COLOURS[UNDECIDED], edgecolor="white", hatch=_HATCH, label=UNDECIDED))
+        keys.append(Patch(facecolor=_COLOURS[ONCE], edgecolor="#B0B0B0", label=ONCE))
         keys.append(Line2D([], [], color="black", marker="$!$", linestyle="", label="other than predicted"))
-        axes.legend(handles=keys, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncol=5)
+        axes.legend(handles=keys, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncol=6)
         return figure
 
 
 def _entry(square: Square) -> Entry:
     if not square.verdict:
         return Entry(f"{NONE} ({square.why})")
+    if square.verdict == ONCE:
+        return Entry(f"{number(square.auc, '.2f')} {interval(square.low, square.high, '.2f')}")
     return Entry(f"{square.verdict} {number(square.auc, '.2f')}", mark=mark(square))
 
 
@@ -182,12 +195,15 @@ def _tidy(square: Square, name: str, label: str, column: Column) -> dict[str, An
 def _draw_square(axes: "Axes", x: int, y: int, square: Square) -> None:
     from matplotlib.patches import Rectangle
 
-    hatch = _HATCH if square.unlearnt else None
-    axes.add_patch(Rectangle((x, y), 1, 1, facecolor=_COLOURS[square.verdict], edgecolor="white", hatch=hatch))
+    hatch, once = _HATCH if square.verdict == UNDECIDED else None, square.verdict == ONCE
+    edge = "#B0B0B0" if once else "white"
+    axes.add_patch(Rectangle((x, y), 1, 1, facecolor=_COLOURS[square.verdict], edgecolor=edge, hatch=hatch))
     ink = "white" if square.verdict == "pass" else "black"
     text = number(square.auc, ".2f") + (" !" if square.surprise else "")  # as in the table
     weight = "bold" if square.surprise else "normal"
-    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink, fontsize=7, fontweight=weight)
+    if once:
+        axes.text(x + 0.5, y + 0.78, interval(square.low, square.high, ".2f"), ha="center", va="center", fontsize=5)
+    axes.text(x + 0.5, y + (0.38 if once else 0.5), text, ha="center", va="center", color=ink, fontsize=7, fontweight=weight)
 
 
 def _examples(plan: Plan, runs: Sequence[Run]) -> Figure:

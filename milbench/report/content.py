@@ -111,6 +111,10 @@ class Content:
         label = heads.get(metric.name, metric.head)
         return (group, label) if label else ("", group)
 
+    def words(self, column: Column, metric: Metric) -> str:
+        """A column in a sentence."""
+        return ", ".join(filter(None, self.head(column, metric)))
+
 
 def gather(
     plan: Plan, runs: Sequence[Run], compared: Comparisons | None = None, published: Beside = "side", *, tests: bool = True

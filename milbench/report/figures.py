@@ -49,7 +49,7 @@ def suite_figures(
     figures: list[Figure | None] = []
     for column in columns:
         here = [run for run in done if run.column == column]
-        place = _Place.of(plan, column, columns)
+        place = Place.of(plan, column, columns)
         figures += [ablation(plan, here, [r for r in runs if r.column == column and r.status != "ok"], place)]
         figures += [against_size(here, place) if predictions else None, learning(here, place)]
     by_size = [run for run in done if run.cell.split.startswith("extrapolation")]
@@ -59,14 +59,15 @@ def suite_figures(
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A column of a suite, in names and in words; empty words where the suite has only one."""
 
     name: str
     words: str
 
     @classmethod
-    def of(cls, plan: Plan, column: Column, columns: Sequence[Column]) -> "_Place":
+    def of(cls, plan: Plan, column: Column, columns: Sequence[Column]) -> "Place":
+        """The column by what tells it from the others."""
         name, heads, units = plan.definition["table"]["name"], plan.heads, {2: "x", 3: " px"}
         different = {at: str(value) for at, value in enumerate(column) if len({other[at] for other in columns}) > 1}
         words = [heads.get(value, f"{value}{units.get(at, '')}") for at, value in different.items()]
@@ -130,7 +131,7 @@ def ticks_of_sizes(ax: "Axes", low: float, high: float) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
+def against_size(runs: Sequence[Run], place: Place) -> Figure | None:
     """Where each method breaks: the outcome of every test case against the logarithm of its instances, with a line and its band.
 
     Args:
@@ -148,7 +149,7 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
     value = what.replace(" ", "_")
     rows: Numbers = []
     for (name, label), fit in fitted.items():
-        method = {"aggregator": name, "label": label, "cases": fit.cases}
+        method = {"aggregator": name, "label": label, "cases": fit.cases, "patients": fit.patients}
         for kind, points in (("bin", fit.bins), ("line", fit.line)):
             rows += [{**method, "kind": kind, "instances": p.n, value: p.mean, "low": p.low, "high": p.high} for p in points]
         rows.append({**method, "kind": "slope per doubling", value: fit.slope, "low": fit.low, "high": fit.high})
@@ -156,9 +157,9 @@ def against_size(runs: Sequence[Run], place: _Place) -> Figure | None:
     caption = (
         f"Each test case counts with the {what} of {unit}, averaged over seeds, against its number of instances. Points: means "
         f"of {BINS} groups of like size, with their standard error. Line: least squares in the logarithm of the size, with a "
-        "95 % band over resampled cases. Number: change per doubling of the bag; an asterisk where its 95 % interval excludes 0, "
-        f"not corrected for the number of methods. {_slopes(fitted)} Large and small slides may differ in more than size, such "
-        "as class."
+        "95 % band over resampled patients. Number: change per doubling of the bag; an asterisk where its 95 % interval "
+        f"excludes 0, not corrected for the number of methods. {_slopes(fitted)} Large and small slides may differ in more "
+        "than size, such as class."
     )
     return Figure(
         f"{place.name}-size", f"Performance against the size of the bag{place.words}", caption, rows,
@@ -196,7 +197,7 @@ def _draw_sizes(fitted: dict[tuple[str, str], Trend], looks: Looks, rows: Number
     return drawing
 
 
-def learning(runs: Sequence[Run], place: _Place) -> Figure | None:
+def learning(runs: Sequence[Run], place: Place) -> Figure | None:
     """Training and validation loss by epoch, a panel for each method."""
     methods = {method: of for method, of in _methods(runs).items() if any(run.result["curve"] for run in of)}
     rows = [row for (name, label), of in methods.items() for row in _epochs({"aggregator": name, "label": label}, of)]
@@ -268,7 +269,7 @@ class _Sweep(NamedTuple):
         return run.result["spec"]["recipe" if scope else "params"][name]
 
 
-def ablation(plan: Plan, runs: Sequence[Run], others: Sequence[Run], place: _Place) -> Figure | None:
+def ablation(plan: Plan, runs: Sequence[Run], others: Sequence[Run], place: Place) -> Figure | None:
     """Metrics against the one parameter that the rows of the suite sweep; None for a suite that sweeps none.
 
     Args:
@@ -354,21 +355,21 @@ def extrapolation(plan: Plan, done: Sequence[Run], compared: Comparisons | None,
             c = intervals.get((column, name))
             rows.append({
                 **column._asdict(), "aggregator": name, "label": label, "metric": metric.name, "mean": _mean(group),
-                "sd": _sd(group), "runs": len(group), "difference": c.paired.difference if c else None,
-                "low": c.paired.low if c else None, "high": c.paired.high if c else None, "p_holm": c.p_holm if c else None,
+                "sd": _sd(group), "runs": len(group), "difference": c.test.difference if c else None,
+                "low": c.test.low if c else None, "high": c.test.high if c else None, "p_holm": c.p_holm if c else None,
                 "anova_p": anova,
             })  # fmt: skip
     reference = next((row["label"] for row in rows if row["aggregator"] == plan.definition["table"]["reference"]), None)
     against = (
-        f"Below: difference to {reference} on the same slides and seeds, with the 95 % interval of the paired bootstrap over "
-        f"test slides; a filled marker where p < {ALPHA:g} after Holm's correction."
+        f"Below: difference to {reference} on the same slides, with the 95 % interval for other patients and other trainings, "
+        f"none where a side was trained once; a filled marker where p < {ALPHA:g} after Holm's correction."
         if reference and intervals
         else "There is no paired comparison."
     )
     caption = (
         f"{metric.label} on slides larger than any that was trained on. Bars: mean over runs with the sample standard "
         "deviation. The ANOVA is the unpaired one over methods, runs being repetitions, as printed in the paper; it does not "
-        f"know that methods share slides and seeds. {against}"
+        f"know that methods share slides. {against}"
     )
     name = f"{plan.definition['table']['name']}-{metric.name.replace('_', '-')}-larger-slides"
     title = f"Trained on small slides, tested on large ones: {metric.label}"
@@ -391,7 +392,7 @@ def _draw_bars(rows: Numbers, looks: Looks, metric: Metric, reference: str) -> "
             top.bar(x, row["mean"], 0.7, yerr=row["sd"], color=look["color"], capsize=2, error_kw={"elinewidth": 0.8})
             if row["difference"] is not None:
                 fill = look["color"] if row["p_holm"] < ALPHA else "white"
-                low.vlines(x, row["low"], row["high"], color=look["color"])  # a percentile interval need not hold the estimate
+                low.vlines(x, row["low"], row["high"], color=look["color"])
                 low.plot(x, row["difference"], color=look["color"], marker=look["marker"], markerfacecolor=fill)
         low.axhline(0, color="black", linewidth=0.6)
         low.set_xticks(range(len(here)), [row["label"] for row in here], rotation=35, ha="right")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from milbench import stats
-from milbench.compare import ALPHA, pairing
+from milbench.compare import ALPHA
 from milbench.compare.sheets import OverCases, OverFolds, over_cases, over_folds
 from milbench.errors import unknown
 from milbench.metrics import HARRELL
@@ -16,7 +16,8 @@ from milbench.numbers import interval, p_value, signed, spread, styles, tally
 from milbench.papers.sheets import FoldScores, Head, Predictions, Scores, Sheet, fold_scores, plain, predictions
 from milbench.report import verdicts
 from milbench.report.model import Entry, Report, Row, Table
-from milbench.report.tables import RESAMPLED
+from milbench.report.notes import SEEN_ONCE, THE_TEST, TOLERATED
+from milbench.report.tables import difference, heads_of_test
 
 REFERENCES = ("longmil", "abmil", "amil")  # in this order; else the first model of the file
 
@@ -75,7 +76,7 @@ def _of_group(every: FoldScores, group: str) -> Scores:
 
 
 def _of_predictions(sheet: Sheet, reference: str | None, *, tests: bool) -> list[Table]:
-    """Tables of predictions per case: scores recomputed, the paired bootstrap over cases, and the comparison over folds."""
+    """Tables of predictions per case: scores recomputed, the primary test over cases, and the comparison over folds."""
     read = predictions(sheet)
     part = _Part(sheet, sheet.stem, "", read.scores(), {metric.name: metric.label for metric in read.metrics})
     base = part.reference(reference)
@@ -84,7 +85,9 @@ def _of_predictions(sheet: Sheet, reference: str | None, *, tests: bool) -> list
     means = part.means(daggers)
     if daggers:
         start = "† differs" if any(p < ALPHA for p in daggers.values()) else "No row differs (†)"
-        means.notes.append(f"{start} from {base} at p < {ALPHA:g} after Holm's correction; see the paired comparison.")
+        what = f"{start} from {base} for other patients and other trainings, at p < {ALPHA:g} after Holm's correction"
+        unknown = all(math.isnan(p) for p in daggers.values())
+        means.notes.append(f"{'No p-value, so no row is marked (†)' if unknown else what}; see the paired comparison.")
     if HARRELL in read.metrics:
         means.notes.append(
             "c-index: as scikit-survival counts, where an event and a censored case of the same time are comparable; "
@@ -200,7 +203,8 @@ def _tidy_over_folds(c: OverFolds, head: Head, base: str) -> dict[str, Any]:
 def _paired(sheet: Sheet, read: Predictions, compared: list[list[OverCases]], base: str) -> Table:
     """The primary test of every model against the reference."""
     lines: list[Row] = []
-    notes = []
+    notes: list[str] = []
+    once = any(c.seen_once for of_metric in compared for c in of_metric)
     for metric, of_metric in zip(read.metrics, compared, strict=True):
         notes += [
             f"{c.model}: {c.left_out} cases that only it or only {base} has are left out of the comparison."
@@ -211,35 +215,18 @@ def _paired(sheet: Sheet, read: Predictions, compared: list[list[OverCases]], ba
             head = ", ".join(filter(None, [c.group, metric.label]))
             if not any(not line.entries and line.label == head for line in lines):
                 lines.append(Row(head, [], rule=bool(lines)))
-            notes += [f"{c.model}: {c.paired.note}."] if c.paired.note else []
-            lines.append(_line(c))
-    resampled = RESAMPLED.format(strata="outcome", replicates=pairing.REPLICATES, sides="models")
+            notes += [SEEN_ONCE, TOLERATED] if c.seen_once else [f"{c.model}: {c.test.why}."] if c.test.why else []
+            notes += c.notes
+            lines.append(Row(c.model, difference(c, once=once)))
     notes = [
-        f"Difference = model minus {base}, mean over folds; W/T/L counts folds.",
-        f"{resampled} Holm's correction runs over all models and columns of one score.",
+        f"Difference = model minus {base}, mean over folds; W/T/L counts folds. Each row of the file is taken as a patient.",
+        THE_TEST,
+        "Holm's correction runs over all models and columns of one score.",
         *dict.fromkeys(notes),
     ]
-    heads = [("", h) for h in ("difference", "95 % interval", "W/T/L", "p", "p (Holm)")]
-    tidy = [_tidy(c, base) for of_metric in compared for c in of_metric]
-    return Table(f"{sheet.stem}-paired", f"Paired comparison with {base}", heads, lines, notes, tidy)
-
-
-def _line(c: OverCases) -> Row:
-    tested = c.paired
-    first = Entry(signed(tested.difference), dagger=c.p_holm < ALPHA)
-    texts = (
-        interval(tested.low, tested.high),
-        tally(tested.wins, tested.ties, tested.losses, tested.undefined),
-        p_value(tested.p),
-        p_value(c.p_holm),
-    )
-    return Row(c.model, [first, *map(Entry, texts)])
-
-
-def _tidy(c: OverCases, base: str) -> dict[str, Any]:
-    tested = c.paired
-    return {
-        "model": c.model, "reference": base, "group": c.group, "score": c.metric.name, "folds": tested.runs,
-        "difference": tested.difference, "low": tested.low, "high": tested.high, "wins": tested.wins, "ties": tested.ties,
-        "losses": tested.losses, "undefined": tested.undefined, "p": tested.p, "p_holm": c.p_holm,
-    }  # fmt: skip
+    tidy = [
+        {"model": c.model, "reference": base, "group": c.group, "score": c.metric.name, **c.as_row()}
+        for of_metric in compared
+        for c in of_metric
+    ]
+    return Table(f"{sheet.stem}-paired", f"Paired comparison with {base}", heads_of_test(once=once), lines, notes, tidy)

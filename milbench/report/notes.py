@@ -2,17 +2,26 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from milbench.compare import ALPHA
+from milbench.compare import ALPHA, Comparison, Comparisons
 from milbench.reading import Run
 from milbench.report.content import Block, Content
 from milbench.report.model import DELTA, PAPER, Beside
 
 FEW = 100  # slides below which a table says that its ranking is mostly chance
+THE_TEST = (
+    "95 % interval, p and †: for other patients and other trainings (trainings are the readers and patients the cases of an "
+    "Obuchowski-Rockette-Hillis analysis). These models: the 95 % interval for other patients, the trainings being these."
+)
+TOLERATED = (
+    "Tolerated sd: of one training a side, the standard deviation between trainings of either method up to which the difference "
+    "would be significant; 0 where it is not even for these models."
+)
+SEEN_ONCE = "Seen once: a side has one training on one split, so no † is possible."
 _STATES = {"oom": "out of memory", "pending": "not run", "absent": "not run"}
 
 
@@ -90,25 +99,69 @@ def below(content: Content, *, significant: bool) -> list[str]:
         of = "" if all(scaled.values()) else f" of {', '.join(label for label, yes in scaled.items() if yes)}"
         notes.append(f"Features{of} are standardised with statistics of the training fold.")
     notes += list(dict.fromkeys(f"Said during training: {message}." for run in done for message in run.result["messages"]))
-    return [*notes, _about_daggers(content, significant)]
+    return [*notes, *_about_daggers(content, significant)]
 
 
-def _about_daggers(content: Content, significant: bool) -> str:
+def _about_daggers(content: Content, significant: bool) -> list[str]:
     wanted, compared = content.layout["reference"], content.compared
     if not content.tests:
-        return "No significance is marked: this report was made without tests."
+        return ["No significance is marked: this report was made without tests."]
     if compared is None:
-        return f"No paired comparison: the reference {wanted} has no result beside another method."
+        return [f"No paired comparison: the reference {wanted} has no result beside another method."]
     label = compared.label
-    start = f"† differs from {label}" if significant else f"No row differs (†) from {label}"
-    if compared.reference != wanted:
-        label += f", which stands in for {wanted}: that has no result here"
-    sizes = Counter(comparison.metric.name for comparison in compared.every)
+    stands_in = "" if compared.reference == wanted else f", which stands in for {wanted}: that has no result here"
+    see = f"see the paired comparison with {label}{stands_in}."
+    once, known = _said(content, compared, _seen_once), _said(content, compared, lambda c: c.notes)
+    sizes = Counter(c.metric.name for c in compared.every if not math.isnan(c.test.p))
+    if not sizes:
+        return [f"No p-value, so no row is marked (†); {see}", *once, *known]
     over = " and ".join(str(size) for size in dict.fromkeys(sizes.values()))
-    return (
-        f"{start} at p < {ALPHA:g} after Holm's correction over the {over} comparisons of each metric; see the paired "
-        f"comparison with {label}."
-    )
+    start = f"† differs from {label}" if significant else f"No row differs (†) from {label}"
+    daggers = f"{start} for other patients and other trainings, at p < {ALPHA:g} after Holm's correction over the {over} "
+    return [f"{daggers}comparisons of each metric; {see}", *once, *known]
+
+
+def about_test(content: Content, compared: Comparisons) -> list[str]:
+    """The footnotes of the paired comparison: what each number says, and where it says nothing."""
+    once = any(c.seen_once for c in compared.every)
+    notes = [
+        f"Difference = method minus {compared.label}, mean over the folds that both have; all finished trainings count, seeds "
+        "need not pair. W/T/L counts pairs of trainings of one fold.",
+        THE_TEST,
+        "Holm's correction runs over all comparisons of one metric in this table.",
+        *[TOLERATED] * once,
+    ]
+    if any(c.shares for c in compared.every):
+        notes.append("What the variance comes from, and what more trainings or patients would show: in the appendix and the CSV.")
+    without = _said(content, compared, lambda c: [] if c.seen_once or not c.test.why else [f"No p-value: {c.test.why}."])
+    return [*notes, *_said(content, compared, _seen_once), *without, *_said(content, compared, lambda c: c.notes)]
+
+
+def _seen_once(comparison: Comparison) -> list[str]:
+    return [SEEN_ONCE] if comparison.seen_once else []
+
+
+def _said(content: Content, compared: Comparisons, texts: Callable[[Comparison], Iterable[str]]) -> list[str]:
+    """What must be known of some comparisons, each text once, with the columns and rows it is true of unless that is all."""
+    true_of: dict[str, list[Comparison]] = {}
+    for c in compared.every:
+        for text in texts(c):
+            true_of.setdefault(text, []).append(c)
+    return [
+        text if len(of) == len(compared.every) else f"{_where(content, compared, of)}: {text}" for text, of in true_of.items()
+    ]
+
+
+def _where(content: Content, compared: Comparisons, some: Sequence[Comparison]) -> str:
+    """Rows and columns of comparisons in words; a column alone stands for all of its rows."""
+    words = []
+    for column, metric in content.heads:
+        here, among = (
+            [c.label for c in of if (c.column, c.metric.name) == (column, metric.name)] for of in (compared.every, some)
+        )
+        head = content.words(column, metric)
+        words += [head] if here == among != [] else [f"{label} ({head})" for label in among]
+    return ", ".join(words)
 
 
 def _spreads(runs: Sequence[Run]) -> list[str]:

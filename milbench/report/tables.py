@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from milbench.compare import ALPHA, Comparison, Comparisons, pairing
+from milbench.compare import ALPHA, Comparisons, Contrast
 from milbench.numbers import NONE, Style, interval, number, p_value, signed, spread, styles, tally
 from milbench.papers import PrintedTable
 from milbench.reading import Run
@@ -12,11 +12,6 @@ from milbench.report import notes
 from milbench.report.content import Block, Content, gather
 from milbench.report.model import DELTA, PAPER, Beside, Entry, Row, Table
 from milbench.trials.plan import Plan
-
-RESAMPLED = (
-    "95 % interval and two-sided p: bootstrap over cases, stratified by {strata}, drawn inside each fold, {replicates:,} "
-    "resamples, the same for both {sides}."
-)
 
 
 def build(
@@ -137,11 +132,12 @@ def _ruled(content: Content) -> set[str]:
 
 
 def _paired(content: Content, compared: Comparisons) -> Table:
+    """Every method against the reference, by the primary test."""
     lines: list[Row] = []
     tidy, without = [], []
-    said: dict[str, list[str]] = {}  # what must be known of a comparison -> the rows it is true of
+    once = any(c.seen_once for c in compared.every)
     for column, metric in content.heads:
-        blocks, head = content.below(column, metric), ", ".join(filter(None, content.head(column, metric)))
+        blocks, head = content.below(column, metric), content.words(column, metric)
         if not any(block.comparison for block in blocks):
             without.append(head)
             continue
@@ -149,41 +145,38 @@ def _paired(content: Content, compared: Comparisons) -> Table:
         for block in blocks:
             if block.aggregator == compared.reference or not block.runs:
                 continue
-            lines.append(Row(block.label, _difference(block.comparison)))
+            lines.append(Row(block.label, difference(block.comparison, once=once)))
             if block.comparison:
-                tidy.append(_tidy_difference(block, block.comparison, compared.reference))
-                if note := block.comparison.paired.note:
-                    said.setdefault(note, []).append(f"{block.label} ({head})")
-    resampled = RESAMPLED.format(strata="class", replicates=pairing.REPLICATES, sides="methods")
-    below = [
-        f"Difference = method minus {compared.label}, mean over the paired runs; W/T/L counts them.",
-        f"{resampled} It says what other test cases would have shown, not what another training set would.",
-        "Holm's correction runs over all comparisons of one metric in this table.",
-    ]
-    below += [f"{', '.join(rows)}: {note}." for note, rows in said.items()]
+                tidy.append({**block.place, "reference": compared.reference, **block.comparison.as_row()})
+    below = notes.about_test(content, compared)
     if without:
-        below.append(f"No method can be paired with {compared.label} in: {'; '.join(without)}.")
-    headers = [("", h) for h in ("difference", "95 % interval", "W/T/L", "p", "p (Holm)")]
-    return Table(f"{content.layout['name']}-paired", f"Paired comparison with {compared.label}", headers, lines, below, tidy)
+        below.append(f"No method can be compared with {compared.label} in: {'; '.join(without)}.")
+    title = f"Paired comparison with {compared.label}"
+    return Table(f"{content.layout['name']}-paired", title, heads_of_test(once=once), lines, below, tidy)
 
 
-def _difference(comparison: Comparison | None) -> list[Entry]:
-    if comparison is None:
-        return [Entry(NONE)] * 5
-    c, p_holm = comparison.paired, comparison.p_holm
+def heads_of_test(*, once: bool) -> list[tuple[str, str]]:
+    """Over the columns of :func:`difference`."""
+    heads = ("difference", "95 % interval", "these models", "W/T/L", "p", "p (Holm)")
+    return [("", head) for head in (*heads, *["tolerated sd"] * once)]
+
+
+def difference(c: Contrast | None, *, once: bool) -> list[Entry]:
+    """What the primary test says, cell by cell.
+
+    Args:
+        c: of one method with the reference; None where they were not compared.
+        once: a comparison of the table is seen once, so it has a column for the tolerated sd.
+    """
+    if c is None:
+        return [Entry(NONE)] * (6 + once)
+    test = c.test
     return [
-        Entry(signed(c.difference), dagger=p_holm < ALPHA),
-        Entry(interval(c.low, c.high)),
-        Entry(tally(*comparison.tally, c.undefined)),
-        Entry(p_value(c.p)),
-        Entry(p_value(p_holm)),
+        Entry(signed(test.difference), dagger=c.p_holm < ALPHA),
+        Entry(interval(test.low, test.high)),
+        Entry(interval(test.fixed.low, test.fixed.high)),
+        Entry(NONE if math.isnan(test.difference) else tally(*c.tally)),
+        Entry("seen once" if c.seen_once else p_value(test.p)),
+        Entry(p_value(c.p_holm)),
+        *[Entry(number(test.tolerated_sd))] * once,
     ]
-
-
-def _tidy_difference(block: Block, comparison: Comparison, reference: str) -> dict[str, Any]:
-    c, (wins, ties, losses) = comparison.paired, comparison.tally
-    return {
-        **block.place, "reference": reference, "difference": c.difference, "low": c.low, "high": c.high, "wins": wins,
-        "ties": ties, "losses": losses, "undefined": c.undefined, "superiority": c.superiority, "p": c.p,
-        "p_holm": comparison.p_holm, "runs": c.runs,
-    }  # fmt: skip

@@ -1,8 +1,8 @@
 """Statistics on plain arrays: metrics of one test fold, and comparisons of methods. No torch.
 
-`variance` holds the primary test, over trainings and patients; `paired` the bootstrap over cases; `over_cases`, `over_runs` and
-`over_blocks` the others, by what they take as their sample; `stability` says what another training would show; `summary` what
-printed means and deviations allow.
+`variance` holds the primary test, over trainings and patients; `paired` the bootstrap over patients; `over_cases`, `over_runs`
+and `over_blocks` the others, by what they take as their sample; `patients` keeps the slides of a patient together; `stability`
+says what another training would show; `summary` what printed means and deviations allow.
 """
 
 from milbench.stats.metrics import (
@@ -21,11 +21,12 @@ from milbench.stats.metrics import (
     per_class_auc,
     youden_threshold,
 )
-from milbench.stats.outcome import Outcome
+from milbench.stats.outcome import Outcome, Unit
 from milbench.stats.over_blocks import Pair, Ranking, ranking
 from milbench.stats.over_cases import PairedFold, delong, mcnemar, permutation
 from milbench.stats.over_runs import anova, nadeau_bengio, wilcoxon
 from milbench.stats.paired import Comparison, holm, paired_bootstrap, superiority
+from milbench.stats.patients import Patients
 from milbench.stats.rounding import STEP, TINY, Rounded, rounded
 from milbench.stats.stability import Calibration, Outperforming, Ranked, calibration, outperforming, rank_stability
 from milbench.stats.summary import Welch, power, welch_error, welch_from_summary
@@ -33,9 +34,10 @@ from milbench.stats.variance import Fold, Interval, Needed, Precision, Primary, 
 
 __all__ = [
     "STEP", "TINY", "Calibration", "Comparison", "Fold", "Interval", "Needed", "Outcome", "Outperforming", "Pair",
-    "PairedFold", "Precision", "Primary", "Ranked", "Ranking", "Rounded", "Split", "Welch", "accuracy", "accuracy_and_aucs",
-    "accuracy_at_best_thresholds", "anova", "auc", "balanced_accuracy", "brier", "c_index", "calibration", "confusion",
-    "delong", "holm", "macro_auc", "macro_f1", "mcnemar", "nadeau_bengio", "needed", "of_subtyping", "of_survival",
-    "outperforming", "paired_bootstrap", "per_class_auc", "permutation", "planned", "power", "primary", "rank_stability",
-    "ranking", "rounded", "superiority", "welch_error", "welch_from_summary", "wilcoxon", "youden_threshold",
+    "PairedFold", "Patients", "Precision", "Primary", "Ranked", "Ranking", "Rounded", "Split", "Unit", "Welch", "accuracy",
+    "accuracy_and_aucs", "accuracy_at_best_thresholds", "anova", "auc", "balanced_accuracy", "brier", "c_index",
+    "calibration", "confusion", "delong", "holm", "macro_auc", "macro_f1", "mcnemar", "nadeau_bengio", "needed",
+    "of_subtyping", "of_survival", "outperforming", "paired_bootstrap", "per_class_auc", "permutation", "planned", "power",
+    "primary", "rank_stability", "ranking", "rounded", "superiority", "welch_error", "welch_from_summary", "wilcoxon",
+    "youden_threshold",
 ]  # fmt: skip

@@ -111,7 +111,7 @@ def _friedman(x: Array) -> Outcome:
         f"chi-square approximation with {k - 1} degrees of freedom, rough for few blocks; blocks taken as independent, which "
         "those that share slides are not"
     )
-    return Outcome("Friedman", statistic / (blocks * (k - 1)), math.nan, math.nan, blocks, note, 0.0, p)
+    return Outcome("Friedman", statistic / (blocks * (k - 1)), math.nan, math.nan, blocks, note, 0.0, p, over="blocks")
 
 
 def _pairs(methods: Sequence[str], x: Array, oriented: Array, mean: Array, order: Sequence[int]) -> list[Pair]:

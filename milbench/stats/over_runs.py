@@ -25,11 +25,12 @@ def nadeau_bengio(differences: ArrayLike, train: ArrayLike, test: ArrayLike) -> 
     """Student's t over folds with the variance corrected for training sets that overlap.
 
     Folds share most of their training cases, so their differences are not independent and the plain t finds too much.
-    The variance of their mean is taken as (1/J + n_test / n_train) s^2 instead of s^2 / J.
+    The variance of their mean is taken as (1/J + n_test / n_train) s^2 instead of s^2 / J. The n count what is drawn as one:
+    patients, where slides of one patient are not shared out over folds.
 
     Args:
         differences: (J,) method - reference on each fold, averaged over seeds.
-        train, test: (J,) cases that each fold trains on and tests.
+        train, test: (J,) patients that each fold trains on and tests.
 
     Returns:
         Mean difference. p is NaN when all folds differ by the same amount, but 1 when that is 0.
@@ -56,10 +57,11 @@ def nadeau_bengio(differences: ArrayLike, train: ArrayLike, test: ArrayLike) -> 
     if sd < TINY:
         p = 1.0 if abs(mean) < TINY else math.nan
         note = note if p == 1 else "not computed (all folds differ by the same amount, so the spread is unknown)"
-        return Outcome(name, mean, math.nan, math.nan, folds, note, 0.0, p)
+        return Outcome(name, mean, math.nan, math.nan, folds, note, 0.0, p, over="folds")
     se = sd * math.sqrt(factor)
     half = float(scipy.t.ppf(0.975, folds - 1)) * se
-    return Outcome(name, mean, mean - half, mean + half, folds, note, 0.0, float(2 * scipy.t.sf(abs(mean) / se, folds - 1)))
+    p = float(2 * scipy.t.sf(abs(mean) / se, folds - 1))
+    return Outcome(name, mean, mean - half, mean + half, folds, note, 0.0, p, over="folds")
 
 
 def wilcoxon(differences: ArrayLike) -> Outcome:
@@ -83,7 +85,7 @@ def wilcoxon(differences: ArrayLike) -> Outcome:
         raise MilbenchError("Wilcoxon test: there is no pair")
     name, left = "Wilcoxon signed rank (exact)", d[d != 0]
     if not len(left):
-        return Outcome(name, 0.0, math.nan, math.nan, len(d), "all differences are 0", 1.0, 1.0)
+        return Outcome(name, 0.0, math.nan, math.nan, len(d), "all differences are 0", 1.0, 1.0, over="runs")
     # scipy's exact table knows no equal differences, so the distribution is built up here, rank by rank in halves.
     ranks = np.rint(2 * scipy.rankdata(np.abs(left))).astype(int)
     chance = np.ones(1)  # of each sum of the positive ranks
@@ -94,7 +96,7 @@ def wilcoxon(differences: ArrayLike) -> Outcome:
     note = "pairs taken as independent and symmetric about their median"
     note += f"; {len(d) - len(left)} zeros left out" if len(left) < len(d) else ""
     smallest = min(1.0, 2 / 2 ** len(left))
-    return Outcome(name, float(np.median(raw)), math.nan, math.nan, len(d), note, smallest, min(1.0, float(p)))
+    return Outcome(name, float(np.median(raw)), math.nan, math.nan, len(d), note, smallest, min(1.0, float(p)), over="runs")
 
 
 def anova(groups: Sequence[ArrayLike]) -> Outcome:
@@ -125,7 +127,6 @@ def anova(groups: Sequence[ArrayLike]) -> Outcome:
     name = "one-way ANOVA, unpaired"
     if within < TINY**2:
         note = "not computed (no method's runs vary)"
-        return Outcome(name, math.nan, math.nan, math.nan, n, note, 0.0, math.nan)
-    return Outcome(
-        name, float(between / (between + within)), math.nan, math.nan, n, note, 0.0, float(scipy.f_oneway(*values).pvalue)
-    )
+        return Outcome(name, math.nan, math.nan, math.nan, n, note, 0.0, math.nan, over="runs")
+    p = float(scipy.f_oneway(*values).pvalue)
+    return Outcome(name, float(between / (between + within)), math.nan, math.nan, n, note, 0.0, p, over="runs")

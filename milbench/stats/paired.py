@@ -1,14 +1,16 @@
-"""Is the difference real? Two methods, the same cases, the same resamples."""
+"""Is the difference real for these models? Two methods, the same patients, the same resamples."""
 
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from milbench.errors import MilbenchError
+from milbench.stats.outcome import Unit
+from milbench.stats.patients import Patients
 from milbench.stats.rounding import TINY, Rounded, rounded
 
 Array = NDArray[np.float64]
@@ -16,6 +18,7 @@ Metric = Callable[[Array], Array]  # counts (B, n) -> (B,): a metric with a fold
 
 FEWEST = 40  # different resamples: with fewer no p-value could be below 2 / 40 = 0.05
 UNDEFINED = 0.05  # share of resamples without a value that an interval may leave out
+RARE = 10  # resamples beyond 0: with fewer the p-value is too coarse for a large family, and more are drawn
 ELEMENTS = 2**18  # counts drawn at a time: fits a processor's cache
 
 
@@ -52,9 +55,11 @@ class Comparison(Rounded):
         superiority: chance that a run of the method gives the larger value than a run of the reference on the same fold, over all
             pairs of seeds, ties counting one half: 0.5 is no difference; Cliff's delta is 2 superiority - 1.
         runs: how many runs were paired.
-        n: how many cases were resampled, over all folds.
+        n: how many patients were resampled, over all folds.
         name, note: the test, and what must be known beside its assumptions; "" is nothing.
-        p: two-sided, from the same bootstrap; never below 2 / (replicates + 1).
+        over: "patients", or "slides" where each slide was taken as a patient.
+        smallest: the smallest p-value that the resamples can give: 2 / (B + 1), and no less than 2 / (how many differ).
+        p: two-sided, from the same bootstrap; never below `smallest`.
     """
 
     difference: float
@@ -70,6 +75,8 @@ class Comparison(Rounded):
     n: int
     name: str
     note: str
+    over: Unit = field(kw_only=True)
+    smallest: float
     p: float
 
 
@@ -91,19 +98,28 @@ def resamples(strata: NDArray, replicates: int, rng: np.random.Generator) -> Ite
         yield counts
 
 
-def _different(sizes: NDArray) -> float:
-    """Logarithm of how many different resamples of a fold there are: m - 1 draws from the m cases of each stratum."""
+def _different(strata: NDArray) -> float:
+    """Logarithm of how many different resamples of a fold there are: m - 1 draws from the m patients of each stratum."""
+    sizes = np.unique(strata, return_counts=True)[1]
     return sum(math.lgamma(2 * m - 1) - 2 * math.lgamma(m) for m in sizes.tolist())
 
 
-def paired_bootstrap(
-    folds: Sequence[tuple[ArrayLike, Sequence[tuple[Metric, Metric]]]], *, replicates: int = 10_000, seed: str = ""
-) -> Comparison:
-    """Class-stratified bootstrap over cases, the same resample for both methods: the test of report tables.
+Pairs = Sequence[tuple[Metric, Metric]]  # of a fold: seed by seed the metric of the method and of the reference
 
-    Folds are nested: cases are drawn inside each fold. Seeds are crossed with cases: one draw serves all seeds of a fold.
-    The interval says what other test cases would have shown to these trained models; it does not cover what another training
-    set or other seeds would.
+
+def paired_bootstrap(
+    folds: Sequence[tuple[ArrayLike, Pairs]],
+    *,
+    patients: Sequence[ArrayLike | None] | None = None,
+    replicates: int = 10_000,
+    most: int = 0,
+    seed: str = "",
+) -> Comparison:
+    """Bootstrap over whole patients, stratified by class, the same resample for both methods.
+
+    Folds are nested: patients are drawn inside each fold, and inside the classes where each patient has slides of one class.
+    Seeds are crossed with patients: one draw serves all seeds of a fold. The interval says what other patients would have shown
+    to these trained models; it does not cover what another training set or other seeds would.
 
     The p-value is the level at which the percentile interval just reaches 0, so the two never contradict each other. The other
     choice, recentring the resamples at 0, assumes that their spread is symmetric and the same under the null hypothesis; near
@@ -114,28 +130,38 @@ def paired_bootstrap(
     Args:
         folds: for each fold its strata (n,) (class, or event for survival) and, for each seed, the metric of the
             method and of the reference as functions of case counts (B, n) -> (B,).
+        patients: for each fold the patient of each case (n,), or None where each case is taken as a patient.
         replicates: number of resamples B.
+        most: B where fewer than 10 of the first `replicates` lie beyond 0: a family of m comparisons needs a floor below
+            0.05 / m. Comparisons with a larger p-value are spared.
         seed: text that fixes the resamples.
 
     Returns:
-        The comparison. Interval and p-value are NaN when the metric is undefined in some run (then the difference is, too), or
-        in more than 5 % of the resamples (few events); fewer are left out. They are NaN, too, where a handful of cases
-        gives the same difference in each of their fewer than 40 resamples, which tells no spread. `note` says so.
+        The comparison. Interval and p-value are NaN, and `note` says why, where
+
+        - the metric is undefined in some run (then the difference is, too), or in more than 5 % of the resamples (few events);
+          fewer are left out;
+        - each resample gives the same difference, and it is not 0;
+        - a handful of patients has fewer than 40 different resamples, with which no p-value could be below 0.05.
 
     Raises:
-        MilbenchError: there is nothing to compare.
+        MilbenchError: there is nothing to compare, or a slide lacks its patient.
     """
     if not folds or any(not len(seeds) or not np.size(strata) for strata, seeds in folds):
         raise MilbenchError("nothing to compare: every fold needs cases and a pair of runs")
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
-    replicate, pairs = _differences([(np.asarray(strata), seeds) for strata, seeds in folds], replicates, rng)
+    groups = [Patients.of(strata, of) for (strata, _), of in zip(folds, patients or [None] * len(folds), strict=True)]
+    drawn = [(group, seeds) for group, (_, seeds) in zip(groups, folds, strict=True)]
+    pairs = [[(_plain(method, of), _plain(reference, of)) for method, reference in seeds] for of, seeds in drawn]
     observed = np.array([a - b for fold in pairs for a, b in fold])
     undefined = int(np.isnan(observed).sum())
-    sizes = [np.unique(strata, return_counts=True)[1] for strata, _ in folds]
     if undefined:
         interval = _Interval(note=f"the metric is undefined in {undefined} of {len(observed)} pairs of runs")
     else:
-        interval = _Interval.of(replicate, float(observed.mean()), sizes)
+        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
+        replicate = _differences(drawn, replicates, rng)
+        if most > replicates and _beyond(replicate) < RARE:
+            replicate = np.concatenate([replicate, _differences(drawn, most - replicates, rng)])
+        interval = _Interval.of(replicate, float(observed.mean()), [group.stratum for group in groups])
     return Comparison(
         difference=float(observed.mean()),
         low=interval.low,
@@ -147,32 +173,37 @@ def paired_bootstrap(
         undefined=undefined,
         superiority=superiority([[a for a, _ in fold] for fold in pairs], [[b for _, b in fold] for fold in pairs]),
         runs=len(observed),
-        n=sum(int(size.sum()) for size in sizes),
-        name="paired bootstrap over cases",
+        n=sum(group.count for group in groups),
+        name="paired bootstrap",
         note=interval.note,
+        over="patients" if all(group.known for group in groups) else "slides",
+        smallest=interval.smallest,
         p=interval.p,
     )
 
 
-def _differences(
-    folds: Sequence[tuple[NDArray, Sequence[tuple[Metric, Metric]]]], replicates: int, rng: np.random.Generator
-) -> tuple[Array, list[list[tuple[float, float]]]]:
-    """Method minus reference in every resample, and what both have on the cases as they are.
+def _plain(run: Metric, patients: Patients) -> float:
+    """The metric of a run on the cases as they are."""
+    return float(run(np.ones((1, len(patients.of_slide))))[0])
 
-    Returns:
-        (replicates,) mean difference over folds and seeds; and for each fold, each seed, the metric of method and reference.
-    """
+
+def _differences(folds: Sequence[tuple[Patients, Pairs]], replicates: int, rng: np.random.Generator) -> Array:
+    """Method minus reference in every resample, mean over folds and seeds (replicates,)."""
     runs = sum(len(seeds) for _, seeds in folds)
-    replicate, pairs = np.zeros(replicates), []
-    for strata, seeds in folds:
-        once = np.ones((1, len(strata)))
-        pairs.append([(float(method(once)[0]), float(reference(once)[0])) for method, reference in seeds])
+    replicate = np.zeros(replicates)
+    for patients, seeds in folds:
         done = 0
-        for counts in resamples(strata, replicates, rng):
+        for drawn in resamples(patients.stratum, replicates, rng):
+            counts = patients.to_slides(drawn)
             for method, reference in seeds:
                 replicate[done : done + len(counts)] += (method(counts) - reference(counts)) / runs
             done += len(counts)
-    return replicate, pairs
+    return replicate
+
+
+def _beyond(replicate: Array) -> int:
+    """How many differences are at 0 or on its rarer side."""
+    return min(int((replicate <= TINY).sum()), int((replicate >= -TINY).sum()))
 
 
 @dataclass(frozen=True)
@@ -182,28 +213,33 @@ class _Interval:
     low: float = math.nan
     high: float = math.nan
     se: float = math.nan
+    smallest: float = math.nan
     p: float = math.nan
     note: str = ""
 
     @classmethod
-    def of(cls, replicate: Array, observed: float, sizes: Sequence[NDArray]) -> "_Interval":
-        """Of the differences in the resamples (B,), the observed one, and the sizes of each fold's strata."""
+    def of(cls, replicate: Array, observed: float, strata: Sequence[NDArray]) -> "_Interval":
+        """Of the differences in the resamples (B,), the observed one, and the stratum of each patient of each fold."""
         replicates, defined = len(replicate), replicate[~np.isnan(replicate)]
-        alone = sum(int((size == 1).sum()) for size in sizes)
+        alone = sum(int((np.bincount(stratum) == 1).sum()) for stratum in strata)
         notes = [f"{alone} strata of one case do not vary: the interval is too narrow"] if alone else []
         if len(defined) < (1 - UNDEFINED) * replicates:
             notes.append(f"the metric is undefined in {1 - len(defined) / replicates:.0%} of the resamples")
             return cls(note="; ".join(notes))
-        different = sum(map(_different, sizes))
-        if np.ptp(defined) < TINY < abs(observed) and different < math.log(FEWEST):
-            few = f"each of the {math.exp(different):.0f} resamples of so few cases gives the same difference"
-            return cls(note=f"not computed ({few})")
+        different = sum(map(_different, strata))
+        flat = np.ptp(defined) < TINY
+        if flat and abs(observed) > TINY:
+            return cls(note="not computed (each resample gives the same difference, so its spread is unknown)")
+        if not flat and different < math.log(FEWEST):
+            return cls(
+                note=f"not computed (so few cases have {math.exp(different):.0f} different resamples, {FEWEST} are needed)"
+            )
         if lost := replicates - len(defined):
             notes.append(f"{lost} of {replicates} resamples left out, in which the metric is undefined")
         low, high = map(float, np.quantile(defined, [0.025, 0.975]))
-        tail = min(int((defined <= TINY).sum()), int((defined >= -TINY).sum()))
-        p = min(1.0, 2 * (1 + tail) / (len(defined) + 1))
-        return cls(low, high, float(defined.std(ddof=1)), p, "; ".join(notes))
+        smallest = min(1.0, max(2 / (len(defined) + 1), 2 * math.exp(-different)))
+        p = min(1.0, max(smallest, 2 * (1 + _beyond(defined)) / (len(defined) + 1)))
+        return cls(low, high, float(defined.std(ddof=1)), smallest, p, "; ".join(notes))
 
 
 def superiority(method: Sequence[ArrayLike], reference: Sequence[ArrayLike]) -> float:

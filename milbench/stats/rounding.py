@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 STEP = 1e-12  # a metric, or a difference of two, keeps nothing finer than its multiples
 TINY = 100 * STEP  # values of a metric, and differences of two, that are closer are equal: each term was rounded by itself
 # What is no difference of metrics keeps its digits: 1e-15 is a p-value, 1e-13 a variance, and no rest of a subtraction.
-_NO_STEP = frozenset({"p", "p_holm", "nemenyi", "smallest", "alpha", "variance", "patients", "trainings", "interaction"})
+_NO_STEP = frozenset({
+    "p", "p_holm", "nemenyi", "smallest", "alpha", "variance", "training_variance", "patients", "trainings", "interaction",
+})  # fmt: skip
 
 
 @overload

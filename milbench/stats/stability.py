@@ -13,8 +13,8 @@ from scipy.special import ndtri
 
 from milbench.errors import MilbenchError
 from milbench.stats.paired import Metric, resamples, superiority
+from milbench.stats.patients import Patients
 from milbench.stats.rounding import STEP, TINY, Rounded, rounded
-from milbench.stats.variance import leave_one_patient_out
 
 Array = NDArray[np.float64]
 
@@ -95,7 +95,7 @@ def rank_stability(
 ) -> NDArray[np.float64]:
     """How often each method is first, second, ... for other patients and other trainings.
 
-    In each replicate whole patients are drawn inside the strata of the primary test, the same for all methods, and trainings
+    In each replicate whole patients are drawn inside the strata of the paired bootstrap, the same for all methods, and trainings
     inside each method; both m - 1 of m with weight m / (m - 1), so that a handful varies as much as it should. A single
     training stays as it is. Methods are ranked by their mean over folds; equal ones share their ranks evenly. Replicates in
     which a method has no value do not count.
@@ -120,8 +120,8 @@ def rank_stability(
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]))
     total = np.zeros((replicates, sizes.pop()))
     for fold in folds:
-        weights, strata, _ = leave_one_patient_out(fold.stratum, fold.patient)
-        counts = np.concatenate(list(resamples(strata, replicates, rng))) @ (1 - weights)  # (B, patients) -> (B, n)
+        patients = Patients.of(fold.stratum, fold.patient)
+        counts = patients.to_slides(np.concatenate(list(resamples(patients.stratum, replicates, rng))))  # (B, n)
         for column, runs in enumerate(fold.methods):
             values = np.stack([run(counts) for run in runs], axis=1)  # (B, J)
             drawn = np.concatenate(list(resamples(np.zeros(len(runs)), replicates, rng)))

@@ -15,6 +15,7 @@ from scipy.special import stdtr, stdtrit
 
 from milbench.errors import MilbenchError
 from milbench.stats.paired import Metric
+from milbench.stats.patients import Patients
 from milbench.stats.rounding import TINY, Rounded
 
 Array = NDArray[np.float64]
@@ -53,12 +54,7 @@ class Fold:
                 f"nothing to compare: {len(self.method)} and {len(self.reference)} runs on {slides} slides; a fold needs slides, "
                 "and a run of either method"
             )
-        if self.patient is not None:
-            named = sum(p is not None and p == p for p in np.asarray(self.patient).ravel().tolist())  # NaN is not itself
-            if named != slides or np.size(self.patient) != slides:
-                raise MilbenchError(
-                    f"a fold names the patient of {named} of {slides} slides: name it for each slide, or for none"
-                )
+        Patients.of(self.stratum, self.patient)
 
 
 @dataclass(frozen=True)
@@ -239,17 +235,12 @@ def leave_one_patient_out(stratum: ArrayLike, patient: ArrayLike | None = None) 
         and each class two patients or more, else one stratum of all; and the degrees of freedom of what g patients of m
         slides each bring: max(1, (sum m)^2 / sum m^2 - strata), g - strata where all have equally many.
     """
-    stratum = np.asarray(stratum)
-    at = np.arange(len(stratum)) if patient is None else np.unique(np.asarray(patient), return_inverse=True)[1]
-    code = np.unique(stratum, return_inverse=True)[1]
-    slides = np.bincount(at).astype(np.float64)
-    of_patient = np.zeros(len(slides), dtype=np.intp)
-    of_patient[at] = code
-    if not np.array_equal(of_patient[at], code) or np.bincount(of_patient).min() < 2:
-        of_patient[:] = 0
-    weights = (at != np.arange(len(slides))[:, None]).astype(np.float64)
-    df = slides.sum() ** 2 / (slides**2).sum() - len(np.unique(of_patient))
-    return weights, of_patient, max(1.0, float(df))
+    patients = Patients.of(stratum, patient)
+    strata = patients.stratum if np.bincount(patients.stratum).min() > 1 else np.zeros_like(patients.stratum)
+    weights = (patients.of_slide != np.arange(patients.count)[:, None]).astype(np.float64)
+    slides = np.bincount(patients.of_slide).astype(np.float64)
+    df = slides.sum() ** 2 / (slides**2).sum() - len(np.unique(strata))
+    return weights, strata, max(1.0, float(df))
 
 
 def jackknife(left_out: Array, strata: NDArray) -> Array:
@@ -290,22 +281,22 @@ def _incomplete(parts: Sequence[Components]) -> str:
     return ""
 
 
-def _satterthwaite(terms: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Sum of independent estimates of variance with their degrees of freedom, and the degrees of freedom of that sum."""
+def satterthwaite(terms: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Sum of independent estimates of variance, each with its degrees of freedom, and the degrees of freedom of that sum."""
     total, low = sum(value for value, _ in terms), sum(value * value / df for value, df in terms)
     return total, total**2 / low if low > 0 else math.inf
 
 
 def _fixed(parts: Sequence[Components]) -> tuple[float, float]:
     """Variance over patients of the mean difference of these models, and its degrees of freedom."""
-    return _satterthwaite([(part.fixed / len(parts) ** 2, part.df_patients) for part in parts])
+    return satterthwaite([(part.fixed / len(parts) ** 2, part.df_patients) for part in parts])
 
 
 def _within(parts: Sequence[Components]) -> tuple[float, float]:
     """Variance over trainings and patients, and its degrees of freedom."""
     terms = [(max(part.patients, 0.0), part.df_patients) for part in parts]
     terms += [term for part in parts for term in zip(part.mean_squares, part.df_trainings, strict=True)]
-    return _satterthwaite([(value / len(parts) ** 2, df) for value, df in terms])
+    return satterthwaite([(value / len(parts) ** 2, df) for value, df in terms])
 
 
 def _between(parts: Sequence[Components]) -> float:

@@ -17,10 +17,10 @@ METHODS = {"sharp": 0.05, "blurred": 1.2, "blind": 100.0}
 EXPECT = {"sharp": ["pass"], "blurred": ["fail"], "blind": ["open"]}
 
 
-def suite(tmp_path, skip=(), expect=EXPECT, **known):
+def suite(tmp_path, skip=(), expect=EXPECT, seeds=3, **known):
     grid = {"aggregator": list(METHODS), "dataset": ["toy"]}
     store, plan = made_up_suite(
-        tmp_path, METHODS, folds=1, seeds=2, n=150, skip=skip, grid=grid, expect=expect, known={"toy": {**KNOWN, **known}}
+        tmp_path, METHODS, folds=1, seeds=seeds, n=150, skip=skip, grid=grid, expect=expect, known={"toy": {**KNOWN, **known}}
     )
     return plan, reading.read(store, plan)
 
@@ -43,7 +43,7 @@ def test_verdicts_follow_from_the_numbers(tmp_path):
         own = [run for run in runs if run.cell.aggregator == name]
         assert row["auc"] == pytest.approx(np.mean([run.metric("macro_auc") for run in own]))
         assert row["low"] <= row["auc"] <= row["high"]
-        assert row["runs"] == 2
+        assert row["runs"] == 3
     assert told["blurred"]["low"] > 0.5
     assert told["blind"]["low"] < 0.5 < told["blind"]["high"]
     texts = {row.label: (row.entries[0].text, row.entries[0].mark, row.entries[1].text) for row in matrix.rows}
@@ -56,51 +56,68 @@ def test_verdicts_follow_from_the_numbers(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_failure_that_never_learnt_is_told_from_one_that_learnt_by_heart(tmp_path):
+def test_what_was_never_learnt_is_no_failure(tmp_path):
     plan, runs = suite(tmp_path)
     last = {"sharp": 0.69, "blurred": 0.69, "blind": 0.69}
 
-    def marks():
+    def judged():
         for run in runs:
             run.result["curve"] = [{"epoch": 1, "train_loss": 0.7}, {"epoch": 2, "train_loss": last[run.cell.aggregator]}]
         (matrix, _), _ = capability.build(plan, runs)
         assert rows(matrix)["blind"]["loss_ratio"] == pytest.approx(last["blind"] / 0.7)
-        return {row.label: row.entries[0].mark for row in matrix.rows[3:]}
+        return {row.label: (row.entries[0].text.split()[0], row.entries[0].mark) for row in matrix.rows[3:]}
 
-    assert marks() == {"SHARP": "", "BLURRED": "s", "BLIND": "u"}, "only a failure can be unlearnt"
+    assert judged() == {"SHARP": ("pass", ""), "BLURRED": ("partial", "s"), "BLIND": ("undecided", "u")}
     last["blind"] = 0.1
-    assert marks() == {"SHARP": "", "BLURRED": "s", "BLIND": ""}
+    assert judged() == {"SHARP": ("pass", ""), "BLURRED": ("partial", "s"), "BLIND": ("fail", "")}
 
 
-def test_the_interval_is_that_of_other_test_slides(tmp_path):
-    """Against a plain bootstrap over slides, written out, that draws whole slides within each class for both seeds at once."""
+def against_chance(runs, method):
+    """The primary test of a method's trainings against 0.5, put together by hand."""
+    own = [run.predictions for run in runs if run.cell.aggregator == method]
+    values = [lambda w, p=p: stats.macro_auc(p["target"], p["score"], w) for p in own]
+    return stats.primary([stats.Fold(values, [lambda w: np.full(len(w), 0.5)] * 2, own[0]["target"])])
+
+
+def test_the_interval_is_that_of_the_primary_test(tmp_path):
     plan, runs = suite(tmp_path)
-    row = rows(capability.build(plan, runs)[0][0])["blurred"]
-    own = [run.predictions for run in runs if run.cell.aggregator == "blurred"]
-    target, rng = own[0]["target"], np.random.default_rng(1)
-    drawn = []
-    for _ in range(1000):
-        at = np.concatenate([rng.choice(np.flatnonzero(target == c), (target == c).sum()) for c in range(3)])
-        drawn.append(np.mean([stats.macro_auc(target[at], p["score"][at]) for p in own]))
-    assert (row["low"], row["high"]) == (
-        pytest.approx(np.quantile(drawn, 0.025), abs=0.008),
-        pytest.approx(np.quantile(drawn, 0.975), abs=0.008),
-    )
+    row, test = rows(capability.build(plan, runs)[0][0])["blurred"], against_chance(runs, "blurred")
+    assert (row["low"], row["high"]) == (pytest.approx(0.5 + test.low), pytest.approx(0.5 + test.high))
+    assert test.rule == "trainings and patients" and test.df < 150
+
+
+def test_one_training_is_seen_once(tmp_path):
+    """No verdict on the method: the value, and the interval over slides of this very model."""
+    plan, runs = suite(tmp_path, seeds=1)
+    (matrix, _), figures = capability.build(plan, runs)
+    row, test = rows(matrix)["blurred"], against_chance(runs, "blurred")
+    assert (row["verdict"], row["agreed"], row["runs"]) == ("seen once", "", 1)
+    assert np.isnan(row["p_holm"])
+    assert (row["low"], row["high"]) == (pytest.approx(0.5 + test.fixed.low), pytest.approx(0.5 + test.fixed.high))
+    entry = next(line.entries[0] for line in matrix.rows if line.label == "BLURRED")
+    assert (entry.text, entry.mark) == (f"{row['auc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]", "")
+    assert any("seen once" in note for note in matrix.notes)
+    assert figures[0].save(tmp_path / "figures").png.stat().st_size > 5000
+    two = rows(capability.build(*suite(tmp_path / "two", seeds=2))[0][0])
+    assert {(row["verdict"], row["why"]) for row in two.values()} == {("undecided", "2 trainings, 3 are needed")}
 
 
 @pytest.mark.parametrize(
-    ("auc", "low", "p", "oracle", "verdict"),
+    ("auc", "low", "high", "p", "oracle", "loss", "verdict"),
     [
-        (0.99, 0.98, 1e-3, 1.0, "pass"),
-        (0.80, 0.75, 1e-3, 1.0, "pass"),
-        (0.80, 0.74, 1e-3, 1.0, "partial"),
-        (0.80, 0.74, 1e-3, 0.9, "pass"),  # the middle follows the oracle
-        (0.60, 0.51, 0.06, 1.0, "fail"),  # not after correction
-        (0.20, 0.15, 1e-3, 1.0, "fail"),  # below chance is no success, however significant
+        (0.99, 0.98, 1.0, 1e-3, 1.0, 0.1, "pass"),
+        (0.80, 0.75, 0.9, 1e-3, 1.0, 0.1, "pass"),
+        (0.80, 0.74, 0.9, 1e-3, 1.0, 0.1, "partial"),
+        (0.80, 0.74, 0.9, 1e-3, 0.9, 0.1, "pass"),  # the middle follows the oracle
+        (0.60, 0.51, 0.7, 0.06, 1.0, 0.1, "fail"),  # not after correction
+        (0.60, 0.45, 0.75, 0.2, 1.0, 0.1, "undecided"),  # the interval reaches midway
+        (0.60, 0.51, 0.7, 0.06, 1.0, 0.95, "undecided"),  # not learnt
+        (0.60, 0.51, 0.7, 0.06, 1.0, np.nan, "fail"),  # a method without epochs has nothing to learn
+        (0.20, 0.15, 0.3, 1e-3, 1.0, 0.1, "fail"),  # below chance is no success, however significant
     ],
 )
-def test_the_rule_at_its_edges(auc, low, p, oracle, verdict):
-    square = Square(Known(0.5, 1.0, oracle), "open", 1, auc, low, 1.0, p)
+def test_the_rule_at_its_edges(auc, low, high, p, oracle, loss, verdict):
+    square = Square(Known(0.5, 1.0, oracle), "open", 3, auc, low, high, p, loss)
     square.judge()
     assert square.verdict == verdict
 
@@ -123,7 +140,7 @@ def test_predictions_agree_with_their_verdicts_only(expected, agrees):
 
 
 def test_what_has_no_result_has_no_verdict(tmp_path):
-    skip = {("sharp", 0, 0): "pending", ("sharp", 0, 1): "pending", ("blind", 0, 0): "skipped", ("blind", 0, 1): "skipped"}
+    skip = {(name, 0, seed): why for name, why in (("sharp", "pending"), ("blind", "skipped")) for seed in range(3)}
     plan, runs = suite(tmp_path, skip, expect={"sharp": ["pass"]})
     (matrix, _), figures = capability.build(plan, runs)
     assert {name: (row["verdict"], row["why"], row["agreed"]) for name, row in rows(matrix).items()} == {
@@ -132,7 +149,7 @@ def test_what_has_no_result_has_no_verdict(tmp_path):
     assert [row.entries[0].text for row in matrix.rows if row.label == "SHARP"] == ["– (pending)"]
     assert "-- (skipped)" in latex.table(matrix)
     assert len(figures) == 2
-    nothing = {(name, 0, seed): "pending" for name in METHODS for seed in (0, 1)}
+    nothing = {(name, 0, seed): "pending" for name in METHODS for seed in range(3)}
     plan, runs = suite(tmp_path / "new", nothing)
     assert [figure.name for figure in capability.build(plan, runs)[1]] == ["made-up-examples"]
 
@@ -229,6 +246,6 @@ def test_an_undefined_auc_has_no_verdict():
 
 def test_an_interval_that_ends_midway_passes():
     """0.5 + 0.25 by way of a difference that has lost digits."""
-    square = Square(Known(0.1, 1.0, 0.5), "pass", runs=1, auc=0.4, low=stats.rounded(0.1 + 0.2), high=0.5, p=0.001)
+    square = Square(Known(0.1, 1.0, 0.5), "pass", runs=3, auc=0.4, low=stats.rounded(0.1 + 0.2), high=0.5, p=0.001)
     square.judge()
     assert square.verdict == "pass"

@@ -42,7 +42,7 @@ def test_a_fold_knows_its_cases_strata_and_patients(runs):
     predictions = fold.pairs[0].method[0].predictions
     np.testing.assert_array_equal(fold.cases, predictions["slide"])
     np.testing.assert_array_equal(fold.strata, predictions["target"])
-    np.testing.assert_array_equal(fold.patients, predictions["case"])
+    assert fold.patients is None, "each slide carries its own name"
     assert fold.scores().method.shape == (1, *predictions["score"].shape)
 
 
@@ -65,13 +65,13 @@ def test_the_bootstrap_is_that_of_the_statistics(runs):
     assert sides.bootstrap(metric, seed="x") == sides.bootstrap(metric, seed="x", method=shared, reference=shared) == expected
 
 
-def test_sums_and_a_level_in_place_of_a_reference(runs):
+def test_sums_and_a_constant_in_place_of_a_reference(runs):
     metric = METRICS["macro_auc"]
     values = {run.cell.aggregator: run for run in runs if (run.cell.fold, run.cell.seed) == (0, 0)}
     mean, abmil = ({(0, 0): values[name]} for name in ("mean", "abmil"))
     twice = Pairing.of([mean, mean], [abmil]).bootstrap(metric, seed="")
     assert twice.difference == pytest.approx(2 * values["mean"].metric("macro_auc") - values["abmil"].metric("macro_auc"))
-    alone = Pairing.of([mean], level=0.5).bootstrap(metric, seed="")
+    alone = stats.primary([fold.against(metric, 0.5) for fold in Pairing.of([mean]).folds])
     assert alone.difference == pytest.approx(values["mean"].metric("macro_auc") - 0.5)
 
 

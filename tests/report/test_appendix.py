@@ -110,7 +110,7 @@ def test_every_number_is_the_tests_own(tmp_path):
     found, paired = build(runs)
     auc, f1 = found["made-up-tests-macro-auc"], found["made-up-tests-macro-f1"]
     tidy = {(row["aggregator"], row["metric"], row["test"].split()[0]): row for table in (auc, f1) for row in table.tidy}
-    assert len(tidy) == 2 * 4 + 2 * 4
+    assert len(tidy) == 2 * 5 + 2 * 5
     for method in ("longmil", "odd_name & 100% #1"):
         folds = direct(runs, method)
         seed = f"{tuple(runs[0].column)}|macro_auc"
@@ -118,6 +118,18 @@ def test_every_number_is_the_tests_own(tmp_path):
         expected = stats.permutation(folds, "macro_auc", replicates=pairing.REPLICATES, seed=seed)
         assert tidy[method, "macro_auc", "permutation"]["p"] == expected.p
         assert tidy[method, "macro_auc", "permutation"]["effect"] == pytest.approx(expected.effect)
+        runs_of = [
+            [
+                tuple((lambda w, s=s, y=f.target: stats.macro_auc(y, s, w)) for s in pair)
+                for pair in zip(f.method, f.reference, strict=True)
+            ]
+            for f in folds
+        ]
+        drawn = [(f.target, of_fold) for f, of_fold in zip(folds, runs_of, strict=True)]
+        expected = stats.paired_bootstrap(drawn, replicates=pairing.REPLICATES, most=800, seed=seed)
+        bootstrap = tidy[method, "macro_auc", "paired"]
+        assert (bootstrap["p"], bootstrap["effect_low"], bootstrap["smallest_p"]) == (expected.p, expected.low, expected.smallest)
+        assert column(auc, "bootstrap", "smallest p", method).text == f"{expected.smallest:.3g}"
         assert tidy[method, "macro_f1", "McNemar"]["p"] == pytest.approx(stats.mcnemar(folds).p)
         differences = [
             np.mean(
@@ -168,18 +180,18 @@ def test_five_seeds_on_one_split(tmp_path):
     """No star below what five runs allow, and no correction for training sets that are all the same."""
     found, _ = build(made_up(tmp_path, seeds=5, classes=3, methods={"abmil": 0.2, "longmil": 3.0}))
     table = found["made-up-tests-macro-auc"]
-    assert {group for group, _ in table.headers} == {"", "permutation", "Wilcoxon"}
+    assert {group for group, _ in table.headers} == {"", "bootstrap", "permutation", "Wilcoxon"}
     entry = column(table, "Wilcoxon", "p", "longmil")
     assert (entry.text, entry.dagger) == ("0.0625", False)
     assert column(table, "Wilcoxon", "smallest p", "longmil").text == "0.0625"
     assert column(table, "permutation", "p", "longmil").dagger
-    assert column(table, "", "superiority", "longmil").text == "1.00"
+    assert column(table, "", "chance", "longmil").text == "1.00"
     assert any("seeds that share one split are not" in note for note in table.notes)
 
 
 def test_one_seed_has_no_test_over_runs(tmp_path):
     found, _ = build(made_up(tmp_path))
-    assert {group for group, _ in found["made-up-tests-macro-auc"].headers} == {"", "DeLong", "permutation"}
+    assert {group for group, _ in found["made-up-tests-macro-auc"].headers} == {"", "bootstrap", "DeLong", "permutation"}
     row = found["made-up-anova"].rows[0]
     assert [entry.text for entry in row.entries] == ["3", "3", "–", "–"]
     assert found["made-up-anova"].tidy == []
@@ -220,7 +232,7 @@ def test_survival_has_tests_over_folds_only(tmp_path):
     write_split(tmp_path, [80] * 3, [20] * 3)
     found, _ = build(survival(tmp_path), metrics=["c_index"])
     table = found["made-up-tests-c-index"]
-    assert {group for group, _ in table.headers} == {"", "Nadeau-Bengio", "Wilcoxon"}
+    assert {group for group, _ in table.headers} == {"", "bootstrap", "Nadeau-Bengio", "Wilcoxon"}
     assert column(table, "", "W/T/L", "longmil").text == "3/0/0"
     assert column(table, "", "95 % interval", "longmil").text != "–"
 
@@ -238,7 +250,8 @@ def test_runs_without_a_partner_are_left_out(tmp_path):
     partial = [r for r in runs if (r.cell.aggregator, r.cell.seed) not in {("longmil", 1), ("abmil", 2)}]
     pair = [r for r in runs if r.cell.aggregator in ("longmil", "abmil") and r.cell.seed == 0]
     table, alone = (build(some)[0]["made-up-tests-macro-f1"] for some in (partial, pair))
-    for group, label in (("McNemar", "p"), ("permutation", "p"), ("", "W/T/L")):
+    assert column(table, "", "W/T/L", "longmil").text == "4/0/0", "the primary test takes every training"
+    for group, label in (("McNemar", "p"), ("permutation", "p")):
         assert column(table, group, label, "longmil").text == column(alone, group, label, "longmil").text
     assert column(table, "Wilcoxon", "p", "longmil").text == "–", "one pair is no sample"
     assert column(table, "Wilcoxon", "smallest p", "odd_name & 100% #1").text == "0.5", "two pairs"

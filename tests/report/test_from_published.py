@@ -13,11 +13,6 @@ from milbench.report import from_published
 from tests.builders.command import milbench
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 300)
-
-
 def write(path, head, rows):
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([head, *rows])
@@ -91,7 +86,7 @@ def predictions(tmp_path, *, drop=(), censored="censorship", n=40, folds=3, name
     return path, rows
 
 
-def test_predictions(tmp_path, quick):
+def test_predictions(tmp_path):
     path, rows = predictions(tmp_path)
     main_table, paired, over_folds = from_published.build(predictions=[path])
     assert [label for _, label in main_table.headers] == ["c-index", "c-index (Harrell)"]
@@ -104,8 +99,11 @@ def test_predictions(tmp_path, quick):
     (row, harrell) = paired.tidy
     scores = {r["model"]: r for r in main_table.tidy if r["score"] == "c_index"}
     assert row["difference"] == pytest.approx(scores["fair"]["mean"] - scores["poor"]["mean"])
-    assert row["low"] > 0 and row["p_holm"] < 0.05 and harrell["score"] == "c_index_harrell"
-    assert entries(main_table)["fair"].dagger and not entries(main_table)["poor"].dagger
+    assert harrell["score"] == "c_index_harrell" and row["these_models_low"] > 0
+    differences = [scores["fair"][f"fold_{fold}"] - scores["poor"][f"fold_{fold}"] for fold in range(3)]
+    assert row["rule"] == "folds" and row["variance"] == pytest.approx(np.var(differences, ddof=1) / 3), "one training a fold"
+    assert entries(main_table)["fair"].dagger == (row["p_holm"] < 0.05)
+    assert "Each row of the file is taken as a patient." in paired.notes[0]
     assert over_folds.tidy[0]["difference"] == pytest.approx(row["difference"])
 
 
@@ -116,7 +114,7 @@ def test_event_and_censorship_say_the_same(tmp_path):
     assert a == b
 
 
-def test_models_that_dropped_cases_are_compared_on_the_rest(tmp_path, quick):
+def test_models_that_dropped_cases_are_compared_on_the_rest(tmp_path):
     path, rows = predictions(tmp_path, drop={("fair", 1, 3), ("fair", 1, 4), ("poor", 0, 0)})
     main_table, paired, _ = from_published.build(predictions=[path])
     assert "fair: 3 cases that only it or only poor has are left out of the comparison." in paired.notes
@@ -139,7 +137,7 @@ def test_models_that_dropped_cases_are_compared_on_the_rest(tmp_path, quick):
     assert own["fold_1"] == pytest.approx(float(expected)), "its own score keeps all of its cases"
 
 
-def test_classes(tmp_path, quick):
+def test_classes(tmp_path):
     rng = np.random.default_rng(0)
     target = np.arange(30) % 2
     rows = []
@@ -152,10 +150,13 @@ def test_classes(tmp_path, quick):
     assert main_table.tidy[1]["mean"] == pytest.approx(float(stats.auc(target == 1, values)))
     assert entries(main_table)["new"].text.count("±") == 0, "one fold has no spread"
     assert paired.tidy[0]["reference"] == "abmil"
+    assert not entries(main_table)["new"].dagger, "one training on one split is seen once"
+    assert np.isnan(paired.tidy[0]["p"]) and paired.tidy[0]["tolerated_sd"] >= 0 and paired.rows[1].entries[4].text == "seen once"
+    assert main_table.notes[-1] == "No p-value, so no row is marked (†); see the paired comparison."
     assert rest and np.isnan(rest[0].tidy[0]["p_nadeau_bengio"])
 
 
-def test_only_censored_cases_give_a_dash_and_say_why(tmp_path, quick):
+def test_only_censored_cases_give_a_dash_and_say_why(tmp_path):
     path, _ = predictions(tmp_path, change=lambda row: [*row[:5], 1] if row[1] == 1 else row)
     main_table, paired, _ = from_published.build(predictions=[path])
     assert entries(main_table)["fair"].mark == "a"
@@ -220,7 +221,7 @@ def test_wrong_predictions(tmp_path, head, rows, message):
         from_published.build(predictions=[write(tmp_path / "x.csv", head, rows)])
 
 
-def test_command(tmp_path, quick):
+def test_command(tmp_path):
     folds = write(tmp_path / "f.csv", ["cohort", "model", "fold", "auc"], FOLDS)
     risks, _ = predictions(tmp_path)
     args = ["report", "--from", "published", "--folds", folds, "--predictions", risks, "--reports", tmp_path / "r"]
@@ -279,7 +280,7 @@ def test_hipt_prints_what_its_files_give(shared):
 HIPT = "HIPT_LGP[vit4k_xs_dino]_freeze_[None]"
 
 
-def test_patchgcn_c_indices_are_the_recomputed_ones(shared, quick):
+def test_patchgcn_c_indices_are_the_recomputed_ones(shared):
     folder = shared / "data" / "published_results"
     table, paired, _ = from_published.build(predictions=[folder / "patchgcn_brca_predictions.csv.gz"])
     with (folder / "patchgcn_brca_cindex_by_fold.csv").open() as file:

@@ -182,7 +182,7 @@ def test_table_6_says_for_each_dataset_what_the_spread_is_over(tmp_path, unflush
     spread = next(note for note in table.notes if note.endswith("second underlined."))
     assert spread == (
         "BRACS: mean ± sample standard deviation (ddof = 1) over 3 seeds, 6 tested in each; "
-        "TCGA-BRCA: mean ± sample standard deviation (ddof = 1) over 2 folds, 6 tested in each. Best in bold, second underlined."
+        "TCGA-BRCA: mean ± sample standard deviation (ddof = 1) over 2 folds x 3 seeds, 6 tested in each. Best in bold, second underlined."
     )
 
 

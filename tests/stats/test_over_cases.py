@@ -231,3 +231,148 @@ def test_pairs_that_do_not_pair_are_an_error():
             PairedFold(target, a, b)
     with pytest.raises(MilbenchError, match="a score is missing"):
         PairedFold(target, score, np.full((2, 4, 2), np.nan))
+
+
+def clustered(seed, seeds=1, classes=2, sizes=(1, 4, 2, 3, 5, 1, 2, 6, 3, 2)):
+    """Slides of patients who have several, some of several classes, in a random order; predictions agree within a patient."""
+    rng = np.random.default_rng(seed)
+    patient = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    n = len(patient)
+    target = rng.permutation(np.arange(n) % classes)
+    own = rng.normal(size=(2, len(sizes), classes))
+    score = [
+        s * np.eye(classes)[target] + o[patient] + 0.7 * rng.normal(size=(seeds, n, classes))
+        for s, o in zip((1.0, 0.5), own, strict=True)
+    ]
+    return PairedFold(target, *score, np.array([f"p{p}" for p in patient]))
+
+
+def obuchowski_by_definition(fold):
+    """Obuchowski 1997, section 3, sum by sum: the AUCs of two methods and their covariance matrix."""
+    y, clusters = fold.target, np.unique(fold.patient)
+    positives, negatives = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
+    m, n = len(positives), len(negatives)
+    theta, x, z = [], [], []
+    for scores in (fold.method[0, :, 1], fold.reference[0, :, 1]):
+        v10 = {i: np.mean([psi(scores[i], scores[j]) for j in negatives]) for i in positives}
+        v01 = {j: np.mean([psi(scores[i], scores[j]) for i in positives]) for j in negatives}
+        auc = np.mean(list(v10.values()))
+        theta.append(auc)
+        inside = [np.flatnonzero(fold.patient == c) for c in clusters]
+        x.append([sum(v10[i] - auc for i in of if y[i] == 1) for of in inside])
+        z.append([sum(v01[j] - auc for j in of if y[j] == 0) for of in inside])
+    with_positive = len(np.unique(fold.patient[positives]))
+    with_negative = len(np.unique(fold.patient[negatives]))
+    every = len(clusters)
+    covariance = np.zeros((2, 2))
+    for r, s in product(range(2), repeat=2):
+        s10 = with_positive / ((with_positive - 1) * m) * np.dot(x[r], x[s])
+        s01 = with_negative / ((with_negative - 1) * n) * np.dot(z[r], z[s])
+        s11 = every / (every - 1) * (np.dot(x[r], z[s]) + np.dot(x[s], z[r]))
+        covariance[r, s] = s10 / m + s01 / n + s11 / (m * n)
+    return theta, covariance
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_delong_of_patients_is_obuchowskis(seed):
+    fold = clustered(seed)
+    theta, covariance = obuchowski_by_definition(fold)
+    se = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    found = stats.delong([fold])
+    assert found.effect == pytest.approx(theta[0] - theta[1])
+    assert (found.high - found.low) / 2 / 1.959964 == pytest.approx(se, rel=1e-6)
+    assert (found.n, found.over) == (10, "patients")
+
+
+def every_test(fold):
+    found = {"delong": stats.delong([fold])} if fold.method.shape[2] == 2 else {}
+    found |= {m: stats.permutation([fold], m, replicates=500, seed="g") for m in ("macro_auc", "macro_f1")}
+    return found | {"mcnemar": stats.mcnemar([fold])}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_patients_of_one_slide_are_slides(classes):
+    """Whatever they are called; what was computed before patients were known."""
+    f = paired(30, 2, classes, seed=7, strength=(1.0, 0.6))
+    names = np.random.default_rng(0).permutation(30)
+    one_each = PairedFold(f.target, f.method, f.reference, names)
+    for name, found in every_test(f).items():
+        with_patients = every_test(one_each)[name]
+        numbers = ("effect", "low", "high", "n", "smallest", "p")
+        same = [(getattr(found, x), getattr(with_patients, x)) for x in numbers]
+        assert all(a == b or np.isnan([a, b]).all() for a, b in same), name
+        assert (found.over, with_patients.over) == ("slides", "patients")
+
+
+def test_copies_of_a_slide_tell_nothing_new():
+    f = paired(14, 1, 2, seed=9, strength=(1.5, 0.6))
+    copies = np.tile(np.arange(14), 3)
+    thrice = PairedFold(f.target[copies], f.method[:, copies], f.reference[:, copies], copies)
+    for name, found in every_test(f).items():
+        copied = every_test(thrice)[name]
+        assert copied.p == pytest.approx(found.p), name
+        assert copied.effect == pytest.approx(found.effect), name
+        assert (copied.low, copied.high) == pytest.approx((found.low, found.high), nan_ok=True), name
+        alone = every_test(PairedFold(thrice.target, thrice.method, thrice.reference))[name]
+        assert alone.p < found.p, "without patients the copies count"
+
+
+@pytest.mark.parametrize("metric", ["macro_auc", "macro_f1"])
+def test_whole_patients_are_swapped(metric):
+    """All 2^6 swaps of six patients, spelt out slide by slide."""
+    fold = clustered(3, seeds=2, classes=3, sizes=(1, 3, 2, 4, 1, 3))
+    found = stats.permutation([fold], metric)
+    names = list(dict.fromkeys(fold.patient))
+    every = []
+    for signs in product((1, -1), repeat=6):
+        of_slide = np.array([signs[names.index(p)] for p in fold.patient])
+        every.append(spelt_out([PairedFold(fold.target, fold.method, fold.reference)], metric, of_slide))
+    assert found.name == "permutation (exact)"
+    assert found.p == pytest.approx(np.mean(np.abs(every) >= abs(every[0]) - 1e-12))
+    assert (found.n, found.smallest, found.over) == (6, 2 / 64, "patients")
+
+
+def test_mcnemar_of_patients_flips_their_balances():
+    """Balances of won and lost slides: +3, +2, -1, and one patient who is even. Of 8 choices of signs four are as far as 4."""
+    right, wrong = [0.9, 0.1], [0.1, 0.9]
+    won, lost = (right, wrong), (wrong, right)
+    slides = [("a", won)] * 3 + [("b", won)] * 2 + [("c", lost)] + [("d", won), ("d", lost), ("e", (right, right))]
+    patient = np.array([name for name, _ in slides])
+    scores = [np.array([[pair[side] for _, pair in slides]]) for side in (0, 1)]
+    found = stats.mcnemar([PairedFold(np.zeros(len(slides), int), *scores, patient)])
+    sums = [abs(a * 3 + b * 2 + c) for a, b, c in product((1, -1), repeat=3)]
+    assert found.p == pytest.approx(np.mean(np.array(sums) >= 4)) == 0.5
+    assert found.effect == pytest.approx(4 / 9)
+    assert (found.n, found.over, found.smallest) == (5, "patients", 0.25)
+    assert "3 of 5 patients favour one of them" in found.note
+    assert found.low < 0 < found.effect < found.high
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_interval_of_mcnemars_patients_agrees_with_its_p_value(seed):
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(20), rng.integers(1, 6, 20))
+    wins = np.where(rng.random(20)[patient] < 0.8, 1, 0)
+    a = np.stack([np.where(wins, 0.9, 0.2), np.where(wins, 0.1, 0.8)], 1)[None]
+    found = stats.mcnemar([PairedFold(np.zeros(len(patient), int), a, a[..., ::-1], patient)])
+    assert (found.low > 0) == (found.p < 0.05)
+
+
+def test_tests_of_patients_keep_their_promise():
+    """Two equally good methods on 30 patients of 1 to 6 slides that are alike: without patients they differ far too often."""
+    patient = np.repeat(np.arange(30), np.random.default_rng(0).integers(1, 7, 30))
+    target, known, unknown = patient % 2, [], []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        a, b = (
+            np.eye(2)[target] + rng.normal(size=(30, 2))[patient] + 0.7 * rng.normal(size=(1, len(patient), 2)) for _ in range(2)
+        )
+        known.append(stats.delong([PairedFold(target, a, b, patient)]).p)
+        unknown.append(stats.delong([PairedFold(target, a, b)]).p)
+    assert np.mean(np.array(known) < 0.05) < 0.11
+    assert np.mean(np.array(unknown) < 0.05) > 0.15
+
+
+def test_a_slide_without_its_patient_is_an_error():
+    with pytest.raises(MilbenchError, match="names the patient of 3 of 4 slides"):
+        PairedFold(np.zeros(4, int), np.zeros((1, 4, 2)), np.zeros((1, 4, 2)), np.array(["a", None, "b", "b"], dtype=object))

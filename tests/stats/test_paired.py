@@ -164,19 +164,20 @@ def test_only_censored_cases_have_no_c_index():
 
 
 def test_no_censored_case():
-    time = np.random.default_rng(0).random(30)
-    c = survival(time, [True] * 30, -time, time, replicates=200)
-    assert (c.difference, c.p, c.note) == (1, pytest.approx(2 / 201), "")
+    rng = np.random.default_rng(0)
+    time = rng.random(30)
+    c = survival(time, [True] * 30, -time, rng.random(30), replicates=200)
+    assert (c.p, c.smallest, c.note) == (pytest.approx(2 / 201), pytest.approx(2 / 201), "")
 
 
 def test_resamples_without_a_comparable_pair_are_left_out_and_counted():
     """Of six events three are the last times: 5 draws miss the first three in (1/2)^5 of the resamples, which compare nothing."""
     time, event = [1, 2, 3, 9, 9, 9, 5, 5], [True] * 6 + [False] * 2
-    c = survival(time, event, -np.arange(8), np.arange(8), replicates=4000)
+    c = survival(time, event, -np.arange(8), [0, 0, 1, 0, 0, 0, 1, 2], replicates=4000)
     left_out = int(c.note.split()[0])
     assert left_out == pytest.approx(4000 / 32, abs=40)
     assert c.note == f"{left_out} of 4000 resamples left out, in which the metric is undefined"
-    assert c.p == pytest.approx(2 / (4001 - left_out))
+    assert 0 <= c.low < c.difference
 
 
 def test_too_few_events_give_no_interval():
@@ -188,10 +189,10 @@ def test_too_few_events_give_no_interval():
 
 
 def test_a_stratum_of_one_case_is_told():
-    target, score = np.array([0, 0, 0, 0, 1]), np.random.default_rng(0).random((5, 2))
+    target, score = np.array([0, 0, 0, 0, 0, 1]), np.random.default_rng(0).random((6, 2))
     c = compare([(target, score)], [(target, score[::-1])], replicates=50)
     assert c.note == "1 strata of one case do not vary: the interval is too narrow"
-    assert (c.n, c.runs) == (5, 1)
+    assert (c.n, c.runs) == (6, 1)
 
 
 def test_nothing_to_compare_is_an_error():
@@ -218,8 +219,8 @@ def test_survival_can_be_compared():
 
 def test_p_is_never_zero():
     target, score = fold(40, 9, 0)
-    c = compare([(target, score)], [(target, score[:, ::-1])], replicates=99)
-    assert c.p == pytest.approx(2 / 100)
+    c = compare([(target, score)], [fold(40, 0, 1)], replicates=99)
+    assert (c.p, c.smallest) == (pytest.approx(2 / 100), pytest.approx(2 / 100))
 
 
 def test_holm_by_hand():
@@ -262,18 +263,125 @@ def test_undefined_runs_are_counted_and_told():
     assert np.isnan([c.difference, c.low, c.high, c.se, c.superiority, c.p]).all()
 
 
-@pytest.mark.parametrize(("each", "resamples"), [(1, 1), (2, 4), (3, 36), (4, None)])
-def test_a_handful_of_cases_that_do_not_vary_has_no_p_value(each, resamples):
+@pytest.mark.parametrize("each", [1, 2, 3, 4, 50])
+def test_what_does_not_vary_has_no_p_value(each):
     """Class-stratified resamples of a perfect method and a constant one are all alike: that is no p of 0.0002."""
     target = np.repeat([0, 1], each)
     perfect, constant = np.eye(2)[target], np.tile([0.6, 0.4], (2 * each, 1))
     runs = [partial(stats.macro_f1, target, perfect), partial(stats.macro_f1, target, constant)]
     c = stats.paired_bootstrap([(target, [tuple(runs)])], replicates=200)
     assert c.difference == pytest.approx(2 / 3)
-    if resamples is None:
-        assert c.p == pytest.approx(2 / 201)
-    else:
-        assert np.isnan([c.p, c.low, c.high, c.se]).all()
-        assert c.note == f"not computed (each of the {resamples} resamples of so few cases gives the same difference)"
+    assert np.isnan([c.p, c.low, c.high, c.se, c.smallest]).all()
+    assert c.note == "not computed (each resample gives the same difference, so its spread is unknown)"
     same = stats.paired_bootstrap([(target, [(runs[0], runs[0])])], replicates=200)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1), "no difference is one"
+
+
+@pytest.mark.parametrize(("each", "resamples"), [(2, 4), (3, 36), (4, 400)])
+def test_a_handful_of_cases_allows_no_small_p_value(each, resamples):
+    """However many are drawn, only so many resamples differ, and p is no smaller than 2 of them."""
+    target = np.repeat([0, 1], each)
+    good = np.where(np.arange(2 * each)[:, None] == 0, 0.5, np.eye(2)[target])
+    bad = np.where(np.arange(2 * each)[:, None] == 1, 0.5, 1 - np.eye(2)[target])
+    runs = [bound(stats.brier, target, score) for score in (bad, good)]
+    c = stats.paired_bootstrap([(target, [tuple(runs)])], replicates=4000)
+    if resamples < 40:
+        assert np.isnan([c.p, c.low, c.smallest]).all()
+        assert c.note == f"not computed (so few cases have {resamples} different resamples, 40 are needed)"
+    else:
+        assert (c.p, c.smallest) == (2 / resamples, 2 / resamples)
+
+
+def of_patients(seed, patients=12, each=4):
+    """Two methods on slides of patients, of whom some have slides of both classes."""
+    rng = np.random.default_rng(seed)
+    patient = rng.permutation(np.repeat(np.arange(patients), each))
+    target = rng.integers(0, 2, len(patient))
+    return (
+        patient,
+        target,
+        [
+            np.stack([1 - s, s], 1)
+            for s in target + rng.normal(size=(2, len(patient))) + rng.normal(size=(2, patients))[:, patient]
+        ],
+    )
+
+
+def test_whole_patients_are_drawn():
+    """Against the resampling written out: patients are drawn, with all their slides, and weigh g / (g - 1)."""
+    patient, target, scores = of_patients(0)
+    runs = tuple(bound(stats.macro_f1, target, score) for score in scores)
+    c = stats.paired_bootstrap([(target, [runs])], patients=[[f"p{p}" for p in patient]], replicates=4000)
+    rng, spelt = np.random.default_rng(1), []
+    for _ in range(3000):
+        drawn = np.concatenate([np.flatnonzero(patient == p) for p in rng.integers(0, 12, 11)])
+        spelt.append(stats.macro_f1(target[drawn], scores[0][drawn]) - stats.macro_f1(target[drawn], scores[1][drawn]))
+    assert c.se == pytest.approx(np.std(spelt), rel=0.06)
+    np.testing.assert_allclose([c.low, c.high], np.quantile(spelt, [0.025, 0.975]), atol=0.02)
+    assert (c.n, c.over) == (12, "patients")
+    alone = stats.paired_bootstrap([(target, [runs])], replicates=4000)
+    assert (alone.n, alone.over) == (48, "slides")
+
+
+def test_copies_of_a_slide_tell_nothing_new():
+    target, score = fold(12, 1.0, 0)
+    other, copies = fold(12, 0.2, 1)[1], np.tile(np.arange(12), 5)
+    one = stats.paired_bootstrap([(target, [(bound(stats.macro_auc, target, score), bound(stats.macro_auc, target, other))])])
+    pair = tuple(bound(stats.macro_auc, target[copies], s[copies]) for s in (score, other))
+    five = stats.paired_bootstrap([(target[copies], [pair])], patients=[copies])
+    assert (one.low, one.high, one.p) == pytest.approx((five.low, five.high, five.p))
+
+
+@pytest.mark.parametrize("metric", [stats.macro_auc, stats.macro_f1])
+def test_patients_of_one_slide_are_slides(metric):
+    """Whatever they are called: the same resamples and numbers."""
+    target, score = fold(30, 1.0, 0)
+    runs = [(bound(metric, target, score), bound(metric, target, fold(30, 0.3, s)[1])) for s in (1, 2)]
+    by_slide = stats.paired_bootstrap([(target, runs)] * 2, replicates=300, seed="g")
+    names = np.random.default_rng(0).permutation(30)
+    by_patient = stats.paired_bootstrap([(target, runs)] * 2, patients=[names, names[::-1]], replicates=300, seed="g")
+    assert {**vars(by_slide), "over": "patients"} == vars(by_patient)
+
+
+def test_the_numbers_are_those_of_a_bootstrap_over_slides():
+    """Kept from before patients were drawn."""
+    target, score = fold(30, 1.0, 0)
+    pair = bound(stats.macro_auc, target, score), bound(stats.macro_auc, target, fold(30, 0.3, 1)[1])
+    c = stats.paired_bootstrap([(target, [pair])], patients=[np.arange(30)], replicates=1000, seed="golden")
+    assert (c.low, c.high, c.se, c.p) == (-0.010204081633, 0.515306122449, 0.138404005304, 0.0739260739261)
+
+
+def test_patients_are_drawn_inside_their_classes():
+    """Each patient has slides of one class: no resample lacks one."""
+    target, patient = np.repeat([0, 1], [12, 4]), np.repeat(np.arange(8), 2)
+    seen = []
+
+    def run(counts):
+        seen.append(counts)
+        return stats.macro_auc(target, np.eye(2)[target] * 0.9, counts) * counts[:, 0]
+
+    stats.paired_bootstrap([(target, [(run, run)])], patients=[patient], replicates=100)
+    counts = np.concatenate(seen)
+    np.testing.assert_array_equal(counts[:, ::2], counts[:, 1::2])
+    np.testing.assert_allclose(counts[:, target == 1].sum(1), 4)
+
+
+def test_a_clear_difference_survives_a_large_family():
+    """With 10,000 resamples and 364 comparisons nothing could be: more are drawn, and only where it matters."""
+    target = np.repeat([0, 1], 100)
+    noise = np.random.default_rng(0).random(200)
+    clear, coin = np.stack([1 - target, target], 1).astype(float), np.stack([1 - noise, noise], 1)
+    runs = [bound(stats.macro_auc, target, score) for score in (clear, coin, noise[:, None] * [0.5, 1] + [0.1, 0])]
+    c = stats.paired_bootstrap([(target, [(runs[0], runs[1])])], replicates=500, most=20_000)
+    assert c.p == c.smallest == pytest.approx(2 / 20_001)
+    assert stats.holm([c.p] * 364).max() < 0.05
+    spared = stats.paired_bootstrap([(target, [(runs[1], runs[1])])], replicates=500, most=20_000)
+    assert spared.smallest == pytest.approx(2 / 501)
+
+
+def test_a_slide_without_its_patient_is_an_error():
+    target, score = fold(4, 1.0, 0)
+    run = bound(stats.macro_auc, target, score)
+    for patients in (["a", None, "b", "c"], ["a", "b"]):
+        with pytest.raises(MilbenchError, match="names the patient of"):
+            stats.paired_bootstrap([(target, [(run, run)])], patients=[patients])

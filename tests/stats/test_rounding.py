@@ -28,9 +28,11 @@ def test_a_step_takes_what_a_subtraction_leaves():
 
 
 def test_what_a_test_finds_is_rounded():
-    found = stats.Outcome("x", 0.1 + 0.2, -1.1e-17, math.nan, 3, "", 1e-15, 1.23456789012345e-13)
+    found = stats.Outcome("x", 0.1 + 0.2, -1.1e-17, math.nan, 3, "", 1e-15, 1.23456789012345e-13, over="runs")
     assert (found.effect, found.low, found.smallest, found.p) == (0.3, 0.0, 1e-15, 1.23456789012e-13)
-    assert found == stats.Outcome("x", 0.3, 0.0, math.nan, 3, "", 1e-15, 1.23456789012e-13), "equal findings are equal"
+    assert found == stats.Outcome("x", 0.3, 0.0, math.nan, 3, "", 1e-15, 1.23456789012e-13, over="runs"), (
+        "equal findings are equal"
+    )
     y = np.repeat([0, 1], 9)
     scores = [np.random.default_rng(seed).dirichlet([1, 1], 18) for seed in range(2)]
     fold = stats.PairedFold(y, scores[0][None], scores[1][None])
