@@ -1,6 +1,7 @@
 """Small files: written whole or not at all, and read as what others may have written, which may be anything."""
 
 import bz2
+import codecs
 import gzip
 import hashlib
 import lzma
@@ -24,6 +25,18 @@ DEEPEST = 30  # tables within tables of a TOML file
 LARGEST = 256 << 20  # bytes of a table; a million rows have 100 MB
 LONGEST = 1 << 20  # bytes of a line of it
 _PACKED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+_SHEET = "a workbook (Excel or other), not text; open it and save the sheet as CSV"
+_NO_TEXT = {
+    b"PK\x03\x04": _SHEET, b"\xd0\xcf\x11\xe0": _SHEET, b"PAR1": "a Parquet file; save it as CSV",
+    b"ARROW1": "an Arrow file; save it as CSV", b"%PDF": "a PDF; save its table as CSV",
+    b"<!DOCTYPE": "a web page; download the table itself", b"<!doctype": "a web page; download the table itself",
+    b"<html": "a web page; download the table itself", b"{\\rtf": "a text with formats (RTF); save it as CSV",
+    b"version https://git-lfs": "a pointer to a file that Git LFS keeps; fetch it with: git lfs pull",
+}  # fmt: skip
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
@@ -196,8 +209,12 @@ def regular(path: Path) -> os.stat_result:
     return status
 
 
-def table_text(path: Path) -> str:
+def table_text(path: Path, encoding: str | None = None) -> str:
     """The text of a table, packed (.gz, .bz2, .xz) or not.
+
+    Args:
+        path: the table.
+        encoding: of the text, where it is neither UTF-8 nor begins with a byte order mark.
 
     Raises:
         OSError, ValueError: it is none; says why in one line.
@@ -212,15 +229,48 @@ def table_text(path: Path) -> str:
         raise ValueError(f"it cannot be read to its end: {error}") from error
     if len(raw) > LARGEST:
         raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
-    if b"\0" in raw:
-        raise ValueError("it has NUL bytes in it; is it UTF-16 or no text? Save it as CSV in UTF-8")
-    if any(len(line) > LONGEST for line in raw.splitlines()):
+    if kind := next((kind for start, kind in _NO_TEXT.items() if raw.startswith(start)), None):
+        raise ValueError(f"it is {kind}")
+    text = _decoded(raw, encoding)
+    if any(len(line) > LONGEST for line in text.splitlines()):
         raise ValueError(f"it has a line of more than {LONGEST >> 20} MiB")
+    return text
+
+
+def _decoded(raw: bytes, encoding: str | None) -> str:
+    """Text by its byte order mark, else in the encoding that is asked for, else in UTF-8; plain ASCII is the same in all."""
+    plain = raw.isascii() and not {0, 0x1B} & set(raw)
+    marked = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), None)
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"line {line} is not UTF-8: byte {raw[error.start]:#04x}; save it as CSV in UTF-8") from error
+        codec = codecs.lookup(marked or encoding or "utf-8").name
+        text = raw.decode("ascii" if plain else codec).lstrip("\ufeff")
+    except LookupError as error:
+        raise ValueError(f"unknown encoding {encoding!r}; known are utf-16, gbk, cp1252, shift_jis and others") from error
+    except UnicodeError as error:
+        what = f"it is not {codec.upper()}"
+        if isinstance(error, UnicodeDecodeError):
+            line = raw.count(b"\n", 0, error.start) + 1
+            what = f"line {line} is not {codec.upper()}: byte {raw[error.start]:#04x}"
+        raise ValueError(f"{what}; {_advice(raw)}, or save it as CSV in UTF-8") from error
+    if "\0" in text:
+        raise ValueError(f"it has NUL bytes in it; {_advice(raw)} if it is text, or save it as CSV in UTF-8")
+    return text
+
+
+def _advice(raw: bytes) -> str:
+    """Which encoding the text of a table may have."""
+    with suppress(UnicodeDecodeError):
+        if "\0" not in raw.decode():
+            return "it is UTF-8: give it in a command of its own, without --encoding"
+    pairs = raw[: len(raw) // 2 * 2]
+    for name, zeros in (("utf-16-le", pairs[1::2]), ("utf-16-be", pairs[::2])):
+        if zeros.count(0) > len(zeros) / 3:
+            return f"it looks like UTF-16: give --encoding {name}"
+    with suppress(UnicodeDecodeError):
+        letters = [c for c in raw.decode("gb2312") if ord(c) > 127]
+        if letters and sum("\u3000" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef" for c in letters) == len(letters):
+            return "it looks like GBK: give --encoding gbk"
+    return "give its encoding, such as --encoding cp1252 (Western Europe), gbk (China) or shift_jis (Japan)"
 
 
 def own_file(path: Path) -> Path:

@@ -36,7 +36,7 @@ class Heatmap:
         what: what the score is, and of which class.
         signed: whether scores lie on both sides of 0.
         xy: (n, 2), level-0 pixels of each patch's top-left corner.
-        step: side of a patch's square in level-0 pixels.
+        side: of a patch's square in level-0 pixels.
         score: (n,).
         ends: scores at which colours end, the same for all slides of a case.
     """
@@ -47,7 +47,7 @@ class Heatmap:
     what: str
     signed: bool
     xy: NDArray[np.float64]
-    step: float
+    side: float
     score: NDArray[np.float64]
     ends: tuple[float, float]
 
@@ -62,7 +62,7 @@ class Heatmap:
     @property
     def corners(self) -> NDArray[np.float64]:
         """(n, 5, 2): closed squares, counter-clockwise where y points up, as GeoJSON wants its outer rings."""
-        return self.xy[:, None] + self.step * np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
+        return self.xy[:, None] + self.side * np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
 
 
 def explain(model: Aggregator, task: Task, bag: Bag) -> tuple[NDArray[np.float64], str, bool]:
@@ -92,8 +92,13 @@ def explain(model: Aggregator, task: Task, bag: Bag) -> tuple[NDArray[np.float64
     return (gradient * features).detach().double().sum(1).numpy(), f"gradient x input, {of}", True
 
 
-def heatmaps(model: Aggregator, task: Task, bag: Bag, *, label: str, trial: str) -> Iterator[Heatmap]:
+def heatmaps(model: Aggregator, task: Task, bag: Bag, *, label: str, trial: str, side: float | None = None) -> Iterator[Heatmap]:
     """The heatmap of a slide, or one for each slide of a case.
+
+    Args:
+        model, task, bag: what predicts what from what.
+        label, trial: of the model.
+        side: of a patch in level-0 pixels; the bag's step where it is not known.
 
     Raises:
         MilbenchError: the bag has no coordinates.
@@ -107,7 +112,7 @@ def heatmaps(model: Aggregator, task: Task, bag: Bag, *, label: str, trial: str)
     for number in numbers:
         here = of_slide == number
         name = bag.slide_id if len(numbers) == 1 else f"{bag.slide_id}, slide {number + 1}"
-        yield Heatmap(label, trial, name, what, signed, bag.coords.double().numpy()[here], bag.step, score[here], ends)
+        yield Heatmap(label, trial, name, what, signed, bag.coords.double().numpy()[here], side or bag.step, score[here], ends)
 
 
 def _ends(score: NDArray[np.float64], signed: bool) -> tuple[float, float]:

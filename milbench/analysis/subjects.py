@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import safetensors.torch
 import torch
 
@@ -52,13 +51,13 @@ def read_features(path: Path, step: float | None = None) -> Bag:
     )
 
 
-def slide_size(path: Path) -> tuple[float, float] | None:
-    """Width and height of the slide in level-0 pixels, where the feature file notes them (TRIDENT does)."""
-    if path.suffix != ".h5":
-        return None
-    with h5py.File(path) as file:
-        noted = dict(file["coords"].attrs) if "coords" in file else {}
-    return (float(noted["level0_width"]), float(noted["level0_height"])) if "level0_width" in noted else None
+def facts(path: Path) -> formats.Facts:
+    """What a feature file says of itself: the slide's size, the side of a patch, and more.
+
+    Raises:
+        MilbenchError: not a feature file.
+    """
+    return formats.inspect(path, formats.layout(path.parent).patches_of(path))
 
 
 @dataclass(frozen=True)

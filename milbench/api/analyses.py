@@ -194,7 +194,7 @@ def heatmap(
         raise MilbenchError("say which slide: --slide ID of the trials' dataset, or --features FILE")
     under = None
     if thumbnail:
-        size = slide_size or (subjects.slide_size(features) if features else None)
+        size = slide_size or (subjects.facts(features).extent if features else None)
         if size is None:
             raise MilbenchError("--thumbnail needs --slide-size W H: how many level-0 pixels it shows")
         under = (maps.image_of(thumbnail), size)
@@ -202,7 +202,8 @@ def heatmap(
     stored = where.ready().trained(trials)
     for trained, label in zip(stored, subjects.labels(stored), strict=True):
         bag = trained.prepared(subjects.read_features(features, step)) if features else trained.bag(str(slide))
-        panels += maps.heatmaps(trained.model(), trained.task, bag, label=label, trial=trained.spec.trial_id)
+        side = subjects.facts(features).side if features else trained.dataset.sides.get(str(slide))
+        panels += maps.heatmaps(trained.model(), trained.task, bag, label=label, trial=trained.spec.trial_id, side=side)
     if under and len({panel.slide for panel in panels}) > 1:
         raise MilbenchError(f"{bag.slide_id} holds several slides, --thumbnail shows one; leave it out")
     return _saved(panels, subjects.file_name("heatmap", bag.slide_id, _models_of(panels)), under, where.folder)

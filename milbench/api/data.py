@@ -13,10 +13,15 @@ from milbench.datasets import Dataset
 from milbench.datasets.files import manifest
 from milbench.datasets.files.adding import joined
 from milbench.datasets.files.check import Examined, FeatureSet, counts, examine
+from milbench.datasets.files.classes import parsed as parse_classes
+from milbench.datasets.files.ids import listed as parse_ids
 from milbench.datasets.files.seen import Watch
 from milbench.errors import MilbenchError, unknown
 
-__all__ = ["Added", "Examined", "FeatureSet", "Watch", "add_dataset", "check_dataset", "counts", "load_dataset", "summary"]
+__all__ = [
+    "Added", "Examined", "FeatureSet", "Watch", "add_dataset", "check_dataset", "counts", "load_dataset", "parse_classes",
+    "parse_ids", "summary",
+]  # fmt: skip
 
 Progress = Callable[[str, int, int], None]
 
@@ -66,12 +71,11 @@ def _only(name: str, magnification: int | None, patch_size: int | None, settings
     """The only features that a dataset has, of those that are asked for."""
     saved = manifest.load(name, settings.data)
     if saved is not None:
-        keys = [features.key for features in saved.features]
-        fit = [key for key in keys if magnification in (None, key[1]) and patch_size in (None, key[2])]
+        fit = saved.matching(None, magnification, patch_size)
         if len(fit) != 1:
             known = ", ".join(features.name for features in saved.features) or "none"
             raise MilbenchError(f"dataset {name}: say which features, with encoder (magnification, patch_size); it has {known}")
-        return fit[0]
+        return fit[0].key
     infos = {info.name: info for info in datasets.infos(settings)}
     if name not in infos:
         raise unknown("dataset", name, infos)
@@ -108,10 +112,17 @@ def add_dataset(
     patch_size: int | None = None,
     patches: Path | None = None,
     step: float | None = None,
+    swap_xy: bool = False,
     labels: Path | None = None,
+    slides: Path | None = None,
+    header: bool = True,
+    encoding: str | None = None,
     columns: Mapping[str, str] | None = None,
     classes: Mapping[str, list[str]] | None = None,
+    skip_incomplete: bool = False,
     splits: Mapping[str, Path] | None = None,
+    folds: int | None = None,
+    drop: str | None = None,
     task: str | None = None,
     unit: str | None = None,
     label: str | None = None,
@@ -130,10 +141,14 @@ def add_dataset(
         name: of the dataset.
         features: folder of CLAM, TRIDENT or npz files. encoder, magnification, patch_size: what they are of.
         patches: CLAM's patches folder, where it is not beside the features.
-        step: level-0 pixels between patches, where no file says it.
-        labels: table of labels, or of survival. columns: role (slide, case, label, time, event, censorship) -> column.
+        step: level-0 pixels between patches, where no file says it. swap_xy: positions stand in the files as (y, x).
+        labels: table of labels, or of survival; header=False where it has none. slides: table of the slides of its cases.
+        encoding: of the tables given here, where they are not UTF-8.
+        columns: role (slide, case, label, time, event, censorship) -> column; an empty one leaves the role to none.
         classes: class -> labels that mean it, in the order of the classes' indices.
-        splits: name -> split table; the name "" takes that of the file.
+        skip_incomplete: leave out rows without a label, a time or an event.
+        splits: name -> split table; the name "" takes the usual one. drop: "val" or "test", a part that is left out.
+        folds: K of one more generated split kfoldK.
         task: "subtyping" or "survival". unit: "slide" or "case".
         label: name in tables.
         published: cohort whose published counts are compared.
@@ -148,13 +163,14 @@ def add_dataset(
     """
     settings = Settings.from_environment(data=data)
     whole = joined(
-        name, task=task, unit=unit, label=label, published=published, labels=labels, columns=dict(columns or {}),
-        classes=None if classes is None else dict(classes), splits=dict(splits or {}), encoder=encoder,
+        name, task=task, unit=unit, label=label, published=published, labels=labels, slides=slides, header=header,
+        encoding=encoding, columns=dict(columns or {}), classes=None if classes is None else dict(classes),
+        skip_incomplete=skip_incomplete, splits=dict(splits or {}), folds=folds, encoder=encoder,
         magnification=magnification, patch_size=patch_size, features=features, patches=patches, step=step,
-        exclude=list(exclude), replace=replace, home=settings.data,
+        swap_xy=swap_xy, drop=drop, exclude=list(exclude), replace=replace, home=settings.data,
     )  # fmt: skip
     added = [each for each in whole.features if each.key == (encoder, magnification, patch_size)]
-    everywhere = labels is not None or bool(exclude) or replace  # then every set of features has other slides to hold
+    everywhere = any((labels, slides, columns, exclude, skip_incomplete, replace))  # then all sets have other slides
     chosen = [] if not check else whole.features if everywhere else added
     examined = examine(whole, chosen, cache=settings.cache, progress=progress)
     if examined.of("error"):

@@ -332,11 +332,11 @@ def _longest(jobs: Sequence[Job], store: Store) -> dict[str, float]:
     return longest
 
 
-def plan(suite: str | Path, options: RunOptions, settings: Settings, load: Load | None = None) -> Planned:
+def plan(suite: str | Path | Suite, options: RunOptions, settings: Settings, load: Load | None = None) -> Planned:
     """The trials of a suite, and what of it is not here. Nothing is written.
 
     Args:
-        suite: a built-in suite or a TOML file.
+        suite: a built-in suite, a TOML file, or what either says.
         options: how it is run.
         settings: where data and results are.
         load: gives the datasets instead of :func:`milbench.datasets.load`, as a rehearsal does.
@@ -347,7 +347,8 @@ def plan(suite: str | Path, options: RunOptions, settings: Settings, load: Load 
     """
     plugins.discover(options.plugin)
     options = options.here()
-    asked = suites.load(suites.sized(str(suite), options.size))
+    name = suites.sized(suite.name if isinstance(suite, Suite) else str(suite), options.size)
+    asked = suite if isinstance(suite, Suite) else suites.load(name)
     give: Load = load or cache(partial(datasets.load, settings=settings))
     expanded = [
         suites.expand(
@@ -456,7 +457,7 @@ class Rehearsal:
     chosen: dict[str, Job] = field(repr=False)
 
     @classmethod
-    def of(cls, suite: str | Path, options: RunOptions, settings: Settings, scale: float) -> Rehearsal:
+    def of(cls, suite: str | Path | Suite, options: RunOptions, settings: Settings, scale: float) -> Rehearsal:
         """Plan it; nothing is written.
 
         Raises:

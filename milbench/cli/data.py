@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +35,23 @@ def data() -> None:
     metavar="PIXELS",
     help="Level-0 pixels between patches, when no file says it.",
 )
+@click.option("--swap-xy", is_flag=True, help="Positions stand in the files as (y, x).")
 @click.option("--labels", type=PATH, metavar="CSV", help="Table of labels, or of survival.")
+@click.option("--slides", type=PATH, metavar="CSV", help="Table of the slides of cases, when --labels lists cases.")
 @click.option("--columns", metavar="ROLE=COLUMN,...", help="Which column is slide, case, label, time, event or censorship.")
-@click.option("--classes", metavar="A=x+y,B=z", help="Classes in the order of their index, and the labels that mean them.")
+@click.option("--no-header", is_flag=True, help="The label table has no header; its columns are called 1, 2, ...")
+@click.option("--encoding", metavar="NAME", help="Of the tables given here, when it is not UTF-8: gbk, utf-16-le, cp1252, ...")
+@click.option(
+    "--classes",
+    metavar="A=x+y,B=z|FILE",
+    help='Classes in the order of their index, and the labels that mean them; "HER2+" in quotes, or a TOML file.',
+)
+@click.option("--skip-incomplete", is_flag=True, help="Leave out rows without a label, a time or an event.")
 @click.option("--splits", "split_tables", multiple=True, metavar="[NAME=]DIR|FILE", help="Split tables; may be repeated.")
+@click.option(
+    "--drop", type=click.Choice(["val", "test"]), help="Leave this part of --splits out, such as one that is another, too."
+)
+@click.option("--folds", type=click.IntRange(min=2), metavar="K", help="Add the generated split kfoldK; 5 and 10 are there.")
 @click.option("--task", type=click.Choice(["subtyping", "survival"]), help="[default: subtyping]")
 @click.option("--unit", type=click.Choice(["slide", "case"]), help="What is predicted. [default: slide; case for survival]")
 @click.option("--label", metavar="TEXT", help="Name in tables. [default: NAME]")
@@ -48,7 +62,7 @@ def data() -> None:
 @DATA
 def add(
     name: str, columns: str | None, classes: str | None, split_tables: tuple[str, ...], exclude: str | None, no_check: bool,
-    data_folder: Path | None, **given: Any,
+    no_header: bool, data_folder: Path | None, **given: Any,
 ) -> None:  # fmt: skip
     """Add features, labels or splits to the dataset NAME, all at once or one after the other.
 
@@ -63,7 +77,8 @@ def add(
 
     with api.Watch() as progress:
         added = api.add_dataset(
-            name, columns=_columns(columns), classes=_classes(classes), splits=_splits(split_tables), exclude=_ids(exclude),
+            name, columns=_columns(columns), classes=None if classes is None else api.parse_classes(classes),
+            header=not no_header, splits=_splits(split_tables), exclude=_ids(exclude),
             check=not no_check, data=data_folder, progress=progress, **given,
         )  # fmt: skip
     _show(added.examined)
@@ -98,27 +113,18 @@ def check(name: str, deep: bool, data_folder: Path | None, as_json: bool) -> Non
 
 
 def _columns(text: str | None) -> dict[str, str]:
-    return dict(_pairs(text, "--columns", "role=column"))
-
-
-def _classes(text: str | None) -> dict[str, list[str]] | None:
-    if text is None:
-        return None
-    return {
-        name: [label for label in labels.split("+") if label]
-        for name, labels in _pairs(text, "--classes", "class=label+label", bare=True)
-    }
-
-
-def _pairs(text: str | None, option: str, form: str, *, bare: bool = False) -> list[tuple[str, str]]:
     from milbench.errors import MilbenchError
 
-    pairs = [item.strip().partition("=") for item in (text or "").split(",") if item.strip()]
-    if bad := [key for key, equals, value in pairs if not key or not (value or bare)]:
-        raise MilbenchError(f"{option}: {bad[0]!r} is not of the form {form}")
-    if len({key for key, _, _ in pairs}) < len(pairs):
-        raise MilbenchError(f"{option} {text}: the same name stands there twice")
-    return [(key.strip(), value.strip()) for key, _, value in pairs]
+    columns: dict[str, str] = {}
+    items = re.findall(r'((?:"[^"]*"|[^,"])+)', text or "")
+    for item in filter(str.strip, items):
+        role, equals, column = (part.strip().strip('"') for part in item.partition("="))
+        if not role or not equals:
+            raise MilbenchError(f'--columns: {item.strip()!r} is not of the form role=column; a column with a comma: role="a, b"')
+        if role in columns:
+            raise MilbenchError(f"--columns {text}: the same name stands there twice")
+        columns[role] = column
+    return columns
 
 
 def _splits(given: tuple[str, ...]) -> dict[str, Path]:
@@ -132,10 +138,16 @@ def _splits(given: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _ids(text: str | None) -> list[str]:
+    from milbench.api.data import parse_ids
+    from milbench.errors import MilbenchError
+
     if text is None:
         return []
-    lines = _lines(Path(text)) if os.path.isfile(text) else text.split(",")
-    return [line.strip() for line in lines if line.strip()]
+    if os.path.isfile(text):
+        return [line.strip() for line in _lines(Path(text)) if line.strip()]
+    if os.path.isabs(text) or text.lower().endswith((".txt", ".csv", ".tsv")):
+        raise MilbenchError(f"--exclude: there is no file {text}")
+    return parse_ids(text)
 
 
 def _lines(path: Path) -> list[str]:

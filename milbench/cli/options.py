@@ -87,7 +87,6 @@ UNTIL = click.option(
     help="Begin no trial that would not end within this time, such as 110m or 1:50:00, and then stop.",
 )
 _HOW = (
-    click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file."),
     click.option("--small", "size", flag_value="small", help="The suite's small form, where it has one: a first look."),
     click.option("--full", "size", flag_value="full", help="The suite's full form, where it has one: everything at full size."),
     click.option(

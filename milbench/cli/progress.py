@@ -214,12 +214,12 @@ def left(results: Results, view: View) -> int:
     return int(bool(results.failed))
 
 
-def summary(results: Results, suite: str, view: View) -> int:
+def summary(results: Results, what: str, view: View) -> int:
     """Say what there is now, what failed and what is missing.
 
     Args:
         results: of the run.
-        suite: as it was asked for.
+        what: was asked for, as an option.
         view: says the rest, unless it is quiet.
 
     Returns:
@@ -237,7 +237,7 @@ def summary(results: Results, suite: str, view: View) -> int:
         count = f"{len(pending)} trials have" if len(pending) > 1 else "1 trial has"
         click.echo(f"{count} no result in {results.results / 'trials'}: {some}. The same command runs what is missing.", err=True)
     if failed:
-        click.echo(f"Retry with: milbench run --suite {suite}{where} --retry-failed", err=True)
+        click.echo(f"Retry with: milbench run {what}{where} --retry-failed", err=True)
     if failed or pending:
         return 1
     view.say(f"Next: milbench report --suite {results.suite}{where}")

@@ -21,6 +21,8 @@ MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "s
 
 
 @click.command()
+@click.option("--suite", help="A built-in suite (milbench ls suites) or a TOML file.")
+@click.option("--dataset", metavar="NAME", help="The usual methods on this dataset, instead of a suite.")
 @how_to_run
 @click.option(
     "--engine",
@@ -41,37 +43,42 @@ MARKS = {"ok": "done", "pending": "to run", "failed": "failed", "oom": "oom", "s
 @DATA
 @PLUGIN
 def run(
-    suite: str, no_pack: bool, engine: str, profile: Path | None, dry_run: bool, rehearse: bool, rehearse_scale: float,
-    quiet: bool, results: Path, data_folder: Path | None, plugin_files: tuple[str, ...], **options: Any,
+    suite: str | None, dataset: str | None, no_pack: bool, engine: str, profile: Path | None, dry_run: bool, rehearse: bool,
+    rehearse_scale: float, quiet: bool, results: Path, data_folder: Path | None, plugin_files: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Run every trial of a suite that has no result yet.
 
     Interrupt it whenever you like: the next run continues. Finished trials are never run again, whichever suite asked for them.
     """
-    from milbench.api import runs
+    from milbench.api import runs, templates
     from milbench.cli import progress
     from milbench.config import Settings
 
+    if (suite is None) == (dataset is None):
+        raise click.UsageError("say what to run: --suite NAME, or --dataset NAME for the usual methods on it")
     chosen = runs.RunOptions(**options, engine="local" if engine == "slurm" else engine, plugin=plugin_files)
     settings = Settings.from_environment(data=data_folder, results=results, pack=False if no_pack else None)
     view = progress.View(quiet)
     if engine == "slurm" and not (dry_run or rehearse):
+        if suite is None:
+            raise click.UsageError(f"--engine slurm takes a file: milbench new suite NAME --dataset {dataset}")
         _submit(suite, chosen, settings, profile, view)
         return
+    asked = templates.suite_of(dataset, settings) if dataset else str(suite)
     if rehearse:
-        rehearsal = runs.Rehearsal.of(suite, chosen, settings, rehearse_scale)
+        rehearsal = runs.Rehearsal.of(asked, chosen, settings, rehearse_scale)
         _show_plan(rehearsal.planned, view)
         raise SystemExit(_rehearse(rehearsal, view, dry_run=dry_run))
-    planned = runs.plan(suite, chosen, settings)
+    planned = runs.plan(asked, chosen, settings)
     _show_plan(planned, view)
     if not planned.grids:
         return
     if dry_run:
         _show_grids(planned.grids, planned.state())
         return
-    work = planned.prepare(view.say)
+    work, what = planned.prepare(view.say), f"--dataset {dataset}" if dataset else f"--suite {suite}"
     view.run(work)
-    raise SystemExit(progress.summary(planned.results(ran=len(work.jobs)), suite, view))
+    raise SystemExit(progress.summary(planned.results(ran=len(work.jobs)), what, view))
 
 
 def _submit(suite: str, options: RunOptions, settings: Settings, profile: Path | None, view: View) -> None:

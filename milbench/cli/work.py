@@ -27,6 +27,7 @@ def _shard(_context: click.Context, _option: click.Parameter, text: str | None) 
 
 
 @click.command()
+@click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file.")
 @how_to_run
 @click.option("--shard", metavar="I/N", callback=_shard, help="Only the I-th of N parts of the trials. Seldom needed: see above.")
 @UNTIL

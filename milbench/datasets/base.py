@@ -67,6 +67,7 @@ class Dataset:
         splits: name -> function that gives the folds.
         notes: what a reader of a table must know.
         sizes: gives id -> number of instances, without reading features; None where that is unknown.
+        sides: id -> level-0 pixels along a patch, where files say it; it is not the step where patches overlap or leave gaps.
         former_fingerprint: what results of schema 1 call the dataset; None where it is `fingerprint`. Of one's own features it
             hashes shapes, dtypes, steps, labels, and 8 rows of each file. Where today's files give the one that a result has,
             labels, sizes and those rows are what they were, so other features, slides or positions are all but excluded; a
@@ -89,6 +90,7 @@ class Dataset:
     patch_size: int | None = None
     notes: tuple[str, ...] = ()
     sizes: Callable[[], Mapping[str, int]] | None = None
+    sides: Mapping[str, float] = field(default_factory=dict)
     former_fingerprint: str | None = None
     _folds: dict[str, tuple[Fold, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 

@@ -67,13 +67,14 @@ def load(
     """The dataset `name` with features of `encoder`.
 
     Args:
-        name, encoder, magnification, patch_size: which features.
+        name, encoder, magnification, patch_size: which features; None takes the only magnification or patch size that there is.
         dtype: what features are stored as before they become float32.
         settings: where datasets are, and whether they are packed; None is what the environment says.
 
     Raises:
         NotHere: a known dataset, or these features of it, that the user has not added.
-        MilbenchError: no such dataset or encoder, or its files are not installed, or a check of them finds errors.
+        MilbenchError: no such dataset or encoder, or its files are not installed, or a check of them finds errors; or several
+            sets of features may be meant.
     """
     if name in {*classic.TABLES, *spatial.NAMES}:
         if magnification is not None or patch_size is not None:
@@ -92,16 +93,23 @@ def load(
         if name not in COHORTS:
             raise unknown("dataset", name, {*classic.TABLES, *spatial.NAMES, *COHORTS, *manifest.names(settings.data)})
         raise NotHere(f"dataset {name} is not here; add it with: {_command(name, encoder, magnification, patch_size)}")
-    features = here.find(encoder, magnification, patch_size)
-    if features is None:
+    fit = here.matching(encoder, magnification, patch_size)
+    if not fit:
         have = ", ".join(saved.name for saved in here.features) or "none"
         raise NotHere(
             f"dataset {name} has no features of {spelled(encoder, magnification, patch_size)} (it has {have}); "
             f"add them with: {_command(name, encoder, magnification, patch_size, more=True)}"
         )
+    if len(fit) > 1:
+        open_ = [key for key in ("magnification", "patch_size") if len({getattr(some, key) for some in fit}) > 1]
+        values = [f"{key} = [{value}]" for key in open_ if (value := next(filter(None, (getattr(f, key) for f in fit)), None))]
+        raise MilbenchError(
+            f"dataset {name} has several sets of features of {spelled(encoder, magnification, patch_size)}: "
+            f"{', '.join(some.name for some in fit)}; say which, in the [grid] of a suite for example by: {', '.join(values)}"
+        )
     from milbench.datasets.files import dataset as from_files
 
-    return from_files.dataset(here, features, settings, dtype)
+    return from_files.dataset(here, fit[0], settings, dtype)
 
 
 def _command(name: str, encoder: str | None, magnification: int | None, patch_size: int | None, *, more: bool = False) -> str:

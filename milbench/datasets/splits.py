@@ -65,7 +65,8 @@ def k_fold(samples: Sequence[Sample], k: int, *, validation: int | None = None, 
     for stratum, members in sorted(cases.items()):
         if len(members) < k:
             raise MilbenchError(
-                f"{k}-fold needs at least {k} cases of each class, class {stratum} has {len(members)}; use fewer folds"
+                f"{k}-fold needs at least {k} cases of each class, class {stratum} has {len(members)}; use fewer folds "
+                '(milbench data add NAME --folds K, and split = ["kfoldK"] in the suite)'
             )
     outer = _assign(samples, k, f"{salt}|test")
     folds = []

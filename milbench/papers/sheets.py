@@ -13,15 +13,15 @@ Columns are found by name, in any case and with `-`, `_`, `.` or blanks between 
 | outcome | event or status, 1 where it was seen; or censorship, censored or censor, 1 where it was not |
 | class | target, label; its scores p0, p1, ... or p_0, prob_0, ... |
 
-Tables of folds are grouped by all other columns, predictions by cohort, dataset and encoder.
+Tables of folds are grouped by other columns that rows have in common, predictions by cohort, dataset and encoder.
 """
 
-import csv
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from io import StringIO
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from milbench import stats
+from milbench.delimited import Delimited
 from milbench.errors import MilbenchError, few
-from milbench.files import table_text
+from milbench.followup import contradiction, missing, seen
 from milbench.metrics import HARRELL, METRICS, Metric
 
 MODEL = ("model", "method", "aggregator")
@@ -43,6 +44,9 @@ EVENT = ("event", "status")
 CENSORED = ("censorship", "censored", "censor")
 TARGET = ("target", "label")
 GROUPS = ("cohort", "dataset", "encoder")
+SETTINGS = ("fraction", "magnification", "patch size")
+
+_TRIED = 10_000  # choices of columns that may be groups
 
 Head = tuple[str, str]  # group and score
 Scores = dict[Head, dict[str, dict[str, float]]]  # -> model -> fold -> score
@@ -56,30 +60,32 @@ def plain(name: str) -> str:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A CSV file, gzipped or not."""
+    """A table of text, packed or not.
+
+    Args:
+        path: the file.
+        names: of its columns.
+        rows: column -> cell.
+        numbers: of the rows in the file, from 1, with the header.
+    """
 
     path: Path
     names: list[str]
     rows: list[dict[str, str]] = field(repr=False)
+    numbers: list[int] = field(repr=False)
 
     @classmethod
     def read(cls, path: Path) -> "Sheet":
         """Read a file.
 
         Raises:
-            MilbenchError: it is not there, not such a file, or without rows.
+            MilbenchError: it is not there, not such a file, without rows, or a row has more or fewer fields than the header.
         """
-        try:
-            reader = csv.DictReader(StringIO(table_text(path), newline=""), strict=True)
-            rows = list(reader)
-        except (OSError, ValueError, csv.Error) as error:
-            raise MilbenchError(f"{path}: cannot be read as CSV ({error})") from error
-        if not rows:
-            raise MilbenchError(f"{path}: no rows")
-        for line, row in enumerate(rows, start=2):
-            if None in row or None in row.values():
-                raise MilbenchError(f"{path}, line {line}: not {len(reader.fieldnames or ())} fields as in the first line")
-        return cls(path, list(reader.fieldnames or ()), rows)
+        table = Delimited.read(path)
+        if table.short:
+            raise MilbenchError(f"{path}, row {table.short[0]}: not {len(table.names)} fields as in the header")
+        cells = [[cell.strip() for cell in row] for row in table.rows]
+        return cls(path, list(table.names), [dict(zip(table.names, row, strict=True)) for row in cells], list(table.numbers))
 
     def find(self, what: str, known: Sequence[str]) -> str | None:
         """The column with one of these names.
@@ -111,11 +117,15 @@ class Sheet:
         Raises:
             MilbenchError: the field holds something else.
         """
-        text = self.rows[at][name].strip()
+        text = "" if missing(self.rows[at][name]) else self.rows[at][name]
         try:
             return float(text or "nan")
         except ValueError:
-            raise MilbenchError(f"{self.path}, line {at + 2}: {name} is {text!r}, not a number") from None
+            raise MilbenchError(f"{self.where(at)}: {name} is {text!r}, not a number") from None
+
+    def where(self, at: int) -> str:
+        """Row `at` as a message names it."""
+        return f"{self.path}, row {self.numbers[at]}"
 
     @property
     def stem(self) -> str:
@@ -144,14 +154,16 @@ class FoldScores:
     Args:
         scores: by group and name of the score; an empty group where the file has one only.
         names: group -> name for a file about it.
+        unused: columns that are neither scores nor groups.
     """
 
     scores: Scores
     names: dict[str, str]
+    unused: list[str]
 
 
 def fold_scores(sheet: Sheet) -> FoldScores:
-    """The scores of a file with a row per model and fold; it is grouped by all columns that are neither and differ.
+    """The scores of a file with a row per model and fold; it is grouped by the columns without which a model has a fold twice.
 
     Raises:
         MilbenchError: a column is missing, a number is none, or a model has a fold twice.
@@ -163,9 +175,8 @@ def fold_scores(sheet: Sheet) -> FoldScores:
             f"{sheet.path}: no column with scores; its name must have auc, c-index, acc, f1, kappa or score in it. The columns "
             f"are {', '.join(sheet.names)}"
         )
-    keys = [name for name in sheet.names if name and name not in (model, fold, *scores)]
-    groups = [name for name in keys if len({row[name] for row in sheet.rows}) > 1]
-    every = FoldScores({}, {})
+    groups, unused = _groups(sheet, model, fold, scores)
+    every = FoldScores({}, {}, unused)
     for at, row in enumerate(sheet.rows):
         group = ", ".join(row[name] if len(groups) == 1 else f"{name} {row[name]}" for name in groups)
         every.names[group] = file_name(" ".join([sheet.stem, *(row[name] for name in groups)]))
@@ -173,9 +184,38 @@ def fold_scores(sheet: Sheet) -> FoldScores:
             of_model = every.scores.setdefault((group, score), {}).setdefault(row[model], {})
             if row[fold] in of_model:
                 where = f" in {group}" if group else ""
-                raise MilbenchError(f"{sheet.path}, line {at + 2}: {row[model]} has fold {row[fold]} twice{where}")
+                raise MilbenchError(f"{sheet.where(at)}: {row[model]} has fold {row[fold]} twice{where}")
             of_model[row[fold]] = sheet.number(at, score)
     return every
+
+
+def _groups(sheet: Sheet, model: str, fold: str, scores: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Columns that group the rows, and columns that only say more of each: numbers and names of one row alone.
+
+    Words that several rows share are groups, and so are fractions, magnifications and patch sizes. Of other numbers
+    (`best_epoch` is none) the fewest are taken with which no model has a fold twice, of those the ones with the fewest values.
+    """
+    values = {name: [row[name] for row in sheet.rows] for name in sheet.names if name not in (model, fold, *scores)}
+    differ = {name: cells for name, cells in values.items() if len(set(cells)) > 1}
+    numbers = [name for name, cells in differ.items() if plain(name) not in SETTINGS and all(map(_number, cells))]
+    words = [name for name, cells in differ.items() if name not in numbers and len(set(cells)) < len(cells)]
+
+    def distinct(groups: Sequence[str]) -> bool:
+        keys = zip(*([row[name] for row in sheet.rows] for name in (model, fold, *groups)), strict=True)
+        return len(set(keys)) == len(sheet.rows)
+
+    fewest = sorted(numbers, key=lambda name: len(set(differ[name])))
+    some = (list(group) for size in range(len(numbers) + 1) for group in combinations(fewest, size))
+    taken = next((group for group in islice(some, _TRIED) if distinct([*words, *group])), numbers)
+    groups = [name for name in sheet.names if name in (*words, *taken)]
+    return groups, [name for name in differ if name not in groups]
+
+
+def _number(cell: str) -> bool:
+    try:
+        return missing(cell) or math.isfinite(float(cell))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -246,7 +286,7 @@ def predictions(sheet: Sheet) -> Predictions:
         group = ", ".join(row[name] for name in groups)
         known = places[group, row[model], row[fold] if fold else "0"]
         if row[case] in known:
-            raise MilbenchError(f"{sheet.path}, line {at + 2}: case {row[case]} comes twice for one model and fold")
+            raise MilbenchError(f"{sheet.where(at)}: case {row[case]} comes twice for one model and fold")
         known[row[case]] = at
     cases: dict[tuple[str, str], dict[str, Cases]] = defaultdict(dict)
     for (group, name, part), rows in places.items():
@@ -263,21 +303,28 @@ Reader = Callable[[list[int]], Columns]  # rows of the file -> what was predicte
 def _column(sheet: Sheet, name: str, rows: list[int]) -> NDArray[np.float64]:
     values = np.array([sheet.number(at, name) for at in rows])
     if np.isnan(values).any():
-        raise MilbenchError(f"{sheet.path}, line {rows[int(np.isnan(values).argmax())] + 2}: {name} is missing")
+        raise MilbenchError(f"{sheet.where(rows[int(np.isnan(values).argmax())])}: {name} is missing")
     return values
 
 
 def _survival(sheet: Sheet, risk: str) -> Reader:
-    time, event = sheet.need("time", TIME), sheet.find("event", EVENT)
-    flag = event or sheet.need("outcome", (*EVENT, *CENSORED))
+    time, event, censored = sheet.need("time", TIME), sheet.find("event", EVENT), sheet.find("outcome", CENSORED)
+    flag = event or censored or sheet.need("outcome", (*EVENT, *CENSORED))
+    for at, row in enumerate(sheet.rows):
+        if said := contradiction({name: row[name] for name in (event, censored) if name}, [censored] if censored else []):
+            raise MilbenchError(f"{sheet.where(at)}: {said}; correct the file, or leave the wrong column out")
+
+    def event_of(at: int) -> bool:
+        cell = sheet.rows[at][flag]
+        if missing(cell):
+            raise MilbenchError(f"{sheet.where(at)}: {flag} is missing")
+        if len(said := seen(cell, censorship=flag == censored)) != 1:
+            raise MilbenchError(f"{sheet.where(at)}: {flag} is {cell}, it must be 0 or 1")
+        return next(iter(said))
 
     def read(rows: list[int]) -> Columns:
-        value = _column(sheet, flag, rows)
-        if not np.isin(value, (0, 1)).all():
-            at = rows[int((~np.isin(value, (0, 1))).argmax())]
-            raise MilbenchError(f"{sheet.path}, line {at + 2}: {flag} is {sheet.rows[at][flag]}, it must be 0 or 1")
-        seen = value == (1 if event else 0)
-        return {"time": _column(sheet, time, rows), "event": seen, "risk": _column(sheet, risk, rows)}
+        events = np.array([event_of(at) for at in rows])
+        return {"time": _column(sheet, time, rows), "event": events, "risk": _column(sheet, risk, rows)}
 
     return read
 
@@ -296,7 +343,7 @@ def _subtyping(sheet: Sheet) -> Reader:
         if not np.isin(y, list(classes)).all():
             at = rows[int((~np.isin(y, list(classes))).argmax())]
             raise MilbenchError(
-                f"{sheet.path}, line {at + 2}: {target} is {sheet.rows[at][target]}, there are scores for 0 to {len(classes) - 1}"
+                f"{sheet.where(at)}: {target} is {sheet.rows[at][target]}, there are scores for 0 to {len(classes) - 1}"
             )
         return {"target": y.astype(int), "score": np.stack([_column(sheet, classes[c], rows) for c in sorted(classes)], axis=1)}
 

@@ -67,7 +67,9 @@ def _of_folds(sheet: Sheet, reference: str | None, *, tests: bool) -> list[Table
     tables = []
     for part in parts:
         compared = part.over_folds(reference) if tests else None
-        tables += [part.means({}), *([compared] if compared else [])]
+        means = part.means({})
+        means.notes += [f"Not used: column{'s' * (len(every.unused) > 1)} {', '.join(every.unused)}."] if every.unused else []
+        tables += [means, *([compared] if compared else [])]
     return tables
 
 

@@ -79,6 +79,8 @@ def expand(
         except NotHere as absent:
             cells += trials.missing(column, _label(column["dataset"], settings), str(absent))
             continue
+        # The only variant there is stands for the one that a suite leaves out, and stays so when there are more.
+        column |= {key: column[key] or getattr(dataset, key) for key in ("magnification", "patch_size")}
         notes += trials.notes(dataset)
         of_column = list(trials.jobs(column, dataset))
         jobs += of_column
@@ -206,6 +208,11 @@ def _loaded(column: dict[str, Any], load: Load, dtype: Dtype) -> datasets.Datase
     dataset = load(*where, dtype=dtype)
     if split not in dataset.splits and split in PUBLISHED:
         name = column["dataset"]
+        if split.removesuffix("-grouped") in dataset.splits:
+            raise NotHere(
+                f"dataset {name} has no split {split}, as its patients are unknown; add a column of cases to its label table: "
+                f"milbench data add {name} --labels CSV --replace"
+            )
         raise NotHere(f"dataset {name} has no split {split}; add it with: milbench data add {name} --splits ...")
     return dataset
 

@@ -29,7 +29,7 @@ class Grid(_Form):
 
     Args:
         dataset, encoder, magnification, patch_size, split: the columns; magnification and patch size stay out where
-            they do not apply.
+            they do not apply or an encoder's features have one only.
         fold: folds to run; all of the split unless given.
         seed: repetitions.
         aggregator: the rows, as `name` or `name[parameter=value]`; `name[recipe.lr=1e-3]` changes the recipe of that row only.

@@ -74,6 +74,15 @@ def test_a_method_with_neither_is_refused():
         heatmap.explain(Votes(2), Subtyping(("a", "b")), lattice(10))
 
 
+def test_squares_have_the_true_size_of_patches_that_overlap_or_lie_apart():
+    bag = lattice(30)
+    model, task = Linear(2, attention=True), Subtyping(("a", "b"))
+    for side, drawn in ((None, bag.step), (96.0, 96.0)):
+        (one,) = heatmap.heatmaps(model, task, bag, label="L", trial="t", side=side)
+        assert np.ptp(one.corners, axis=1) == pytest.approx(drawn)
+        np.testing.assert_array_equal(one.corners.min(axis=1), bag.coords.numpy())
+
+
 def test_geojson_is_valid_and_in_level_0_pixels():
     """RFC 7946: closed rings, the outer one counter-clockwise; each square where its patch is; the colours of the picture."""
     bag = lattice(30)

@@ -70,6 +70,31 @@ def test_the_step_in_level_0_pixels(tmp_path, attributes, step):
     assert found.aligned == 1
 
 
+@pytest.mark.parametrize(
+    ("attributes", "side"),
+    [
+        (trident_attributes(256, 20, 40, overlap=128), 512),
+        ({"patch_size": 256, "patch_level": 1, "downsample": (4.0, 4.0)}, 1024),
+        ({"step": 99.0}, None),
+        ({}, None),
+    ],
+)
+def test_the_side_of_a_patch_is_not_its_step(tmp_path, attributes, side):
+    assert inspect(h5(tmp_path / "a.h5", features=X, coords=(XY, attributes))).side == side
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"),
+    [((5000, 5000), (True, True)), ((5000, 3000), (True, False)), ((3000, 5000), (False, True)), ((9, 9), (False, False))],
+)
+def test_positions_lie_on_the_slide_or_would_if_they_were_exchanged(tmp_path, size, fits):
+    """Positions go from 3,000 to 4,792 in x and from 2,000 to 2,896 in y."""
+    far = XY + np.array([2000, 0])
+    attributes = trident_attributes(level0_width=size[0], level0_height=size[1])
+    found = inspect(h5(tmp_path / "a.h5", features=X, coords=(far, attributes)))
+    assert (found.fits, found.extent) == (fits, size)
+
+
 def test_what_tridents_attributes_say(tmp_path):
     path = h5(tmp_path / "a.h5", features=(X, {"encoder": "uni_v1"}), coords=(XY, trident_attributes(256, 20, 40)))
     assert inspect(path).says == {"encoder": "uni_v1", "magnification": 20, "patch_size": 256}

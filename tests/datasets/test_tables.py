@@ -5,14 +5,15 @@ from collections import Counter
 import pytest
 
 from milbench import MilbenchError
-from milbench.datasets import Fold
-from milbench.datasets.files import tables
-from milbench.datasets.files.adding import default_classes
-from tests.builders.folders import ids, table
+from milbench.datasets.files import columns, ids, labels, split_files
+from milbench.datasets.files.classes import usual
+from milbench.delimited import Delimited
+from tests.builders.folders import table
 
 
 def rows(path, task="subtyping", **asked):
-    return tables.rows(path, tables.columns(path, task, asked))
+    read = Delimited.read(path)
+    return labels.read(read, columns.roles(read, task, asked)).rows
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def rows(path, task="subtyping", **asked):
     ],
 )  # fmt: skip
 def test_ids_are_compared_without_folder_and_extension(id, plain):
-    assert tables.clean(id) == plain
+    assert ids.slide(id) == plain
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_columns_are_found_by_the_names_that_circulate(tmp_path, header):
     separator = next(c for c in ",;\t" if c in header)
     path = tmp_path / "t.csv"
     path.write_text("\ufeff" + header + "\n" + separator.join(["P1", "S-1.svs", "IDC"]) + "\n", encoding="utf-8")
-    assert rows(path) == [tables.Row("S-1", "P1", "IDC")]
+    assert rows(path) == [labels.Row("S-1", "P1", "IDC")]
 
 
 def test_a_column_can_be_named(tmp_path):
@@ -74,7 +75,7 @@ def test_a_slide_without_a_case_is_one_of_its_own_and_tcga_names_its_case(tmp_pa
 def test_an_event_is_an_event_however_it_is_written(tmp_path, header, alive, dead):
     path = table(tmp_path / "t.csv", header, [["a", "10.5", alive], ["b", "3", dead]])
     found = rows(path, "survival")
-    assert found == [tables.Row(None, "a", time=10.5, event=False), tables.Row(None, "b", time=3.0, event=True)]
+    assert found == [labels.Row(None, "a", time=10.5, event=False), labels.Row(None, "b", time=3.0, event=True)]
 
 
 def test_of_event_and_censorship_the_unmistakable_one_is_taken_unless_asked(tmp_path):
@@ -83,36 +84,6 @@ def test_of_event_and_censorship_the_unmistakable_one_is_taken_unless_asked(tmp_
     assert rows(path, "survival")[0].event
     path = table(tmp_path / "u.csv", header, [["a", "1", "0", "0"]])
     assert not rows(path, "survival", event="status")[0].event
-
-
-def test_padded_boolean_long_numbered_and_many_column_tables(tmp_path):
-    want = Fold(("a", "b", "c"), ("d",), ("e",))
-    padded = table(tmp_path / "p.csv", ["", "train", "val", "test"], [[0, "a.svs", "d", "e"], [1, "b", "", ""], [2, "c", "", ""]])
-    flags = [["a", 1, 0, 0], ["b", 1, 0, 0], ["c", 1, 0, 0], ["d", 0, 1, 0], ["e", 0, 0, 1]]
-    boolean = table(tmp_path / "b.csv", ["", "train", "val", "test"], [[id, *(bool(f) for f in own)] for id, *own in flags])
-    part = ["training", "TRAIN", "train", "valid", "testing"]
-    long = table(tmp_path / "l.csv", ["slide", "Split"], [[*pair] for pair in zip("abcde", part, strict=True)])
-    for path in (padded, boolean, long):
-        assert tables.folds(path)[0] == [want], path
-    several = table(
-        tmp_path / "s.csv", ["slide_id", "fold_0", "fold_1"], [["a", "train", "test"], ["b", "test", "train"], ["c", "val", ""]]
-    )
-    assert tables.folds(several)[0] == [Fold(("a",), ("c",), ("b",)), Fold(("b",), (), ("a",))]
-    numbered = table(tmp_path / "n.csv", ["slide_id", "fold"], [[*pair] for pair in zip("abcdef", "001122", strict=True)])
-    assert tables.folds(numbered)[0] == [
-        Fold(("e", "f"), ("c", "d"), ("a", "b")), Fold(("a", "b"), ("e", "f"), ("c", "d")), Fold(("c", "d"), ("a", "b"), ("e", "f")),
-    ]  # fmt: skip
-
-
-def test_a_folder_has_its_folds_in_the_order_of_their_numbers(tmp_path):
-    for number in range(11):
-        table(tmp_path / f"splits_{number}.csv", ["", "train", "val", "test"], [[0, f"a{number}", "b", "c"]])
-        table(tmp_path / f"splits_{number}_bool.csv", ["", "train", "val", "test"], [["other", True, False, False]])
-        table(tmp_path / f"splits_{number}_descriptor.csv", ["", "train", "val", "test"], [["IDC", 1, 0, 0]])
-    assert [fold.train for fold in tables.folds(tmp_path)[0]] == [(f"a{number}",) for number in range(11)]
-    for number in range(11):
-        (tmp_path / f"splits_{number}.csv").unlink()
-    assert tables.folds(tmp_path)[0] == [Fold(("other",), (), ())] * 11
 
 
 @pytest.mark.parametrize(
@@ -133,8 +104,8 @@ def test_a_folder_has_its_folds_in_the_order_of_their_numbers(tmp_path):
     ],
 )
 def test_classes_have_an_order_that_does_not_depend_on_the_rows(labels, published, classes):
-    assert default_classes(set(labels.split()), published) == classes
-    assert list(default_classes(set(labels.split()), published)) == list(classes)
+    assert usual(set(labels.split()), published) == classes
+    assert list(usual(set(labels.split()), published)) == list(classes)
 
 
 def test_the_four_tables_of_bracs(shared):
@@ -150,24 +121,12 @@ def test_the_four_tables_of_bracs(shared):
     label, case = ({row.slide: getattr(row, key) for row in merged} for key in ("label", "case"))
     assert all(label[row.slide] == row.label for row in [*longmil, *mambamil])
     assert all(case[row.slide] == row.case for row in longmil)
-    (official,), (same,) = (tables.folds(root / name)[0] for name in ("bracs_official_merged.csv", "acmil_bracs.csv"))
+    (official,), (same,) = (split_files.read(root / name).folds for name in ("bracs_official_merged.csv", "acmil_bracs.csv"))
     assert [len(part) for part in official] == [395, 65, 87]
     assert [set(part) for part in same] == [set(part) for part in official]
-    (mamba,) = tables.folds(root / "mambamil_splits_0.csv")[0]
+    (mamba,) = split_files.read(root / "mambamil_splits_0.csv").folds
     assert [len(part) for part in mamba] == [394, 64, 87]
     assert all(set(part) <= set(whole) for part, whole in zip(mamba, official, strict=True))
-
-
-def test_the_ten_folds_of_tcga_brca(shared):
-    root = shared / "data" / "tcga_brca_subtyping"
-    label = {row.slide: row.label for row in rows(root / "acmil_brca_hipt.csv")}
-    assert Counter(label.values()) == {"IDC": 831, "ILC": 210}
-    folds, form = tables.folds(root / "10foldcv")
-    assert form == "10 files splits_0.csv to splits_9.csv"
-    assert [tuple(map(len, fold)) for fold in folds] == [(845, 98, 98)] * 10
-    assert [Counter(label[id] for id in part)["IDC"] for part in folds[3]] == [673, 78, 80]
-    boolean = [tables.folds(root / "10foldcv" / f"splits_{i}_bool.csv")[0][0] for i in range(10)]
-    assert [[set(part) for part in fold] for fold in boolean] == [[set(part) for part in fold] for fold in folds]
 
 
 @pytest.mark.parametrize(("cohort", "cases", "events", "slides"), [("brca", 956, 130, 1023), ("coadread", 340, 80, 572), ("stad", 349, 139, 363)])  # fmt: skip
@@ -175,7 +134,7 @@ def test_the_five_folds_of_the_survival_cohorts(shared, cohort, cases, events, s
     root = shared / "data" / "tcga_survival"
     cdr = rows(root / f"tcga_cdr_{cohort}_hipt_cases.csv", "survival")
     assert (len(cdr), sum(bool(row.event) for row in cdr)) == (cases, events)
-    folds, _ = tables.folds(root / "hipt_5foldcv" / f"tcga_{cohort}")
+    folds = split_files.read(root / "hipt_5foldcv" / f"tcga_{cohort}").folds
     assert len(folds) == 5
     assert all({*fold.train, *fold.val} == {row.case for row in cdr} and not fold.test for fold in folds)
     mamba = rows(root / f"mambamil_{cohort.upper()}_processed.csv", "survival")
@@ -183,9 +142,3 @@ def test_the_five_folds_of_the_survival_cohorts(shared, cohort, cases, events, s
     event = {row.case: row.event for row in cdr}
     both = [row.event == event[row.case] for row in mamba if row.case in event]
     assert sum(both) / len(both) > 0.99, "censorship 0 is an event, as OS 1 is"
-
-
-def test_names_of_parts_that_nobody_uses_are_refused(tmp_path):
-    path = table(tmp_path / "t.csv", ["slide_id", "split"], [[id, "train"] for id in ids(3)] + [["x", "future"]])
-    with pytest.raises(MilbenchError, match="x is in the part 'future'"):
-        tables.folds(path)

@@ -19,9 +19,10 @@ from click.testing import CliRunner
 
 from milbench import MilbenchError, files
 from milbench.cli import main
-from milbench.datasets.files import containers, tables
+from milbench.datasets.files import containers, split_files
 from milbench.datasets.files.containers import attributes
 from milbench.datasets.files.formats import BadFile, inspect, layout, read
+from milbench.delimited import Delimited
 from milbench.papers.sheets import Sheet
 from tests.builders import folders
 from tests.builders.folders import h5, positions, trident_attributes, vectors
@@ -246,6 +247,9 @@ def test_packed_files_are_read_as_ever(tmp_path, how):
         ("encoder", np.array(["uni"], h5py.string_dtype()), "uni"),
         ("encoder", "256", "256"),
         ("custom_downsample", np.zeros(0), None),
+        ("target_magnification", "None", None),
+        ("patch_size_level0", b"unknown", None),
+        ("encoder", "None", None),
     ],
 )
 def test_an_attribute_whose_meaning_is_plain(tmp_path, name, value, meant):
@@ -591,7 +595,7 @@ def _gz(text):
 
 TABLES = {
     "bytes.csv": (b"slide_id,label\na,\xff\n", "line 2 is not UTF-8: byte 0xff"),
-    "utf16.csv": ("slide_id,label\na,b\n".encode("utf-16"), "NUL bytes in it"),
+    "utf16.csv": ("slide_id,label\na,b\n".encode("utf-16-le"), "NUL bytes in it; it looks like UTF-16: give --encoding utf-16-le"),
     "nul.csv": (b"slide_id,label\na,\0b\n", "NUL bytes in it"),
     "line.csv": (b"slide_id,label\na," + b"b" * (2 << 20), "a line of more than 1 MiB"),
     "wide.csv": (b"," * 30_000 + b"\n1\n", "more than 10,000 columns|not 30001 fields"),
@@ -608,7 +612,7 @@ def test_a_table_that_is_none_is_told_in_one_line(tmp_path, name, monkeypatch):
     if "bomb" in name:
         monkeypatch.setattr(files, "LARGEST", 2 << 20)
     (tmp_path / name).write_bytes(raw)
-    for reader in (tables.read, tables.folds, Sheet.read):
+    for reader in (Delimited.read, split_files.read, Sheet.read):
         with pytest.raises(MilbenchError, match=says) as told:
             reader(tmp_path / name)
         assert "\n" not in str(told.value) and len(str(told.value)) < 500
@@ -620,11 +624,11 @@ def test_folders_and_pipes_for_tables(tmp_path):
     (tmp_path / "splits" / "splits_0.csv").symlink_to(".")
     with time_limit(20):
         for name in "abcde":
-            for reader in (tables.read, Sheet.read):
+            for reader in (Delimited.read, Sheet.read):
                 with pytest.raises(MilbenchError, match=rf"{name}\.h5"):
                     reader(tmp_path / f"{name}.h5")
         with pytest.raises(MilbenchError, match=r"splits_0\.csv.* is a folder"):
-            tables.folds(tmp_path / "splits")
+            split_files.read(tmp_path / "splits")
 
 
 @pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz", ""])
@@ -632,7 +636,7 @@ def test_packed_tables_with_a_byte_order_mark_are_read(tmp_path, packed):
     path = tmp_path / f"a.csv{packed}"
     with files._PACKED.get(packed, open)(path, "wb") as file:
         file.write("\ufeffslide_id,label\r\nä,b\r\n".encode())
-    assert tables.read(path).to_dict("records") == [{"slide_id": "ä", "label": "b"}]
+    assert (Delimited.read(path).names, Delimited.read(path).rows) == (("slide_id", "label"), (("ä", "b"),))
     assert Sheet.read(path).rows == [{"slide_id": "ä", "label": "b"}]
 
 

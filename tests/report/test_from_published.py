@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -67,6 +68,33 @@ def test_several_scores_make_a_table_for_each_group(tmp_path):
     assert [t.name for t in tables] == ["x-0-25", "x-1-0"]
     assert [label for _, label in tables[0].headers] == ["test_auc", "acc"]
     assert entries(tables[0])["a"].text == "0.180 ± 0.100"
+
+
+def test_numbers_of_each_row_are_no_groups_and_the_table_says_so(tmp_path):
+    rows = [
+        (m, fold, f, 0.5 + fold / 10, 20 + fold + len(m), 100.5 + at, f"/runs/{at}")
+        for at, (m, f, fold) in enumerate(product("ab", (0.25, 1.0), range(3)))
+    ]
+    head = ["model", "fold", "fraction", "test_auc", "best_epoch", "runtime_s", "folder"]
+    table, _ = from_published.build([write(tmp_path / "x.csv", head, rows)])
+    assert table.headers == [("0.25", "test_auc"), ("1.0", "test_auc")]
+    assert table.notes[-1] == "Not used: columns best_epoch, runtime_s, folder."
+    one = [row for row in rows if row[2] == 1.0]
+    path = write(tmp_path / "y.csv", head, one)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert from_published.build([path])[0].headers == [("", "test_auc")]
+
+
+def test_columns_that_contradict_each_other(tmp_path):
+    path, _ = predictions(tmp_path, name="a.csv")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0] + ",event", *(f"{line},{1 - int(line[-1])}" for line in lines[1:])]) + "\n")
+    assert from_published.build(predictions=[path], tests=False)
+    path.write_text(path.read_text().replace(lines[4] + f",{1 - int(lines[4][-1])}", lines[4] + f",{lines[4][-1]}"))
+    with pytest.raises(
+        MilbenchError, match=r"a\.csv, row 5: event .* means .*, censorship .* means .*leave the wrong column out"
+    ):
+        from_published.build(predictions=[path], tests=False)
 
 
 def predictions(tmp_path, *, drop=(), censored="censorship", n=40, folds=3, name="risks.csv.gz", change=lambda row: row):
@@ -175,10 +203,10 @@ def test_only_censored_cases_give_a_dash_and_say_why(tmp_path):
         ),
         (["model", "fold", "loss"], [("a", 0, 1)], "no column with scores; .*columns are model, fold, loss"),
         (["model", "Method", "fold", "auc"], [("a", "a", 0, 1)], "model and Method could both be the model"),
-        (["model", "fold", "auc"], [("a", 0, 1), ("a", 0, 2)], "line 3: a has fold 0 twice"),
-        (["model", "fold", "auc"], [("a", 0, "x")], "line 2: auc is 'x', not a number"),
-        (["model", "fold", "auc"], [("a", 0)], "line 2: not 3 fields as in the first line"),
-        (["model", "fold", "auc"], [], "no rows"),
+        (["model", "fold", "auc"], [("a", 0, 1), ("a", 0, 2)], "row 3: a has fold 0 twice"),
+        (["model", "fold", "auc"], [("a", 0, "x")], "row 2: auc is 'x', not a number"),
+        (["model", "fold", "auc"], [("a", 0)], "row 2: not 3 fields as in the header"),
+        (["model", "fold", "auc"], [], "the table has no rows"),
     ],
 )
 def test_wrong_folds(tmp_path, head, rows, message):
@@ -208,11 +236,11 @@ SURVIVAL = ["model", "case", "risk", "time", "event"]
             "no predictions; they are columns risk, time and event or censorship, or target and p0",
         ),
         (["model", "case", "target", "p0", "p2"], [("a", "c", 1, 1, 0)], "no predictions"),
-        (["model", "case", "target", "p0", "p1"], [("a", "c", 2, 1, 0)], "line 2: target is 2, there are scores for 0 to 1"),
+        (["model", "case", "target", "p0", "p1"], [("a", "c", 2, 1, 0)], "row 2: target is 2, there are scores for 0 to 1"),
         (["model", "risk", "time", "event"], [("a", 1, 1, 1)], "no column for the case"),
-        (SURVIVAL, [("a", "c", 1, 1, 2)], "line 2: event is 2, it must be 0 or 1"),
-        (SURVIVAL, [("a", "c", "", 1, 1)], "line 2: risk is missing"),
-        (SURVIVAL, [("a", "c", 1, 1, 1)] * 2, "line 3: case c comes twice"),
+        (SURVIVAL, [("a", "c", 1, 1, 2)], "row 2: event is 2, it must be 0 or 1"),
+        (SURVIVAL, [("a", "c", "", 1, 1)], "row 2: risk is missing"),
+        (SURVIVAL, [("a", "c", 1, 1, 1)] * 2, "row 3: case c comes twice"),
         (SURVIVAL, [("a", "c", 1, 1, 1), ("b", "c", 1, 2, 1)], "b and a, fold 0, differ in what happened to case c"),
     ],
 )
@@ -243,7 +271,7 @@ def test_command(tmp_path):
     [
         (["--from", "published", "--suite", "x"], 2, "--suite belongs to results"),
         (["--folds", "x.csv"], 2, "belong to --from published"),
-        (["--from", "published", "--folds", "absent.csv"], 2, "absent.csv: cannot be read as CSV"),
+        (["--from", "published", "--folds", "absent.csv"], 2, "table absent.csv does not exist"),
     ],
 )
 def test_wrong_use_of_the_command(tmp_path, args, code, message):

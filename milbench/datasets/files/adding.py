@@ -1,9 +1,8 @@
 """`milbench data add`: what the user adds, joined with what the manifest of the dataset says already."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,27 @@ from pydantic import ValidationError
 
 from milbench.config import Settings
 from milbench.datasets import classic
-from milbench.datasets.cohorts import BRACS_ORDER, BRACS_TYPES, COHORTS
-from milbench.datasets.files import formats, tables
+from milbench.datasets.cohorts import COHORTS
+from milbench.datasets.files import formats, split_files
+from milbench.datasets.files.classes import asked as asked_classes
+from milbench.datasets.files.classes import usual as usual_classes
+from milbench.datasets.files.columns import roles as find_roles
+from milbench.datasets.files.ids import text
+from milbench.datasets.files.labels import Options, Rows
+from milbench.datasets.files.labels import read as read_labels
 from milbench.datasets.files.manifest import Labels, Manifest, Origin, load, spelled, stored
-from milbench.errors import MilbenchError, few, from_validation, unknown
+from milbench.delimited import Delimited
+from milbench.errors import MilbenchError, from_validation, unknown
 
 
 def joined(
     name: str, *, task: str | None = None, unit: str | None = None, label: str | None = None, published: str | None = None,
-    labels: Path | None = None, columns: Mapping[str, str] | None = None, classes: Mapping[str, Sequence[str]] | None = None,
-    splits: Mapping[str, Path] | None = None, encoder: str | None = None, magnification: int | None = None,
-    patch_size: int | None = None, features: Path | None = None, patches: Path | None = None, step: float | None = None,
-    exclude: Sequence[str] = (), replace: bool = False, home: Path | None = None,
+    labels: Path | None = None, slides: Path | None = None, header: bool = True, encoding: str | None = None,
+    columns: Mapping[str, str] | None = None, classes: Mapping[str, Sequence[str]] | None = None, skip_incomplete: bool = False,
+    splits: Mapping[str, Path] | None = None, drop: str | None = None, folds: int | None = None, encoder: str | None = None,
+    magnification: int | None = None, patch_size: int | None = None, features: Path | None = None, patches: Path | None = None,
+    step: float | None = None, swap_xy: bool = False, exclude: Sequence[str] = (), replace: bool = False,
+    home: Path | None = None,
 ) -> Manifest:  # fmt: skip
     """The manifest of `name` with these additions. Nothing is written until :func:`milbench.datasets.files.manifest.save`.
 
@@ -31,10 +39,16 @@ def joined(
         name: of the dataset; that of a published cohort brings its task, its classes and its counts.
         task, unit, label, published: as in :class:`milbench.datasets.files.manifest.Manifest`.
         labels: label or survival table.
-        columns: role -> column, where the column has none of the usual names.
+        slides: table of the slides of cases, where the label table lists cases.
+        header: False where the label table has none; its columns are then called 1, 2, ...
+        encoding: of the text of all tables given here, where that is not UTF-8.
+        columns: role -> column, where the column has none of the usual names; an empty one leaves the role to none.
         classes: class -> labels, in the order of class indices; an empty list is the class's own name.
+        skip_incomplete: leave out rows without a label, a time or an event.
         splits: name -> split table or folder; the name "" takes the usual one.
-        encoder, magnification, patch_size, features, patches, step: one set of features.
+        drop: part of these splits that is left out, "val" or "test".
+        folds: number of folds of one more generated split: 3 gives kfold3.
+        encoder, magnification, patch_size, features, patches, step, swap_xy: one set of features.
         exclude: slides or cases to leave out, added to those that are left out already.
         replace: let these values replace those that the manifest has.
         home: the data folder; None is that of the environment.
@@ -51,17 +65,20 @@ def joined(
     old = load(name, home)
     changes = _Changes(name, old, _as_saved(name, published, old), home, replace)
     changes.names(task, label, published)
-    changes.labels(labels, columns or {}, classes)
+    changes.encoding(encoding, [table for table in (labels, slides, *(splits or {}).values()) if table is not None])
+    changes.exclude(exclude)
+    changes.labels(labels, _Reading(columns or {}, classes, slides, header, skip_incomplete))
     changes.unit(unit)
-    changes.splits(splits or {})
+    changes.splits(splits or {}, drop)
+    if folds is not None:
+        changes.values["folds"] = sorted({*changes.values.get("folds", []), folds})
     described = {"encoder": encoder, "magnification": magnification, "patch_size": patch_size}
     if features is not None:
-        changes.features(features, patches, step, described)
-    elif any(value is not None for value in (*described.values(), patches, step)):
+        changes.features(features, patches, step, swap_xy, described)
+    elif any(value is not None for value in (*described.values(), patches, step, swap_xy or None)):
         raise MilbenchError(
-            "--encoder, --magnification, --patch-size, --patches and --step describe --features DIR, which is missing"
+            "--encoder, --magnification, --patch-size, --patches, --step and --swap-xy describe --features DIR, which is missing"
         )
-    changes.exclude(exclude)
     try:
         saved = old.origin.text if old and old.origin else None
         return Manifest.model_validate(changes.values).at(home, Origin(saved, again))
@@ -78,6 +95,40 @@ def _as_saved(name: str, published: str | None, old: Manifest | None) -> dict[st
         "name": name, "label": cohort.label if cohort else name, "published": name if name in COHORTS else None,
         "task": cohort.task if cohort else "subtyping",
     }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How a label table is to be read.
+
+    Args:
+        columns, classes, slides, header, skip_incomplete: as in :func:`joined`.
+        kept: classes that the manifest has, for when nothing else is said.
+    """
+
+    columns: Mapping[str, str]
+    classes: Mapping[str, Sequence[str]] | None
+    slides: Path | None
+    header: bool
+    skip_incomplete: bool
+    kept: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def said(self) -> bool:
+        """Whether anything is said of it."""
+        return bool(self.columns or self.classes or self.slides or self.skip_incomplete or not self.header)
+
+    @property
+    def labels(self) -> set[str]:
+        """Labels that are in a class by somebody's word."""
+        classes = self.kept if self.classes is None else self.classes
+        return {label for name, some in classes.items() for label in some or [name]}
+
+    def after(self, before: Mapping[str, Any], slides: Path | None, *, same_task: bool) -> "_Reading":
+        """What is said now and, for the rest, what was said before."""
+        columns = {**(before["columns"] if same_task else {}), **self.columns}
+        skip, header = self.skip_incomplete or before["skip_incomplete"], self.header and before["header"]
+        return _Reading(columns, self.classes, self.slides or slides, header, skip, before["classes"])
 
 
 @dataclass
@@ -118,16 +169,57 @@ class _Changes:
             if value is not None:
                 self.set(self.values, key, f"another {key}", value, saved=self.old is not None)
 
-    def labels(self, table: Path | None, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None) -> None:
-        """The label table, or other columns or classes of the one that the manifest has."""
-        if table is None and not columns and not classes:
-            return
+    def encoding(self, encoding: str | None, tables: Sequence[Path]) -> None:
+        """The encoding of the tables that are given with it; those that are given without are UTF-8."""
+        if encoding is not None and not tables:
+            raise MilbenchError("--encoding belongs to --labels, --slides or --splits")
+        kept = self.values.setdefault("encodings", {})
+        for table in tables:
+            kept.pop(stored(table, self.home), None)
+            if encoding is not None:
+                kept[stored(table, self.home)] = encoding
+
+    def _encoding(self, table: Path) -> str | None:
+        found: str | None = self.values["encodings"].get(stored(table, self.home))
+        return found
+
+    def labels(self, table: Path | None, reading: "_Reading") -> None:
+        """The label table, or another reading of the one that the manifest has."""
         before = self.values.get("labels")
-        file = table or (self.old.resolved(before["file"]) if self.old and before else None)
-        if file is None:
-            raise MilbenchError("--columns and --classes belong to --labels")
-        labels = _labels(self.values, file, columns, classes, self.home)
-        self.set(self.values, "labels", "other labels", labels, saved=before is not None)
+        if table is None and not reading.said:
+            return
+        if table is None:
+            if before is None or self.old is None:
+                raise MilbenchError("--columns, --classes, --slides, --no-header and --skip-incomplete belong to --labels")
+            table = self.old.resolved(before["file"])
+            slides = self.old.resolved(before["slides"]) if before["slides"] else None
+            reading = reading.after(before, slides, same_task=self.old.task == self.values["task"])
+        self.set(self.values, "labels", "other labels", self._labels(table, reading), saved=before is not None)
+
+    def _labels(self, file: Path, reading: "_Reading") -> dict[str, Any]:
+        """What the manifest says of the label table `file`."""
+        task = self.values["task"]
+        if reading.classes and task == "survival":
+            raise MilbenchError("--classes is for subtyping; survival has none")
+        table = Delimited.read(file, self._encoding(file), header=reading.header)
+        roles = find_roles(table, task, reading.columns)
+        slides = Delimited.read(reading.slides, self._encoding(reading.slides)) if reading.slides else None
+        options = Options(self.values["exclude"], reading.skip_incomplete, reading.labels, slides)
+        try:
+            rows = read_labels(table, roles, options).rows
+        except Rows as error:
+            raise error.whole(self.home / f"{self.name}-rows.txt") from error
+        labels = {row.label for row in rows if row.label is not None}
+        by_class: Mapping[str, Sequence[str]] = {}
+        if task == "subtyping" and reading.classes is not None:
+            by_class = asked_classes(reading.classes, labels, file)
+        elif task == "subtyping":
+            kept = reading.kept if labels <= reading.labels else {}
+            by_class = kept or usual_classes(labels, self.values.get("published"))
+        return Labels(
+            file=stored(file, self.home), header=reading.header, skip_incomplete=reading.skip_incomplete, columns=roles,
+            slides=stored(reading.slides, self.home) if reading.slides else None, classes=dict(by_class),
+        ).model_dump()  # fmt: skip
 
     def unit(self, unit: str | None) -> None:
         """What is predicted: as the user says, or cases where the table lists cases."""
@@ -137,15 +229,21 @@ class _Changes:
         elif self.values["task"] == "survival" or _lists_cases(self.values):
             self.values["unit"] = "case"
 
-    def splits(self, splits: Mapping[str, Path]) -> None:
-        """Split tables by their names."""
+    def splits(self, splits: Mapping[str, Path], drop: str | None) -> None:
+        """Split tables by their names, and the part of them that is left out."""
+        if drop and not splits:
+            raise MilbenchError("--drop leaves out a part of --splits DIR|FILE, which is missing")
         for name, path in splits.items():
-            folds, _ = tables.folds(path)
-            split = name or _usual_split(self.values, len(folds))
-            saved = self.values.setdefault("splits", {})
+            split = name or _usual_split(self.values, len(split_files.read(path, self._encoding(path)).folds))
+            saved, dropped = self.values.setdefault("splits", {}), self.values.setdefault("drop", {})
+            self.set(dropped, split, f"another part left out of split {split}", drop, saved=split in saved)
             self.set(saved, split, f"another split {split}", stored(path, self.home), saved=split in saved)
+            if drop is None:
+                del dropped[split]
 
-    def features(self, folder: Path, patches: Path | None, step: float | None, described: Mapping[str, Any]) -> None:
+    def features(
+        self, folder: Path, patches: Path | None, step: float | None, swap_xy: bool, described: Mapping[str, Any]
+    ) -> None:
         """A set of features; `described` is its encoder, magnification and patch size."""
         if described["encoder"] is None:
             raise MilbenchError("--features needs --encoder, the name by which suites ask for these features")
@@ -156,6 +254,7 @@ class _Changes:
             "format": place.format,
             "patches": stored(place.patches, self.home) if place.patches else None,
             "step": step,
+            "swap_xy": swap_xy,
         }
         sets = {tuple(saved[key] for key in described): saved for saved in self.values.get("features", [])}
         key = tuple(described.values())
@@ -165,7 +264,7 @@ class _Changes:
     def exclude(self, ids: Sequence[str]) -> None:
         """Slides or cases to leave out, beside those that are left out already."""
         before = [] if self.replace or not self.old else self.old.exclude
-        self.values["exclude"] = sorted({*before, *map(tables.clean, ids)}) if ids else self.values.get("exclude", [])
+        self.values["exclude"] = sorted({*before, *map(text, ids)}) if ids else self.values.get("exclude", [])
 
 
 def _differing(old: Any, new: Any) -> str:
@@ -183,55 +282,6 @@ def _plain(value: Any) -> str:
 
 def _lists_cases(values: Mapping[str, Any]) -> bool:
     return bool(values.get("labels")) and "slide" not in values["labels"]["columns"]
-
-
-def _labels(
-    values: Mapping[str, Any], file: Path, columns: Mapping[str, str], classes: Mapping[str, Sequence[str]] | None, home: Path
-) -> dict[str, Any]:
-    """What the manifest says of the label table `file`."""
-    by_role = tables.columns(file, values["task"], columns)
-    rows = tables.rows(file, by_role)
-    if values["task"] == "survival":
-        if classes:
-            raise MilbenchError("--classes is for subtyping; survival has none")
-        return Labels(file=stored(file, home), columns=by_role).model_dump()
-    labels = {row.label for row in rows if row.label is not None}
-    by_class = default_classes(labels, values.get("published")) if classes is None else _asked_classes(classes, labels, file)
-    return Labels(file=stored(file, home), columns=by_role, classes=by_class).model_dump()
-
-
-def _asked_classes(classes: Mapping[str, Sequence[str]], labels: set[str], file: Path) -> dict[str, list[str]]:
-    """Class -> labels as `--classes` says; every label of the table belongs to one class."""
-    by_class = {name: list(some) or [name] for name, some in classes.items()}
-    listed = [label for some in by_class.values() for label in some]
-    if twice := [label for label in listed if listed.count(label) > 1]:
-        raise MilbenchError(f"--classes: {twice[0]} stands in two classes")
-    if strange := sorted(set(listed) - labels):
-        raise unknown(f"label of {file}", strange[0], labels)
-    if left := sorted(labels - set(listed)):
-        raise MilbenchError(f"{file}: --classes has no class for {few(left)}; write class=label+label,...")
-    return by_class
-
-
-def default_classes(labels: set[str], published: str | None) -> dict[str, list[str]]:
-    """Class -> labels, in the order of class indices, for labels that the user says nothing about.
-
-    The seven lesion types of BRACS become its three classes. A published cohort has its own classes, which a table may also
-    number from 0. Elsewhere every label is a class: numbers by size, words by name.
-    """
-    types = [label for some in BRACS_TYPES.values() for label in some]
-    if labels == set(types) or (published == "bracs" and labels <= set(types)):
-        return {name: list(some) for name, some in BRACS_TYPES.items()}
-    if published == "bracs" and labels == {str(number) for number in range(7)}:
-        return {name: [str(BRACS_ORDER.index(label)) for label in some] for name, some in BRACS_TYPES.items()}
-    names = COHORTS[published].classes if published else ()
-    by_name = {label.lower(): label for label in labels}
-    if names and set(by_name) == {name.lower() for name in names}:
-        return {name: [by_name[name.lower()]] for name in names}
-    if names and labels == {str(number) for number in range(len(names))}:
-        return {name: [str(number)] for number, name in enumerate(names)}
-    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in labels)
-    return {label: [label] for label in sorted(labels, key=lambda label: (int(label) if numbers else 0, label))}
 
 
 def _usual_split(values: Mapping[str, Any], folds: int) -> str:

@@ -10,20 +10,24 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
 
 from milbench.datasets.cohorts import ENCODERS
 from milbench.datasets.files import roster as rosters
-from milbench.datasets.files import tables
-from milbench.datasets.files.findings import Finding
+from milbench.datasets.files.findings import MOST, Finding, kept
 from milbench.datasets.files.formats import BadFile, Facts, Layout
 from milbench.datasets.files.formats import read as read_file
+from milbench.datasets.files.ids import kind_of, pasted
+from milbench.datasets.files.ids import slide as slide_of
 from milbench.datasets.files.manifest import Features, Manifest
 from milbench.datasets.files.roster import Roster
 from milbench.datasets.files.seen import Progress, Seen
 from milbench.words import counted
+
+APART = 10  # broken files of one kind that get a line each
 
 
 @dataclass
@@ -128,6 +132,8 @@ def examine(
     rosters.against_published(roster, manifest)
     chosen = manifest.features if only is None else only
     examined = Examined(manifest, roster, [_features(manifest, roster, features, deep, cache, progress) for features in chosen])
+    if len(chosen) == len(manifest.features):
+        rosters.tell_unmatched(roster, manifest)
     for files in examined.sets:
         if roster.samples and not any(finding.severity == "error" for finding in [*roster.findings, *files.findings]):
             _contents(files, deep, progress)
@@ -180,29 +186,30 @@ def _contents(feature_set: FeatureSet, deep: bool, progress: Progress) -> None:
 
 
 def _tell_broken(feature_set: FeatureSet, broken: Mapping[str, BadFile]) -> None:
-    """One finding for each kind of fault."""
+    """One finding for each kind of fault, and for each file where a kind has few files with different faults."""
     by_kind: dict[str, list[tuple[str, BadFile]]] = defaultdict(list)
     for slide, error in broken.items():
         by_kind[error.kind].append((slide, error))
     for kind, cases in by_kind.items():
-        first = cases[0][1]
-        what = (
-            f"{first.path.name} {first.what}"
-            if len(cases) == 1
-            else f"{len(cases)} files, of which {first.path.name} {first.what}"
-        )
-        feature_set.add("error", kind, what, first.do, [slide for slide, _ in cases] if len(cases) > 1 else ())
+        first, faults = cases[0][1], {error.what for _, error in cases}
+        if len(cases) == 1 or (len(faults) > 1 and len(cases) <= APART):
+            for _, error in cases:
+                feature_set.add("error", kind, f"{error.path.name} {error.what}", error.do)
+        else:
+            what = f"{len(cases)} files, of which {first.path.name} {first.what}"
+            feature_set.add("error", kind, what, first.do, [slide for slide, _ in cases])
 
 
 def _match(feature_set: FeatureSet, manifest: Manifest, roster: Roster, place: Layout) -> None:
     """Which file is whose."""
     here: dict[str, Path] = {}
     for path in place.files():
-        other = here.setdefault(tables.clean(path.name), path)
+        other = here.setdefault(slide_of(path.name), path)
         if other != path:
             feature_set.add(
                 "error", "two-files", f"{other.name} and {path.name} are both of the same slide", "remove one of them"
             )
+    roster.unmatched -= here.keys()
     if not here:
         feature_set.add("error", "no-files", f"no .{place.format} files in {place.folder}", "correct the path in the manifest")
         return
@@ -212,6 +219,7 @@ def _match(feature_set: FeatureSet, manifest: Manifest, roster: Roster, place: L
     by_case = _by_case(
         [id for id in here if id not in roster.excluded], [s.id for s in roster.samples if not roster.slides.get(s.id)]
     )
+    _kinds(feature_set, by_case)
     for sample in roster.samples:
         feature_set.slides[sample.id] = roster.slides.get(sample.id) or tuple(by_case[sample.id])
     wanted = [slide for slides in feature_set.slides.values() for slide in slides]
@@ -236,6 +244,20 @@ def _by_case(files: Iterable[str], cases: Iterable[str]) -> dict[str, list[str]]
     return slides
 
 
+def _kinds(feature_set: FeatureSet, by_case: Mapping[str, Sequence[str]]) -> None:
+    """The kinds of slides that cases have by the names of their files: stains, or normal tissue, may be among them."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for case, slides in by_case.items():
+        for slide in slides:
+            kinds[kind_of(slide, case)].append(slide)
+    if 1 < len(kinds) <= 12:  # more are names, not kinds
+        usual = max(kinds, key=lambda kind: len(kinds[kind]))
+        counts = ", ".join(f"{len(slides):,} {kind}" for kind, slides in sorted(kinds.items()))
+        what = f"slides of cases are found by their names and are of {len(kinds)} kinds, all of which are used: {counts}"
+        others = [slide for kind, slides in kinds.items() if kind != usual for slide in slides]
+        feature_set.add("warning", "kinds", what, "leave out what is not meant: --exclude FILE with one id a line", others)
+
+
 def _tell_missing(
     feature_set: FeatureSet, manifest: Manifest, place: Layout, missing: Sequence[str], unused: Sequence[str], of: int
 ) -> None:
@@ -255,10 +277,15 @@ def _tell_missing(
         what = f"{counted(len(misnamed), 'slide')} whose file has another name than the slide has in the label table"
         feature_set.add("error", "misnamed", what, "rename the files, or the slides in the table", pairs)
     if absent := [id for id in missing if id not in misnamed]:
-        leave_out = ",".join(absent) if len(absent) <= 10 else "FILE with one id a line"
-        what = f"{len(absent)} of {counted(max(of, len(absent)), 'slide')} without a .{place.format} file in {place.folder}"
+        leave_out, first = pasted(absent), ""
+        if len(absent) > MOST:
+            path = kept(manifest.home / f"{manifest.name}-missing.txt", absent)
+            leave_out, first = quote(str(path)), f", the first {MOST} are {', '.join(absent[:MOST])}; all are in {path}"
+        what = (
+            f"{len(absent)} of {counted(max(of, len(absent)), 'slide')} without a .{place.format} file in {place.folder}{first}"
+        )
         do = f"extract them, or leave them out everywhere: milbench data add {manifest.name} --exclude {leave_out}"
-        feature_set.add("error", "missing", what, do, absent)
+        feature_set.add("error", "missing", what, do, () if first else absent)
 
 
 def _compare(feature_set: FeatureSet) -> None:
@@ -295,7 +322,7 @@ def _attributes(feature_set: FeatureSet) -> None:
             what = f"{counted(len(other), 'file')} of another {key.replace('_', ' ')} than {asked} by their attributes"
             ids = [f"{slide} ({value:g})" for slide, value in other.items()]
             feature_set.add("error", key.replace("_", "-"), what, "give the folder that belongs to it", ids)
-    named = {str(file.says["encoder"]) for file in facts.values() if file.says.get("encoder", "None") != "None"}
+    named = {str(file.says["encoder"]) for file in facts.values() if "encoder" in file.says}
     asked = _letters(features.encoder)
     if others := sorted(name for name in named if asked not in _letters(name) and _letters(name) not in asked):
         feature_set.add("warning", "encoder", f"files name their encoder {', '.join(others)}")
@@ -329,6 +356,8 @@ def _forms(feature_set: FeatureSet) -> None:
         feature_set.add(
             "note", "dtype", f"{counted(len(double), 'file')} of {facts[double[0]].dtype}, read as float32", ids=double
         )
+    if len(facts) > 1 and all(file.n == 1 for file in facts.values()):
+        feature_set.add("warning", "one-patch", "every slide has one patch only: are these vectors of whole slides?")
     without = [slide for slide, file in facts.items() if not file.coords]
     if without and len(without) < len(facts):
         do = "extract them again, or give --patches"
@@ -350,7 +379,10 @@ def _positions(feature_set: FeatureSet) -> None:
     many_patches = {slide: file for slide, file in facts.items() if file.n >= 20}  # fewer may lie apart by chance
     if loose := [slide for slide, file in many_patches.items() if file.aligned < 0.5]:
         what = f"{counted(len(loose), 'slide')} whose patches lie on no lattice: most have no neighbour at the usual distance"
-        feature_set.add("warning", "off-lattice", what, ids=loose)
+        taken = ", ".join(f"{step:g}" for step in sorted({feature_set.steps[slide] for slide in loose})[:3])
+        do = f"{taken} px are taken for it; where that is wrong, give it: milbench data add ... --step PIXELS --replace"
+        feature_set.add("warning", "off-lattice", what, "" if feature_set.features.step else do, loose)
+    _axes(feature_set, facts)
     apart = {
         slide: file.lattice
         for slide, file in many_patches.items()
@@ -366,17 +398,35 @@ def _positions(feature_set: FeatureSet) -> None:
         feature_set.add("warning", "stride", what, do, list(apart))
 
 
+def _axes(feature_set: FeatureSet, facts: Mapping[str, Facts]) -> None:
+    """Slides whose positions cannot be (x, y), by the slide's size or by their patches files."""
+    exchanged = feature_set.features.swap_xy
+    wrong = {slide: file.fits[not exchanged] for slide, file in facts.items() if file.fits and not file.fits[exchanged]}
+    if swapped := [slide for slide, other in wrong.items() if other]:
+        order = "(x, y) in their files, not (y, x) as --swap-xy says" if exchanged else "(y, x) in their files, not (x, y)"
+        what = f"{counted(len(swapped), 'slide')} whose positions are {order}, by the size of the slide or their patches files"
+        do = f"add the features again {'without' if exchanged else 'with'} --swap-xy, and with --replace"
+        feature_set.add("warning", "swapped", what, do, swapped)
+    if outside := [slide for slide, other in wrong.items() if not other]:
+        what = f"{counted(len(outside), 'slide')} with patches beyond the edges of the slide that their attributes give"
+        feature_set.add("warning", "outside", what, "are positions level-0 pixels? Extract them again", outside)
+
+
 def _steps(feature_set: FeatureSet, facts: Mapping[str, Facts]) -> None:
     """The distance of neighbours on every slide: of the manifest, else of the file, else as most neighbours lie."""
-    steps = {slide: feature_set.features.step or file.step or file.lattice for slide, file in facts.items()}
+    # Between patches on no lattice the commonest distance is chance.
+    seen = {slide: file.lattice for slide, file in facts.items() if file.n < 20 or file.aligned >= 0.5}
+    steps = {slide: feature_set.features.step or file.step or seen.get(slide) for slide, file in facts.items()}
+    if not any(steps.values()):
+        steps = {slide: file.lattice for slide, file in facts.items()}
     usual = Counter(step for step in steps.values() if step).most_common(1)
     feature_set.steps = {slide: step or (usual[0][0] if usual else 1.0) for slide, step in steps.items()}
-    if alone := [slide for slide, step in steps.items() if not step and facts[slide].n > 1]:
+    if alone := [slide for slide, step in steps.items() if not step and not facts[slide].lattice and facts[slide].n > 1]:
         taken = f"; the usual {usual[0][0]:g} px are taken" if usual else ""
         what = f"{counted(len(alone), 'slide')} without two neighbouring patches, so their distance is unknown{taken}"
         do = "give it: milbench data add ... --step PIXELS --replace"
         feature_set.add("warning" if usual else "error", "step", what, do, alone)
-    guessed = [slide for slide, file in facts.items() if not feature_set.features.step and not file.step and file.lattice]
+    guessed = [slide for slide, step in seen.items() if not feature_set.features.step and not facts[slide].step and step]
     if guessed:
         sizes = Counter(f"{feature_set.steps[slide]:g}" for slide in guessed).most_common()
         spread = ", ".join(f"{step} px in {count:,}" for step, count in sizes[:3]) + (" and others" if len(sizes) > 3 else "")

@@ -64,7 +64,8 @@ def forget() -> None:
 def _states(manifest: Manifest, features: Features) -> list[tuple[Path, State]]:
     """Every file that a dataset is read from, with its size and times; an empty list where a file is missing."""
     place = manifest.layout(features)
-    given = [*([manifest.labels.file] if manifest.labels else []), *manifest.splits.values()]
+    labels = [manifest.labels.file, manifest.labels.slides] if manifest.labels else []
+    given = [*filter(None, labels), *manifest.splits.values()]
     named = [manifest.resolved(path) for path in given] + ([place.patches] if place.patches else [])
     try:
         inside = [sorted(path.iterdir()) if path.is_dir() else [path] for path in named]
@@ -111,24 +112,27 @@ def _checked(manifest: Manifest, features: Features, settings: Settings, dtype: 
         encoder=features.encoder,
         fingerprint=fingerprint,
         former_fingerprint=_fingerprint(examined, files, {slide: facts.digest for slide, facts in files.facts.items()}),
-        splits=_splits(examined.roster, sizes, manifest.name),
+        splits=_splits(examined.roster, sizes, manifest),
         magnification=features.magnification,
         patch_size=features.patch_size,
-        notes=tuple(map(str, examined.of("warning"))),
+        notes=tuple(str(finding) for finding in examined.findings if finding.reported),
         sizes=lambda: sizes,
+        sides={id: side for id, slides in files.slides.items() if (side := files.facts[slides[0]].side)},
     )
 
 
-def _splits(roster: Roster, sizes: Mapping[str, int], salt: str) -> dict[str, Callable[[], Sequence[Fold]]]:
+def _splits(roster: Roster, sizes: Mapping[str, int], manifest: Manifest) -> dict[str, Callable[[], Sequence[Fold]]]:
     """Splits by name: generated ones, those of the user's tables, and twins of these in which no patient is in two parts."""
-    samples = roster.samples
+    samples, salt = roster.samples, manifest.name
+    patients = roster.known_patients(manifest)
     twins = {
         f"{name}-grouped": partial(splits.grouped_twin, samples, folds, salt)
         for name, folds in roster.splits.items()
-        if name in roster.leaking or name.startswith("hipt")  # suites ask for these by name, whether or not patients are torn
+        # Suites ask for HIPT's by name, whether or not patients are torn. Where nobody knows patients, a twin would be no twin.
+        if name in roster.leaking or (name.startswith("hipt") and patients)
     }
     return {
-        **{f"kfold{k}": partial(splits.k_fold, samples, k, salt=salt) for k in (5, 10)},
+        **{f"kfold{k}": partial(splits.k_fold, samples, k, salt=salt) for k in sorted({5, 10, *manifest.folds})},
         "extrapolation": partial(splits.extrapolation, samples, sizes, salt=salt),
         "extrapolation-mixed": partial(splits.extrapolation, samples, sizes, mixed=True, salt=salt),
         **twins,
@@ -147,11 +151,14 @@ def _fingerprint(examined: Examined, files: FeatureSet, contents: Mapping[str, s
         contents: slide -> hash of what its file holds.
     """
     who = [[s.id, s.case_id, s.label, s.time, s.event] for s in sorted(examined.roster.samples, key=lambda sample: sample.id)]
+    exchanged = ["swap_xy"] if files.features.swap_xy else []
     what = {id: [[slide, contents[slide], files.steps.get(slide)] for slide in slides] for id, slides in files.slides.items()}
     classes = list(examined.manifest.labels.classes) if examined.manifest.labels else []
     # Where slides of a case stand on its grid follows from what they hold; before, from the order of the table.
     side_by_side = ["by content"] if any(len(slides) > 1 for slides in files.slides.values()) else []
-    text = json.dumps([examined.manifest.task, examined.manifest.unit, classes, who, what, *side_by_side], sort_keys=True)
+    text = json.dumps(
+        [examined.manifest.task, examined.manifest.unit, classes, who, what, *exchanged, *side_by_side], sort_keys=True
+    )
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -185,10 +192,10 @@ def _bag(files: FeatureSet, samples: Mapping[str, Sample], unit: str, id: str) -
 
 def _read(files: FeatureSet, slide: str) -> tuple[NDArray[np.float32], NDArray[Any] | None]:
     path, patches = files.files[slide]
-    content = formats.read(path, patches)
+    features, xy = formats.read(path, patches)
     if state_of(path, patches) != files.memory.state(path):
         raise changing(path)
-    return content
+    return features, xy[:, ::-1].copy() if xy is not None and files.features.swap_xy else xy
 
 
 def _scaled(xy: NDArray[Any] | None, factor: float) -> NDArray[Any]:

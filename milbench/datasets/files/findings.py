@@ -1,11 +1,15 @@
 """What a check found: how bad, where, what, and what to do about it."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from milbench.errors import printable
+from milbench.errors import MilbenchError, printable
+from milbench.files import write_atomically
 
+MOST = 10  # that one message names; more are in a file
 Severity = Literal["error", "warning", "note"]
 
 
@@ -29,8 +33,27 @@ class Finding:
     do: str = ""
     ids: tuple[str, ...] = ()
 
+    @property
+    def reported(self) -> bool:
+        """Whether a reader of the dataset's tables must know: warnings, and whatever is not used."""
+        return self.severity == "warning" or self.kind in ("unlisted", "no-case")
+
     def __str__(self) -> str:
         return printable(f"{self.where}: {self.what}{named(self.ids)}" + (f"; {self.do}" if self.do else ""))
+
+
+def kept(path: Path, lines: Sequence[str]) -> Path:
+    """Write a list that is too long for a message, one a line; returns where it is.
+
+    A data folder of others may not be written to: then it is in the folder for temporary files.
+    """
+    text = "".join(f"{line}\n" for line in lines)
+    try:
+        write_atomically(path, text)
+    except MilbenchError:
+        path = Path(tempfile.gettempdir()) / path.name
+        write_atomically(path, text)
+    return path
 
 
 def named(ids: Sequence[str], most: int = 3) -> str:

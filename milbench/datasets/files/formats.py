@@ -7,6 +7,7 @@ whose arrays are read when they are indexed; `containers` has a module for each 
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,10 @@ class Facts:
             It tells copies and what a file was called before :func:`contents` was: never whether a file changed.
         nonfinite: how many of the sampled rows hold NaN or infinite values.
         step: level-0 pixels between neighbours by the file's attributes or its patches file; None where they do not say.
+        side: of a patch in level-0 pixels, likewise; it is not the step where patches overlap or leave gaps.
+        extent: width and height of the slide in level-0 pixels, by the file's attributes.
+        fits: whether positions may be (x, y), and whether they may be (y, x), by the slide's extent or by the patches file; None
+            where neither is known.
         lattice: the most common distance of neighbours in a row or column of patches; None where there are no neighbours.
         aligned: share of patches with a neighbour at that distance.
         duplicates: patches at a position that an earlier patch has.
@@ -55,6 +60,9 @@ class Facts:
     digest: str
     nonfinite: int = 0
     step: float | None = None
+    side: float | None = None
+    extent: tuple[float, float] | None = None
+    fits: tuple[bool, bool] | None = None
     lattice: float | None = None
     aligned: float = 0.0
     duplicates: int = 0
@@ -117,13 +125,19 @@ def layout(folder: Path, patches: Path | None = None) -> Layout:
     located = next(((place, suffix) for place, suffix in places if _files(place, suffix)), None)
     if located is None:
         deeper = sorted({path.parent for path in folder.glob("*/*") if path.suffix in (".h5", ".pt", ".npz")})
-        hint = f"; there are some in {', '.join(map(str, deeper[:3]))}" if deeper else ""
+        hint = f"; there are some in {', '.join(map(str, deeper[:3]))}" if deeper else _others(folder)
         raise MilbenchError(f"{folder} holds no .h5, .pt or .npz files, nor do h5_files/ and pt_files/ in it{hint}")
     place, suffix = located
     if patches is None:
         root = place.parent if place.name in ("h5_files", "pt_files") else place
         patches = next((p for p in (root / "patches", root.parent / "patches") if p != place and _files(p, "h5")), None)
     return Layout(place, suffix, patches)
+
+
+def _others(folder: Path) -> str:
+    """What a folder without feature files holds, for the end of a sentence."""
+    kinds = Counter(path.suffix for path in folder.iterdir() if not path.name.startswith(".") and path.suffix)
+    return f"; it holds {', '.join(f'{count:,} {suffix}' for suffix, count in kinds.most_common(3))}" if kinds else ""
 
 
 @contextmanager
@@ -142,6 +156,7 @@ def _opened(path: Path, patches: Path | None) -> Iterator[Stored]:
                     path, "mismatch", f"has {n:,} patches, {patches} lists {listed:,}",
                     "they come from two extractions: let --patches name the files that these features were made from",
                 )  # fmt: skip
+            raw.order = None if raw.coords is None else _order(raw.coords, coords)
             raw.coords = coords if raw.coords is None else raw.coords
             raw.says = {**says, **raw.says}
         if raw.coords is not None:
@@ -202,6 +217,15 @@ def _rows(array: Array, rows: Any) -> NDArray[Any]:
     return array[0, rows] if array.ndim == 3 else array[rows]
 
 
+def _order(own: Array, listed: Array) -> tuple[bool, bool] | None:
+    """Whether positions are those of a patches file as they stand, and with x and y exchanged; None where they are neither."""
+    if own.shape != listed.shape or own.dtype.kind not in "iuf" or listed.dtype.kind not in "iuf":
+        return None
+    a, b = _rows(own, slice(LOOK)), _rows(listed, slice(LOOK))
+    same, exchanged = np.array_equal(a, b), np.array_equal(a, b[..., ::-1])
+    return (same, exchanged) if same or exchanged else None
+
+
 def _float32(features: NDArray[Any]) -> NDArray[np.float32]:
     """A copy, even of float32: mapped files close. What float32 cannot hold is infinite, and found by whoever looks for that."""
     with np.errstate(over="ignore"):
@@ -214,21 +238,40 @@ def _step(path: Path, says: Mapping[str, Any]) -> float | None:
     TRIDENT gives its overlap in pixels of the patch. CLAM does not store the stride that patches were cut with; it is the size of
     the patch unless `--step_size` was given.
     """
-    size, overlap = says.get("patch_size"), says.get("overlap", 0)
+    side, size, overlap = _side(says), says.get("patch_size"), says.get("overlap", 0)
     if "step" in says:
         step = float(says["step"])
-    elif "patch_size_level0" in says:
-        if overlap and not size:
-            return None
-        step = float(says["patch_size_level0"]) * (1 - overlap / size if size else 1)
-    elif size and ("downsample" in says or not says.get("patch_level")):
-        step = size * float(says.get("downsample", 1)) * float(says.get("custom_downsample", 1))
-    else:
+    elif side is None:
         return None
+    elif overlap and "patch_size_level0" in says:
+        if not size:
+            return None
+        step = side * (1 - overlap / size)
+    else:
+        step = side
     if not STEPS[0] <= step <= STEPS[1]:
         known = ", ".join(f"{name} = {says[name]:g}" for name in attributes.NUMBERS if name in says)
         raise BadFile(path, "attribute", f"says that patches lie {step:g} px apart ({known})", "correct these attributes")
     return step
+
+
+def _side(says: Mapping[str, Any]) -> float | None:
+    """Level-0 pixels along a patch by attributes of TRIDENT or CLAM; None where they do not say."""
+    size = says.get("patch_size")
+    if "patch_size_level0" in says:
+        return float(says["patch_size_level0"])
+    if size and ("downsample" in says or not says.get("patch_level")):
+        return float(size * float(says.get("downsample", 1)) * float(says.get("custom_downsample", 1)))
+    return None
+
+
+def _fits(xy: NDArray[Any], extent: tuple[float, float] | None) -> tuple[bool, bool] | None:
+    """Whether all positions lie on the slide as they stand, and with x and y exchanged."""
+    if extent is None:
+        return None
+    low, high = xy.min(axis=0), xy.max(axis=0)
+    inside = [bool((low >= 0).all() and (high < edge).all()) for edge in (extent, extent[::-1])]
+    return inside[0], inside[1]
 
 
 def inspect(path: Path, patches: Path | None = None, *, thorough: bool = False) -> Facts:
@@ -248,7 +291,9 @@ def inspect(path: Path, patches: Path | None = None, *, thorough: bool = False) 
         sampled = _rows(raw.features, rows)
         dtype = str(raw.features.dtype)
         digest = hashlib.sha256(f"{n}|{d}|{dtype}|".encode() + np.ascontiguousarray(sampled).tobytes())
-        lattice, aligned, duplicates = None, 0.0, 0
+        lattice, aligned, duplicates, fits = None, 0.0, 0, None
+        size = (raw.says.get("level0_width"), raw.says.get("level0_height"))
+        extent = (float(size[0]), float(size[1])) if size[0] is not None and size[1] is not None else None
         if raw.coords is not None:
             chunks = raw.coords.chunks
             look = n if thorough or not chunks or chunks[-2] >= 16 else min(n, LOOK)
@@ -256,6 +301,7 @@ def inspect(path: Path, patches: Path | None = None, *, thorough: bool = False) 
             _within_a_slide(path, xy)
             digest.update(np.ascontiguousarray(_rows(raw.coords, rows), dtype=np.float64).tobytes())
             lattice, aligned, duplicates = _lattice(xy.astype(np.float64))
+            fits = raw.order or _fits(xy, extent)
         if thorough:
             raw.verify()
         said = {
@@ -271,6 +317,9 @@ def inspect(path: Path, patches: Path | None = None, *, thorough: bool = False) 
             digest=digest.hexdigest()[:16],
             nonfinite=int((~np.isfinite(_float32(sampled))).any(axis=1).sum()),
             step=_step(path, raw.says) if raw.coords is not None else None,
+            side=_side(raw.says),
+            extent=extent,
+            fits=fits,
             lattice=lattice,
             aligned=round(aligned, 4),
             duplicates=duplicates,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
@@ -37,6 +37,7 @@ class Features(_Form):
         format: suffix of the files.
         patches: folder of CLAM's patches files, where positions or their distance are not in the feature files.
         step: level-0 pixels between neighbouring patches, where no file says them or files are wrong.
+        swap_xy: whether positions stand in the files as (y, x).
     """
 
     encoder: Encoder
@@ -46,6 +47,7 @@ class Features(_Form):
     format: Format
     patches: str | None = None
     step: float | None = Field(None, ge=STEPS[0], le=STEPS[1])
+    swap_xy: bool = False
 
     @property
     def key(self) -> tuple[str, int | None, int | None]:
@@ -68,11 +70,17 @@ class Labels(_Form):
 
     Args:
         file: the table.
+        header: whether its first row names the columns; else they are called 1, 2, ...
+        slides: table of the slides of cases, where the label table lists cases.
+        skip_incomplete: whether rows without a label, a time or an event are left out.
         columns: role -> column; roles are slide, case, label, time, event, censorship.
         classes: class -> the labels that mean it, in the order of class indices; empty for survival.
     """
 
     file: str
+    header: bool = True
+    slides: str | None = None
+    skip_incomplete: bool = False
     columns: dict[str, str]
     classes: dict[str, list[str]] = {}
 
@@ -109,6 +117,9 @@ class Manifest(_Form):
         exclude: slides or cases that are left out.
         labels: the label table; None until it is added.
         splits: name -> split table or folder of them.
+        drop: split -> its part that is left out; without a test part, the validation part is tested.
+        folds: numbers of folds of generated splits: 3 gives kfold3; kfold5 and kfold10 are always there.
+        encodings: table, or folder of tables -> the encoding of its text, where that is not UTF-8.
         features: sets of features.
 
     `home` is the data folder that it belongs to: relative paths start there.
@@ -122,6 +133,9 @@ class Manifest(_Form):
     exclude: list[str] = []
     labels: Labels | None = None
     splits: dict[Name, str] = {}
+    folds: list[Annotated[int, Field(ge=2)]] = []
+    encodings: dict[str, str] = {}
+    drop: dict[Name, Literal["val", "test"]] = {}
     features: list[Features] = []
     _home: Path = PrivateAttr(Settings.data)
     _origin: "Origin | None" = PrivateAttr(None)
@@ -159,9 +173,18 @@ class Manifest(_Form):
             raise ValueError(f"the label table was added for another task than {self.task}; add the one of this task, too")
         return self
 
-    def find(self, encoder: str, magnification: int | None, patch_size: int | None) -> Features | None:
-        """The set of features of that encoder, magnification and patch size."""
-        return next((some for some in self.features if some.key == (encoder, magnification, patch_size)), None)
+    def matching(self, encoder: str | None, magnification: int | None, patch_size: int | None) -> list[Features]:
+        """The sets of features that may be meant, where None leaves a value open; one that has just these values comes alone."""
+        asked = (encoder, magnification, patch_size)
+        exact = [some for some in self.features if some.key == asked]
+        return exact or [
+            some for some in self.features if all(want in (None, have) for want, have in zip(asked, some.key, strict=True))
+        ]
+
+    @property
+    def lists(self) -> str:
+        """What a row of the label table stands for: a slide, or a case."""
+        return "slide" if self.labels and ("slide" in self.labels.columns or self.labels.slides) else "case"
 
     def key_of(self, features: Features, *, shared: bool = False) -> str:
         """Eight digits for names of files about a set of features, where dataset and encoder run together to the same name.
@@ -251,19 +274,24 @@ def save(manifest: Manifest) -> Path | None:
 
 
 def _lines(manifest: Manifest) -> Iterator[str]:
-    values = manifest.model_dump(exclude_none=True, exclude={"name", "labels", "splits", "features"})
+    values = manifest.model_dump(exclude_none=True, exclude={"name", "labels", "splits", "drop", "encodings", "features"})
     yield f"# Written by `milbench data add`, and yours to edit. Whether it holds: milbench data check {manifest.name}"
     yield from _pairs({key: value for key, value in values.items() if value != []})
     if manifest.labels:
-        yield from ("", "[labels]", *_pairs({"file": manifest.labels.file}))
+        described = manifest.labels.model_dump(exclude_defaults=True, exclude={"columns", "classes"})
+        yield from ("", "[labels]", *_pairs(described))
         yield from ("", "[labels.columns]", *_pairs(manifest.labels.columns))
         if manifest.labels.classes:
             yield from ("", "# class = the labels that mean it; the order is that of the class indices")
             yield from ("[labels.classes]", *_pairs(manifest.labels.classes))
     if manifest.splits:
         yield from ("", "[splits]", *_pairs(manifest.splits))
+    if manifest.drop:
+        yield from ("", "# split = its part that is left out", "[drop]", *_pairs(manifest.drop))
+    if manifest.encodings:
+        yield from ("", "[encodings]", *_pairs(manifest.encodings))
     for features in manifest.features:
-        yield from ("", "[[features]]", *_pairs(features.model_dump(exclude_none=True)))
+        yield from ("", "[[features]]", *_pairs(features.model_dump(exclude_none=True, exclude_defaults=True)))
 
 
 def _pairs(values: Mapping[str, Any]) -> Iterator[str]:

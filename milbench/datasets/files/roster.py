@@ -3,13 +3,17 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import partial
+from shlex import quote
 
 from milbench.datasets.base import Fold, Sample
 from milbench.datasets.cohorts import COHORTS
-from milbench.datasets.files import tables
-from milbench.datasets.files.findings import Finding
+from milbench.datasets.files import classes, ids, labels, split_files
+from milbench.datasets.files.findings import MOST, Finding, kept
 from milbench.datasets.files.manifest import Labels, Manifest
+from milbench.datasets.splits import k_fold
+from milbench.delimited import Delimited
 from milbench.errors import MilbenchError
 from milbench.words import counted
 
@@ -25,6 +29,9 @@ class Roster:
         forms: name -> how the table was understood.
         leaking: splits with a case in two parts of a fold.
         excluded: ids of slides and cases that are left out.
+        unused: why -> slides, or cases, that the label table lists and that are not used.
+        known: every slide and case that the label table names.
+        unmatched: ids that are to be left out and that were not met yet.
         findings: what is odd.
     """
 
@@ -34,6 +41,9 @@ class Roster:
     forms: dict[str, str] = field(default_factory=dict)
     leaking: set[str] = field(default_factory=set)
     excluded: set[str] = field(default_factory=set)
+    unused: dict[str, list[str]] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+    unmatched: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, severity: str, kind: str, where: str, what: str, do: str = "", ids: Iterable[str] = ()) -> None:
@@ -46,6 +56,10 @@ class Roster:
             return "censored", "events"
         return tuple(manifest.labels.classes) if manifest.labels else ()
 
+    def known_patients(self, manifest: Manifest) -> int:
+        """How many samples are of a patient that somebody named; a slide that is a case of its own may be of any."""
+        return sum(manifest.unit == "case" or sample.case_id != sample.id for sample in self.samples)
+
 
 def read(manifest: Manifest) -> Roster:
     """Samples and folds of a manifest. Whatever is wrong is a finding."""
@@ -54,46 +68,94 @@ def read(manifest: Manifest) -> Roster:
         return roster
     where = f"table {manifest.resolved(manifest.labels.file).name}"
     try:
-        rows = tables.rows(manifest.resolved(manifest.labels.file), manifest.labels.columns)
+        listed = labels.read(*_table(manifest, manifest.labels))
+    except labels.Rows as error:
+        roster.add("error", "labels", "labels", str(error.whole(manifest.home / f"{manifest.name}-rows.txt")))
+        return roster
     except MilbenchError as error:
         roster.add("error", "labels", "labels", str(error))
         return roster
-    _leave_out(roster, manifest, rows)
-    rows = [row for row in rows if not {row.slide, row.case} & roster.excluded]
+    roster.findings += listed.findings
+    roster.unused = listed.unused
+    _leave_out(roster, manifest, listed, where)
+    if not listed.rows:
+        roster.add("error", "nobody", where, "all of its rows are left out", "leave out fewer")
+        return roster
     if manifest.labels.classes:
-        known = {label for labels in manifest.labels.classes.values() for label in labels}
-        if strange := sorted({row.label or "" for row in rows} - known):
+        known = {label for some in manifest.labels.classes.values() for label in some}
+        if strange := sorted({row.label or "" for row in listed.rows} - known):
             do = "add it to [labels.classes], or add the labels again with --classes and --replace"
             roster.add("error", "class", where, f"{counted(len(strange), 'label')} in no class", do, strange)
             return roster
-    _samples(roster, manifest, manifest.labels, rows, where)
-    _look(roster, manifest, rows, where)
+    _samples(roster, manifest, manifest.labels, listed.rows, where)
+    _look(roster, manifest, listed.rows, where)
     for name, path in manifest.splits.items():
-        _split(roster, manifest, name, path, rows)
+        _split(roster, manifest, name, path, listed.rows)
+    for k in manifest.folds:
+        try:
+            k_fold(roster.samples, k, salt=manifest.name)
+        except MilbenchError as error:
+            roster.add("error", "folds", f"split kfold{k}", str(error))
     return roster
 
 
-def _leave_out(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row]) -> None:
-    asked = {tables.clean(id) for id in manifest.exclude}
-    gone = [row for row in rows if {row.slide, row.case} & asked]
-    left = {row.case for row in rows if row not in gone}
-    roster.excluded = asked | {row.slide for row in gone if row.slide} | {row.case for row in gone if row.case not in left}
+def _table(manifest: Manifest, said: Labels) -> tuple[Delimited, Mapping[str, str], labels.Options]:
+    """The label table of a manifest, with what is said of it."""
+    classes = {label for some in said.classes.values() for label in some}
+    slides = Delimited.read(manifest.resolved(said.slides), manifest.encodings.get(said.slides)) if said.slides else None
+    table = Delimited.read(manifest.resolved(said.file), manifest.encodings.get(said.file), header=said.header)
+    return table, said.columns, labels.Options(manifest.exclude, said.skip_incomplete, classes, slides)
+
+
+def _leave_out(roster: Roster, manifest: Manifest, listed: labels.Listed, where: str) -> None:
+    """What is left out, and why; it is not missed in splits and among files."""
+    asked = {ids.meant(id, listed.known) for id in manifest.exclude}
+    used = {id for row in listed.rows for id in (row.slide, row.case)}
+    unused = {id for some in listed.unused.values() for id in some}
+    roster.excluded = {*asked, *unused, *(listed.known - used)}
+    roster.unmatched = asked - listed.known
+    roster.known = listed.known
     if asked:
-        roster.add("warning", "excluded", manifest.name, f"{len(asked)} slides or cases left out by choice", ids=sorted(asked))
+        what = f"{len(asked)} slides or cases left out by choice"
+        roster.add("warning", "excluded", manifest.name, what, ids=sorted(asked))
+    for why, some in listed.unused.items():
+        if some and why != "excluded":
+            roster.add("warning", "left-out", where, f"{counted(len(some), manifest.lists)} left out: {why}", ids=some)
 
 
-def _samples(roster: Roster, manifest: Manifest, labels: Labels, rows: Sequence[tables.Row], where: str) -> None:
-    index = {label: i for i, some in enumerate(labels.classes.values()) for label in some}
-    by_sample: dict[str, list[tables.Row]] = defaultdict(list)
+def tell_unmatched(roster: Roster, manifest: Manifest) -> None:
+    """Ids that are to be left out and that no table and no file has; to be asked once all files are known."""
+    if not roster.unmatched:
+        return
+    known, told = sorted(roster.known), []
+    for id in sorted(roster.unmatched)[:MOST]:
+        near = get_close_matches(id, known, n=3, cutoff=0.5)
+        told.append(f"{id} (did you mean {' or '.join(map(ids.pasted, zip(near)))}?)" if near else id)
+    what = f"nobody is called {', '.join(told)}, who is to be left out"
+    what += f"; {len(roster.unmatched) - MOST:,} more are unknown" if len(roster.unmatched) > MOST else ""
+    do = f"ids are such as {ids.pasted(known[:3])}; those with a comma stand in quotes, or in a file with one id a line"
+    roster.add("error", "exclude", manifest.name, what, do)
+
+
+def _samples(roster: Roster, manifest: Manifest, said: Labels, rows: Sequence[labels.Row], where: str) -> None:
+    index = {label: i for i, some in enumerate(said.classes.values()) for label in some}
+    by_sample: dict[str, list[labels.Row]] = defaultdict(list)
     for row in rows:
         by_sample[row.case if manifest.unit == "case" else row.slide or row.case].append(row)
+    patients = Counter(ids.patient(id) for id in by_sample) if manifest.lists == "case" else Counter()
+    several = {id: patient for id in by_sample if (patient := ids.patient(id)) and patients[patient] > 1}
+    if several:
+        what = (
+            f"{counted(len(several), 'case')} that are samples of TCGA patients with several; generated folds keep these together"
+        )
+        roster.add("warning", "samples", where, what, ids=sorted(several))
     samples, torn = [], []
     for id, own in by_sample.items():
         first = own[0]
         if len({index.get(row.label or "") for row in own}) > 1:
             torn.append(id)
         label = index[first.label or ""] if manifest.task == "subtyping" else None
-        samples.append(Sample(id, first.case, label, first.time, first.event))
+        samples.append(Sample(id, several.get(id, first.case), label, first.time, first.event))
     if torn:
         do = "predict slides instead (--unit slide), or correct the table"
         roster.add("error", "torn-case", where, f"{counted(len(torn), 'case')} with slides of two classes", do, torn)
@@ -101,9 +163,12 @@ def _samples(roster: Roster, manifest: Manifest, labels: Labels, rows: Sequence[
     roster.slides = {id: tuple(row.slide for row in own if row.slide) for id, own in by_sample.items()}
 
 
-def _look(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row], where: str) -> None:
+def _look(roster: Roster, manifest: Manifest, rows: Sequence[labels.Row], where: str) -> None:
     """What is odd about the label table."""
     columns = manifest.labels.columns if manifest.labels else {}
+    if manifest.labels and (merged := classes.alike(manifest.labels.classes)):
+        what = f"labels that differ in case or blanks only are classes of their own: {'; '.join(classes.several(merged))}"
+        roster.add("warning", "alike", where, what, f"if they are one: {classes.spelled(merged)} --replace")
     if manifest.unit == "slide" and len({row.case for row in rows}) == len(rows):
         column = f"column {columns['case']}" if "case" in columns else "no column of cases"
         roster.add(
@@ -112,7 +177,7 @@ def _look(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row], where:
             where,
             f"every slide is a case of its own ({column}): a patient in two parts of a fold cannot be detected",
         )
-    elif manifest.unit == "slide" and (alone := [row.slide for row in rows if row.slide == row.case]):
+    elif manifest.unit == "slide" and (alone := [row.id for row in rows if row.slide == row.case]):
         roster.add(
             "note", "no-case", where, f"{counted(len(alone), 'slide')} without a case, taken as cases of their own", ids=alone
         )
@@ -132,49 +197,78 @@ def _look(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row], where:
         )
 
 
-def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Sequence[tables.Row]) -> None:
+def _split(roster: Roster, manifest: Manifest, name: str, path: str, rows: Sequence[labels.Row]) -> None:
     where = f"split {name}"
     try:
-        raw, form = tables.folds(manifest.resolved(path))
+        split = split_files.read(manifest.resolved(path), manifest.encodings.get(path))
     except MilbenchError as error:
         roster.add("error", "split", where, str(error))
         return
     targets = _targets(roster, manifest, rows)
     unknown: dict[str, None] = {}
     folds = []
-    for fold in raw:
+    for fold in split.folds:
         parts: list[dict[str, None]] = [{}, {}, {}]
         for listed, part in zip(fold, parts, strict=True):
             for id in listed:
-                if id in targets:
-                    part.update(dict.fromkeys(targets[id]))
-                elif id not in roster.excluded:
+                meant = ids.meant(id, targets)
+                roster.unmatched -= {id, meant}
+                if meant in targets:
+                    part.update(dict.fromkeys(targets[meant]))
+                elif not {id, meant} & roster.excluded:
                     unknown[id] = None
         folds.append(Fold(*map(tuple, parts)))
-    if not any(fold.test for fold in folds):
-        folds = [Fold(fold.train, (), fold.val) for fold in folds]
-        roster.add(
-            "warning", "no-test", where, "no test part in the table; its validation part is tested, as HIPT's survival folds are "
-            "used, and no epoch is selected",
-        )  # fmt: skip
-    ids = list(unknown)
-    if ids and not any(part for fold in folds for part in fold):
-        do = "their spelling differs, or the table is of another cohort"
-        roster.add("error", "unlabelled", where, f"none of its {counted(len(ids), 'id')} is in the label table", do, ids)
+    folds = _parts_used(roster, where, folds, manifest.drop.get(name))
+    found = {id for fold in folds for part in fold for id in part}
+    if unknown and not found:
+        do = f"their spelling differs, or the table is of another cohort, or the ids stand elsewhere ({split.form})"
+        roster.add("error", "unlabelled", where, f"none of its {counted(len(unknown), 'id')} is in the label table", do, unknown)
         return
-    if ids:
-        what, do = f"{counted(len(ids), 'id')} not in the label table", _leave(manifest.name, ids)
-        roster.add("error", "unlabelled", where, what, do, ids)
-    roster.splits[name], roster.forms[name] = tuple(folds), form
+    if unknown:
+        what = f"{counted(len(unknown), 'id')} not in the label table"
+        roster.add(
+            "error",
+            "unlabelled",
+            where,
+            what,
+            _leave(manifest, list(unknown), len(found), split.form),
+            unknown,
+        )
+    if split.unused:
+        roster.add("warning", "unused-split", where, f"not used: {', '.join(split.unused)}")
+    roster.splits[name], roster.forms[name] = tuple(folds), split.form
     _look_at_folds(roster, manifest, where, name)
 
 
-def _leave(name: str, ids: Sequence[str]) -> str:
-    what = ",".join(ids) if len(ids) <= 10 else "FILE with one id a line"
-    return f"correct the tables, or leave them out: milbench data add {name} --exclude {what}"
+def _parts_used(roster: Roster, where: str, folds: list[Fold], dropped: str | None) -> list[Fold]:
+    """The folds without the part that is left out; the validation part is tested where there is no test part."""
+    if dropped:
+        folds = [fold._replace(**{dropped: ()}) for fold in folds]
+    warn = partial(roster.add, "warning", "parts", where)
+    if not any(fold.test for fold in folds) and any(fold.val for fold in folds):
+        without = "its test part is left out by choice" if dropped else "no test part in the table"
+        warn(f"{without}; its validation part is tested, as HIPT's survival folds are used, and no epoch is selected")
+        return [Fold(fold.train, (), fold.val) for fold in folds]
+    if lacking := [str(number) for number, fold in enumerate(folds) if not fold.val]:
+        without = "its validation part is left out by choice" if dropped else "no validation part in the table"
+        if len(lacking) == len(folds):
+            warn(f"{without}: methods train as many epochs as the recipe has, and no epoch is selected")
+        else:
+            what = f"no validation part in fold{'s' * (len(lacking) > 1)} {', '.join(lacking)}: only the others select an epoch"
+            warn(what, "leave it out of all: add the split again with --drop val")
+    return folds
 
 
-def _targets(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row]) -> dict[str, tuple[str, ...]]:
+def _leave(manifest: Manifest, unknown: Sequence[str], found: int, form: str) -> str:
+    """What to do about ids that only the split has: to leave them out is no advice where most are not known."""
+    if len(unknown) > found:
+        return f"their spelling differs, or other ids are meant than those that were read ({form})"
+    many = len(unknown) > MOST
+    what = quote(str(kept(manifest.home / f"{manifest.name}-unlabelled.txt", unknown))) if many else ids.pasted(unknown)
+    return f"correct the tables, or leave them out: milbench data add {manifest.name} --exclude {what}"
+
+
+def _targets(roster: Roster, manifest: Manifest, rows: Sequence[labels.Row]) -> dict[str, tuple[str, ...]]:
     """What an id in a split table stands for: a sample; the case of that slide; or all slides of that case."""
     stand: dict[str, list[str]] = defaultdict(list)
     for row in rows:
@@ -189,27 +283,49 @@ def _targets(roster: Roster, manifest: Manifest, rows: Sequence[tables.Row]) -> 
 def _look_at_folds(roster: Roster, manifest: Manifest, where: str, name: str) -> None:
     """What is odd about the folds of a split."""
     folds = roster.splits[name]
+    same = [number for number, fold in enumerate(folds) if fold.val and set(fold.val) == set(fold.test)]
+    if same:
+        where_same = f" in {len(same)} of {counted(len(folds), 'fold')}" if len(folds) > 1 else ""
+        what = f"the validation part is the test part{where_same}, so the test would choose its own epoch"
+        do = "correct the table, or train without a validation part: give the split with --drop val"
+        roster.add("error", "val-is-test", where, what, do)
+    do = f"each belongs in one part of a fold{_way_on(folds)}"
     for number, fold in enumerate(folds):
-        _look_at_fold(roster, manifest, f"{where}, fold {number}" if len(folds) > 1 else where, fold)
-    _look_for_leaks(roster, where, name)
+        here = f"{where}, fold {number}" if len(folds) > 1 else where
+        _look_at_fold(roster, manifest, here, fold._replace(val=()) if number in same else fold, do)
+    _look_for_leaks(roster, manifest, where, name)
     everywhere = {id for fold in folds for part in fold for id in part}
     if outside := [sample.id for sample in roster.samples if sample.id not in everywhere]:
         what = f"{counted(len(outside), manifest.unit)} of the label table in no part"
         roster.add("warning", "unused", where, what, ids=outside)
 
 
-def _look_at_fold(roster: Roster, manifest: Manifest, where: str, fold: Fold) -> None:
-    """Samples in two parts, empty parts, and parts without a class."""
+def _way_on(folds: Sequence[Fold]) -> str:
+    """The part without which nothing is in two parts, and every fold still has one to train and one to test."""
+    for part in ("val", "test"):
+        kept = [fold._replace(**{part: ()}) for fold in folds]
+        if all(fold.train and (fold.test or fold.val) and not _in_two(map(set, fold)) for fold in kept):
+            return f", or leave the {part} part out: give the split with --drop {part}"
+    return ""
+
+
+def _look_at_fold(roster: Roster, manifest: Manifest, where: str, fold: Fold, do: str) -> None:
+    """Samples in two parts, which `do` mends; empty parts, and parts without a class."""
     if both := sorted(_in_two(map(set, fold))):
         what = f"{counted(len(both), manifest.unit)} in two parts"
-        roster.add("error", "overlap", where, what, "each belongs in one part of a fold", both)
+        roster.add("error", "overlap", where, what, do, both)
     stratum = {sample.id: sample.stratum for sample in roster.samples}
-    for part, ids in zip(Fold._fields, fold, strict=True):
-        if not ids:
+    for part, own in zip(Fold._fields, fold, strict=True):
+        if not own:
             if part != "val":
-                roster.add("error", "empty-part", where, f"the {part} part is empty", "correct the table")
+                way_on = (
+                    "; to test the validation parts instead, give the split with --drop test"
+                    if part == "test" and fold.val
+                    else ""
+                )
+                roster.add("error", "empty-part", where, f"the {part} part is empty", f"correct the table{way_on}")
             continue
-        strata = {stratum[id] for id in ids}
+        strata = {stratum[id] for id in own}
         absent = [s for i, s in enumerate(roster.stratum_names(manifest)) if i not in strata and s != "censored"]
         if absent:
             severity = "error" if part == "train" else "warning"
@@ -223,7 +339,7 @@ def _in_two(parts: Iterable[set[str]]) -> set[str]:
     return (train & val) | (train & test) | (val & test)
 
 
-def _look_for_leaks(roster: Roster, where: str, name: str) -> None:
+def _look_for_leaks(roster: Roster, manifest: Manifest, where: str, name: str) -> None:
     """Patients with slides in two parts of a fold."""
     case, folds = {sample.id: sample.case_id for sample in roster.samples}, roster.splits[name]
     cases = [[{case[id] for id in part} for part in fold] for fold in folds]
@@ -233,7 +349,10 @@ def _look_for_leaks(roster: Roster, where: str, name: str) -> None:
     roster.leaking.add(name)
     numbers, tested = [len(some) for some in torn], [len(train & test) for train, _, test in cases]
     who = f"{_range(numbers)} patient{'s' * (max(numbers) != 1)}{' of each fold' * (len(folds) > 1)}"
-    what = f"{who} with slides in two parts, {_range(tested)} of them in training and test ({name}-grouped has none)"
+    unknown = len(roster.samples) - roster.known_patients(manifest)
+    but = f" of these; {counted(unknown, 'slide')} of unknown patients may leak there, too" if unknown else ""
+    twin = f"{name}-grouped has none{but}"
+    what = f"{who} with slides in two parts, {_range(tested)} of them in training and test ({twin})"
     roster.add("warning", "patients", where, what, ids=sorted(set().union(*torn)))
 
 

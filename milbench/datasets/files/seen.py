@@ -17,7 +17,7 @@ from milbench.datasets.files.formats import BadFile, Facts, contents, inspect
 from milbench.errors import MilbenchError
 from milbench.files import write_atomically
 
-VERSION = 2  # of what is remembered
+VERSION = 3  # of what is remembered
 READERS = 4  # threads: hashing leaves Python's lock alone, reading HDF5 does not
 MOMENT = 0.5  # seconds of work for which no progress is shown
 SAVED_EVERY = 30.0  # seconds of hashing that a crash may cost

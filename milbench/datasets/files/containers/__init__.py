@@ -80,6 +80,8 @@ class Stored:
     Args:
         features, coords: its arrays.
         says: its attributes, as :func:`milbench.datasets.files.containers.attributes.plain` gives them.
+        order: whether its positions are those of the patches file as they stand, and with x and y exchanged; None where nobody
+            compared them.
         verify: reads the file to its end and raises BadFile where its checksums do not hold, if it has any.
     """
 
@@ -87,6 +89,7 @@ class Stored:
     coords: Array | None
     says: Mapping[str, str | float]
     verify: Callable[[], None] = lambda: None
+    order: tuple[bool, bool] | None = None
 
 
 @contextmanager

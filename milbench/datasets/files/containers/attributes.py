@@ -14,10 +14,11 @@ LONGEST = 200  # characters of a text
 # Numbers, and the smallest that makes sense. No slide is wider than `LARGEST` pixels.
 NUMBERS = {
     "step": 1e-3, "patch_size": 1e-3, "patch_size_level0": 1e-3, "target_magnification": 1e-3, "downsample": 1e-3,
-    "custom_downsample": 1e-3, "overlap": 0.0, "patch_level": 0.0,
+    "custom_downsample": 1e-3, "overlap": 0.0, "patch_level": 0.0, "level0_width": 1.0, "level0_height": 1.0,
 }  # fmt: skip
 LARGEST = 1e9
 NAMES = frozenset(("encoder", *NUMBERS))
+_UNSAID = {"", "none", "null", "n/a", "unknown"}
 
 
 def plain(path: Path, name: str, value: Any) -> str | float | None:
@@ -29,7 +30,7 @@ def plain(path: Path, name: str, value: Any) -> str | float | None:
         value: as a library gives it.
 
     Returns:
-        Text for `encoder`, else a number; None where an empty array says nothing.
+        Text for `encoder`, else a number; None where an empty array, or a text such as "None", says nothing.
 
     Raises:
         BadFile: it is not clear what is meant, or it cannot be meant: a size of zero, NaN.
@@ -40,7 +41,7 @@ def plain(path: Path, name: str, value: Any) -> str | float | None:
     if values.size > MOST:
         raise bad(path, name, f"has {values.size:,} values")
     items = [_item(path, name, item) for item in values.ravel().tolist()] if values.dtype.kind in "iufSUO" else [value]
-    if not items:
+    if not items or all(isinstance(item, str) and item.lower() in _UNSAID for item in items):
         return None
     first = items[0]
     if name == "encoder":
