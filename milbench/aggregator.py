@@ -62,13 +62,22 @@ class Aggregator(nn.Module):
     order_sensitive: bool = False  # True where permuting the bag changes the prediction
     ops: ClassVar[tuple[str, ...]] = ()  # the names in milbench.ops.OPERATIONS that any variant calls
     complexity: ClassVar[str] = "?"  # time in the number of instances, as a formula: "n", "n^2"
+    # What a reader may look for among the parameters and nobody can set, such as "positions"; what is not here is none.
+    fixed: ClassVar[Mapping[str, str]] = {}
     official_names: ClassVar[Mapping[str, str]] = {}  # prefix in the official state dict -> prefix in ours
-    official_recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # task -> values of the method's own recipe
+    # task -> values of the method's own recipe; with them "params", the parameters that its script sets otherwise than our
+    # defaults, "source", and what of the source is "not_followed".
+    official_recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, in_dim: int, n_out: int) -> None:
         super().__init__()
         self.in_dim = in_dim
         self.n_out = n_out
+
+    @classmethod
+    def official(cls, params: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """`official_recipe`, or another where these parameters make the model of another publication."""
+        return cls.official_recipe
 
     def forward(self, bag: Bag) -> Prediction:
         """Predict one bag."""
@@ -128,9 +137,26 @@ class Aggregator(nn.Module):
         self.load_state_dict(renamed)
 
     def rename_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Entries of an official state dict under our names: the longest prefix in `official_names` wins."""
-        renamed = {}
-        for name, value in state_dict.items():
-            prefix = max((p for p in self.official_names if name == p or name.startswith(p + ".")), key=len, default=None)
-            renamed[name if prefix is None else self.official_names[prefix] + name[len(prefix) :]] = value
+        """Entries of an official state dict under our names: the longest prefix in `official_names` wins.
+
+        A part `module` counts nowhere, neither in the entries nor in `official_names`: DataParallel puts it around whatever it
+        wraps, a whole model or one layer.
+
+        Raises:
+            MilbenchError: two entries get one name.
+        """
+        known = {unwrapped(theirs): ours for theirs, ours in self.official_names.items()}
+        renamed: dict[str, Tensor] = {}
+        for entry, value in state_dict.items():
+            name = unwrapped(entry)
+            prefix = max((p for p in known if name == p or name.startswith(p + ".")), key=len, default=None)
+            new = name if prefix is None else known[prefix] + name[len(prefix) :]
+            if new in renamed:
+                raise MilbenchError(f"{type(self).__name__}: several official weights are called {new} here, one of them {entry}")
+            renamed[new] = value
         return renamed
+
+
+def unwrapped(name: str) -> str:
+    """A parameter's name without what DataParallel adds: `net.module.0.weight` is `net.0.weight`."""
+    return ".".join(part for part in name.split(".") if part != "module")

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from milbench.errors import MilbenchError
 
@@ -132,7 +133,8 @@ class Bag:
 
         Patches of differently offset tissue contours may share a cell; they stay separate tokens.
         Slides of one case stand side by side, at least `gap` empty columns apart (choose it wider than any window), each
-        starting on an even column so that 2x2 cells never cross slides.
+        starting on an even column so that 2x2 cells never cross slides. Which comes first follows from what the slides hold, so
+        that neither their numbers nor the order of a table can change a prediction.
 
         Returns:
             (n, 2) int64, on the device of the coordinates.
@@ -152,8 +154,41 @@ class Bag:
         width = cell.new_zeros(slides).scatter_reduce(0, slide, cell[:, 0] + 1, "amax")
         stride = width + gap
         stride += stride % 2
-        left = stride.cumsum(0) - stride  # (slides,), the first column of each slide
+        order = self._slide_order(slide, cell, slides)
+        left = torch.empty_like(stride)  # (slides,), the first column of each slide
+        left[order] = stride[order].cumsum(0) - stride[order]
         return torch.stack([cell[:, 0] + left[slide], cell[:, 1]], dim=1)
+
+    def _slide_order(self, slide: Tensor, cell: Tensor, slides: int) -> Tensor:
+        """The slides (slides,) from left to right: by number of patches, then by their cells, then by their features."""
+        if slides == 1:
+            return torch.zeros_like(slide[:1])
+
+        def digest(rows: Tensor) -> list[int]:
+            key = row_hash(rows, torch.Generator().manual_seed(0))  # (n,)
+            return key.new_zeros(slides).index_add(0, slide, key).tolist()
+
+        keys: list[tuple[int, ...]] = list(zip(slide.bincount(minlength=slides).tolist(), digest(cell), strict=True))
+        if len(set(keys)) < slides:
+            keys = [(*key, features) for key, features in zip(keys, digest(self.features), strict=True)]
+        return torch.tensor(sorted(range(slides), key=keys.__getitem__), device=slide.device)
+
+
+def row_hash(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A number (n,) int64 for each row of x (n, k) that follows from the bits of the row alone, wherever it is stored.
+
+    A random linear form modulo 2^64, then two rounds of mixing. It is exact, so it cannot depend on the order of a sum.
+
+    Args:
+        x: of any type.
+        generator: of the form, on the CPU.
+    """
+    words = F.pad(x.detach(), (0, -x.shape[1] % (8 // x.element_size()))).contiguous().view(torch.int64)  # (n, words)
+    odd = (torch.randint(-(2**62), 2**62, (words.shape[1] + 3,), generator=generator) * 2 + 1).to(x.device)
+    key = (words * odd[3:]).sum(dim=1) + odd[0]
+    for factor in odd[1:3]:
+        key = (key ^ (key >> 32 & 0xFFFFFFFF)) * factor
+    return key
 
 
 def _numbers(values: Any, wanted: str) -> Tensor:

@@ -42,7 +42,7 @@ class Entry:
 
     Args:
         name, label, cite: for commands, tables and the bibliography.
-        version: raised whenever the same parameters would give other numbers.
+        version: raised whenever the same parameters would give other numbers; a function of the parameters where only some do.
         cls: the aggregator.
         preset: the parameters this name stands for, where they differ from the class's defaults.
         complexity: time in the number of instances, as a formula.
@@ -54,7 +54,7 @@ class Entry:
     name: str
     label: str
     cite: str
-    version: int
+    version: int | Callable[[Mapping[str, Any]], int]
     cls: type[Aggregator]
     preset: dict[str, Any]
     complexity: str
@@ -65,8 +65,18 @@ class Entry:
 
     @property
     def implementation(self) -> str:
-        """Which code this is: `name@version` of a built-in, the hash of its files as they were imported for any other."""
-        return f"{self.name}@{self.version}" if self.source is None else f"{self.name}@sha256:{self.source.digest}"
+        """Which code the name without parameters is, see :meth:`implementation_of`."""
+        return self.implementation_of(self.parameters().model_dump())
+
+    def implementation_of(self, params: Mapping[str, Any]) -> str:
+        """Which code this is: `name@version` of a built-in, the hash of its files as they were imported for any other.
+
+        Args:
+            params: all parameters, on which the version may depend.
+        """
+        if self.source is not None:
+            return f"{self.name}@sha256:{self.source.digest}"
+        return f"{self.name}@{self.version if isinstance(self.version, int) else self.version(params)}"
 
     @property
     def year(self) -> int | None:
@@ -155,12 +165,18 @@ class Variant:
         return spelled(self.entry.label, self.changes, " (", ", ", ")")
 
     @property
+    def official(self) -> Mapping[str, Mapping[str, Any]]:
+        """Task -> the recipe that this variant was published with, as :class:`milbench.Aggregator` describes it."""
+        return self.entry.cls.official(self.params)
+
+    @property
     def implementation(self) -> str:
         """The entry's, and the hash of the file that a parameter `weights` names."""
         weights = self.params.get("weights")
+        code = self.entry.implementation_of(self.params)
         if not weights or not Path(weights).is_file():
-            return self.entry.implementation
-        return f"{self.entry.implementation}+sha256:{_weights_hash(Path(weights))[:16]}"
+            return code
+        return f"{code}+sha256:{_weights_hash(Path(weights))[:16]}"
 
     def build(self, in_dim: int, n_out: int) -> Aggregator:
         """A fresh model."""
@@ -209,7 +225,7 @@ def register(
     *,
     label: str,
     cite: str = "",
-    version: int = 1,
+    version: int | Callable[[Mapping[str, Any]], int] = 1,
     preset: dict[str, Any] | None = None,
     complexity: str | None = None,
     family: Family | None = None,
@@ -221,7 +237,8 @@ def register(
         name: lower case letters, digits and hyphens.
         label: how tables print it.
         cite: bibliography key.
-        version: raise it whenever the same parameters would give other numbers.
+        version: raise it whenever the same parameters would give other numbers; where only some variants would, a function of
+            all parameters that gives it, so that the trials of the others stay what they are.
         preset: parameters that this name stands for.
         complexity: of the preset, where it differs from the class's.
         family: the methods it is drawn with: they have one colour and line in figures. None is grey.

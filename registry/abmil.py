@@ -4,6 +4,7 @@ A small network scores each instance on its own, so the prediction depends neith
 """
 
 import re
+from collections.abc import Mapping
 from itertools import chain, pairwise
 from typing import Any, Literal
 
@@ -13,9 +14,20 @@ from torch.nn import functional as F
 from milbench import Aggregator, Bag, MilbenchError, Prediction, register
 from milbench.aggregator import Task
 from milbench.nn import AttentionScore
+from milbench.recipes import CLAM_LOOP, HIPT_SURVIVAL_LOOP
+
+_ORIGINAL: dict[str, Any] = {
+    "optimiser": "adam", "lr": 5e-4, "weight_decay": 1e-4, "max_epochs": 20, "patience": None, "select": "last",
+    "source": "AMLab-Amsterdam/AttentionDeepMIL, main.py (MNIST bags)", "not_followed": "",
+}  # fmt: skip
 
 
-@register("abmil", label="AB-MIL", family="attention", member=0, cite="ilse2018", version=1)
+def _version(params: Mapping[str, Any]) -> int:
+    """2 of the original lineage, whose scoring network had dropout inside before."""
+    return 2 if params["lineage"] == "original" else 1
+
+
+@register("abmil", label="AB-MIL", family="attention", member=0, cite="ilse2018", version=_version)
 class ABMIL(Aggregator):
     """Gated attention pooling, the form that WSI papers call AB-MIL.
 
@@ -28,7 +40,7 @@ class ABMIL(Aggregator):
         trunk: widths of further layers (Linear, ReLU, Dropout) before that projection, such as "256-128".
         attention_dim: width of the scoring network.
         gated: multiply the tanh branch by a sigmoid branch (eq. 9) instead of using it alone (eq. 8).
-        dropout: on projected instances and inside the scoring network, in training.
+        dropout: on projected instances and, in the clam lineage, inside the scoring network, in training.
         rho: width of a Linear, ReLU, Dropout between pooling and head; 0 for none. `abmil[rho=256]` is the AMIL of the
             Patch-GCN and HIPT survival tables.
         lineage: "clam": one logit per class, the task's loss. "original": in subtyping -log P(true class), P clamped to
@@ -36,11 +48,14 @@ class ABMIL(Aggregator):
             sigmoid(s)). `abmil[lineage=original,hidden=500,attention_dim=128,gated=false,dropout=0]` is the paper's model for
             images, `abmil[lineage=original,trunk=256-128,hidden=64,attention_dim=64,gated=false,dropout=0.5]` for classic sets.
 
-    Source: Ilse et al. 2018, eq. 7-9 (AMLab-Amsterdam/AttentionDeepMIL); the defaults are mahmoodlab/CLAM's (CLAM_SB without its
-    instance loss); rho is MIL_Attention_FC_surv's in mahmoodlab/Patch-GCN. Traps: dropout inside the official scoring networks is
-    0.25 whenever the dropout flag is set at all; a clamped P passes no gradient; the official recipe is CLAM's in either lineage
-    (the original trained with Adam, learning rate 5e-4, weight decay 1e-4, 20 epochs). Deviations: with more than two classes, or
-    with time bins, the original lineage has one logit for each; it was published for two classes only.
+    Source: Ilse et al. 2018, eq. 7-9 (AMLab-Amsterdam/AttentionDeepMIL); the defaults are mahmoodlab/CLAM's, CLAM_SB without its
+    instance loss (clam_sb with --no_inst_cluster; CLAM's model_type mil is max pooling, here `max[pick=instance]`); rho is
+    MIL_Attention_FC_surv's in mahmoodlab/Patch-GCN. Traps: dropout inside CLAM's scoring networks is 0.25 whenever the
+    dropout flag is set at all; a clamped P passes no gradient. Recipes: CLAM's loop, Patch-GCN's survival loop, and in the
+    original lineage the original's own; all are equal to the official loops step by step. Deviations: with more than two
+    classes, or with time bins, the original lineage has one logit for each; it was published for two classes only.
+    Checkpoints: what CLAM saves of CLAM_SB, whose instance classifiers are left out; state dicts of AttentionDeepMIL's Attention
+    and GatedAttention with lineage=original; MIL_Attention_FC_surv of Patch-GCN and HIPT with rho=256.
     """
 
     complexity = "n"
@@ -51,6 +66,7 @@ class ABMIL(Aggregator):
         "attention_net.3.attention_c": "score.out",
         "attention_net.3.module.0": "score.tanh_branch",  # the ungated form
         "attention_net.3.module.2": "score.out",
+        "attention_net.3.module.3": "score.out",  # where it has dropout
         "classifiers": "head",
         "classifier": "head",
         "feature_extractor_part2.0": "project.0",
@@ -61,16 +77,7 @@ class ABMIL(Aggregator):
         "attention_w": "score.out",
         "classifier.0": "head",
     }
-    official_recipe = {
-        "subtyping": {  # CLAM's, where early stopping is an option of the script
-            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "max_epochs": 200, "min_epochs": 50, "patience": 20,
-            "select": "best val loss", "sampling": "class-balanced",
-        },
-        "survival": {  # the loop that Patch-GCN and HIPT share
-            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "accumulate": 32, "max_epochs": 20, "patience": None,
-            "select": "last", "sampling": "class-balanced",
-        },
-    }  # fmt: skip
+    official_recipe = {"subtyping": CLAM_LOOP, "survival": HIPT_SURVIVAL_LOOP}
 
     def __init__(
         self,
@@ -92,9 +99,14 @@ class ABMIL(Aggregator):
         widths = [in_dim, *map(int, filter(None, trunk.split("-"))), hidden]
         layers = [(nn.Linear(d, out), nn.ReLU(), nn.Dropout(dropout)) for d, out in pairwise(widths)]
         self.project = nn.Sequential(*chain.from_iterable(layers))
-        self.score = AttentionScore(hidden, attention_dim, gated=gated, dropout=dropout)
+        self.score = AttentionScore(hidden, attention_dim, gated=gated, dropout=dropout if lineage == "clam" else 0.0)
         self.rho = nn.Sequential(nn.Linear(hidden, rho), nn.ReLU(), nn.Dropout(dropout)) if rho else nn.Identity()
         self.head = nn.Linear(rho or hidden, 1 if self.one_logit else n_out)
+
+    @classmethod
+    def official(cls, params: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """The original was trained for subtyping only, on bags of MNIST digits."""
+        return cls.official_recipe if params["lineage"] == "clam" else {"subtyping": _ORIGINAL}
 
     def forward(self, bag: Bag) -> Prediction:
         """Predict one bag."""
@@ -103,6 +115,11 @@ class ABMIL(Aggregator):
         z = (weight * h).sum(dim=0)  # (hidden,)
         logits = self.head(self.rho(z))
         return Prediction(logits=F.pad(logits, (1, 0)) if self.one_logit else logits, attention=weight[:, 0])
+
+    def rename_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """CLAM_SB saves what belongs to its instance loss too, even where that was never trained; AB-MIL has none."""
+        other = {"instance_classifiers", "instance_loss_fn"}
+        return super().rename_official({k: v for k, v in state_dict.items() if other.isdisjoint(k.split("."))})
 
     def training_loss(self, prediction: Prediction, target: Any, task: Task) -> Tensor:
         """The task's loss; in the original lineage the clamped negative log-likelihood of the class.

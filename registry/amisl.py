@@ -4,13 +4,14 @@ Patches are assigned to k-means clusters fitted on training slides; attention we
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from milbench import Aggregator, Bag, MilbenchError, Prediction, register
 from milbench.nn import AttentionScore
+from milbench.recipes import HIPT_SURVIVAL_LOOP
 
 
 def lloyd(x: Tensor, centroids: Tensor, rounds: int = 100) -> Tensor:
@@ -74,6 +75,7 @@ class AMISL(Aggregator):
     gradient from it. Deviations: clusters come from training bags only, fitted once per fold (published code clusters each
     patient, or the whole cohort); any width (the original's is 4096); the original's Cox loss on 16 patients and its L1 penalty
     are the task's loss on one bag. Official weights hold no centroids: after `load_official` they are those of `prepare`.
+    Checkpoints: state dicts of MIL_Cluster_FC_surv of Patch-GCN and HIPT, and of DeepAttnMIL_Surv with lineage=original.
     """
 
     complexity = "n"
@@ -89,18 +91,7 @@ class AMISL(Aggregator):
         "fc6.0": "rho.0",
         "fc6.3": "head",
     }
-    official_recipe = {
-        "survival": {
-            "optimiser": "adam",
-            "lr": 2e-4,
-            "weight_decay": 1e-5,
-            "accumulate": 32,
-            "max_epochs": 20,
-            "patience": None,
-            "select": "last",
-            "sampling": "class-balanced",
-        }
-    }
+    official_recipe = {"survival": HIPT_SURVIVAL_LOOP}
     centroids: Tensor
 
     def __init__(
@@ -131,6 +122,11 @@ class AMISL(Aggregator):
         self.rho = nn.Sequential(nn.Linear(hidden, attention_dim), nn.ReLU(), nn.Dropout(p))
         self.head = nn.Linear(attention_dim, n_out)
         self.register_buffer("centroids", torch.full((clusters, in_dim), torch.nan))  # unknown until `prepare`
+
+    @classmethod
+    def official(cls, params: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """The original's loop is not ours: it takes 16 patients a step and another loss."""
+        return cls.official_recipe if params["lineage"] == "hipt" else {}
 
     def prepare(self, train_bags: Sequence[Bag], generator: torch.Generator) -> None:
         """Fit the clusters, on the CPU wherever the model is, so that they are the same."""

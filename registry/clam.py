@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from milbench import Aggregator, Bag, Prediction, register
 from milbench.aggregator import Task
 from milbench.nn import AttentionScore
+from milbench.recipes import CLAM_LOOP
 
 log = logging.getLogger("milbench")
 
@@ -59,17 +60,15 @@ class CLAM(Aggregator):
             the sum is divided by the number of classes.
         bag_weight: weight of the bag loss.
 
-    Source: mahmoodlab/CLAM (CLAM_SB, CLAM_MB). Traps: with k <= n < 2k the two ends overlap and an instance is labelled both 1
-    and 0 (official behaviour). Deviation: with n < k the official code raises; here k becomes max(1, n // 2), said once.
+    Source: mahmoodlab/CLAM (CLAM_SB, CLAM_MB; its model_type mil is max pooling, here `max[pick=instance]`). Traps: with
+    k <= n < 2k the two ends overlap and an instance is labelled both 1 and 0 (official behaviour). Deviation: with n < k the
+    official code raises; here k becomes max(1, n // 2), said once.
+    Checkpoints: the files that CLAM saves (s_0_checkpoint.pt and so on) of clam_sb and clam_mb; model_size big with
+    attention_dim=384.
     """
 
     complexity = "n"
-    official_recipe = {  # early stopping is an option of the official script
-        "subtyping": {
-            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "max_epochs": 200, "min_epochs": 50, "patience": 20,
-            "select": "best val loss", "sampling": "class-balanced",
-        }
-    }  # fmt: skip
+    official_recipe = {"subtyping": CLAM_LOOP}
     official_names = {
         "attention_net.0": "project.0",
         "attention_net.3.attention_a.0": "score.tanh_branch",
@@ -77,6 +76,7 @@ class CLAM(Aggregator):
         "attention_net.3.attention_c": "score.out",
         "attention_net.3.module.0": "score.tanh_branch",  # the ungated form
         "attention_net.3.module.2": "score.out",
+        "attention_net.3.module.3": "score.out",  # where it has dropout
         "classifiers": "head",
         "instance_classifiers": "instance_heads",
     }
@@ -119,9 +119,8 @@ class CLAM(Aggregator):
         return Prediction(logits=logits, attention=row, extras={"instances": h, "attention": attention})
 
     def rename_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The published checkpoints were saved from a parallel module, together with a buffer of the loss."""
-        plain = {name.replace("attention_net.module.", "attention_net."): value for name, value in state_dict.items()}
-        return super().rename_official({name: value for name, value in plain.items() if not name.startswith("instance_loss_fn.")})
+        """The published checkpoints hold a buffer of the loss, too."""
+        return super().rename_official({name: v for name, v in state_dict.items() if "instance_loss_fn" not in name.split(".")})
 
     def training_loss(self, prediction: Prediction, target: Any, task: Task) -> Tensor:
         """Weighted sum of the bag loss and the instance loss."""

@@ -4,6 +4,7 @@ One stream scores instances and takes the maximum; the other weighs them by simi
 position matters.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from milbench import Aggregator, Bag, Prediction, register
 from milbench.aggregator import Task
+from milbench.recipes import HIPT_SUBTYPING_LOOP, HIPT_SURVIVAL_LOOP
 
 
 @register("dsmil", label="DS-MIL", family="attention", member=3, cite="li2021", version=1)
@@ -28,26 +30,28 @@ class DSMIL(Aggregator):
         nonlinear: q is Linear, ReLU, Linear, Tanh instead of a single Linear.
         values: "identity", or a projection of the instances: "relu" (Dropout, Linear, ReLU) or "linear" (Dropout, Linear).
         dropout: before that projection, in training.
-        orthogonal: start from orthogonal weights and zero biases, as the official script does.
+        orthogonal: start from orthogonal weights and zero biases, as the official script does and `--recipe official` with it.
         lineage: "official": loss 0.5 BCE(bag) + 0.5 BCE(max) on one-hot targets, scores sigmoid(bag), so class scores need not
             sum to 1. "hipt": logits 0.5 (bag + max) and the task's own loss; with `nonlinear=false,values=linear` this is the
             DS-MIL of the survival tables. In survival the official lineage puts the task's loss on both streams.
 
     Source: binli123/dsmil-wsi (FCLayer, BClassifier); HIPT's model_dsmil. Traps: the choice of the critical instance passes no
-    gradient; ties go to the first instance. Deviations: the official script shuffles and drops patches, also at test
-    time; we do not.
+    gradient; ties go to the first instance; HIPT's subtyping loop divides the loss by 32 and steps after every bag, for Adam
+    the same as eps and weight decay 32 times as large, which is how the recipe has it. Deviations: the official script shuffles
+    patches, which changes nothing but rounding, and can drop some, also at test time; we do not.
+    Checkpoints: state dicts of the official MILNet, such as the published aggregator of Camelyon16 (n_out=1), with values=relu
+    where it was built with passing_v; HIPT's MILNet with lineage=hipt,nonlinear=false,values=linear.
     """
 
     complexity = "n"
     official_recipe = {
         "subtyping": {
             "optimiser": "adam", "lr": 1e-4, "betas": (0.5, 0.9), "weight_decay": 1e-3, "schedule": "cosine", "final_lr": 5e-6,
-            "max_epochs": 50, "patience": 10,
+            "max_epochs": 50, "patience": 11, "select": "best val accuracy and AUCs", "ties": "first",
+            "params": {"orthogonal": True}, "source": "binli123/dsmil-wsi, train_tcga.py",
+            "not_followed": "its k-fold scheme selects on the test fold: here on the validation part",
         },
-        "survival": {  # HIPT's loop
-            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "accumulate": 32, "max_epochs": 20, "patience": None,
-            "select": "last", "sampling": "class-balanced",
-        },
+        "survival": HIPT_SURVIVAL_LOOP,
     }  # fmt: skip
     official_names = {
         "i_classifier.fc.0": "instance_head",
@@ -84,6 +88,12 @@ class DSMIL(Aggregator):
             if isinstance(layer, nn.Linear | nn.Conv1d):
                 nn.init.orthogonal_(layer.weight)
                 nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
+
+    @classmethod
+    def official(cls, params: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """HIPT's loops in its lineage."""
+        hipt = {"subtyping": HIPT_SUBTYPING_LOOP, "survival": HIPT_SURVIVAL_LOOP}
+        return hipt if params["lineage"] == "hipt" else cls.official_recipe
 
     def forward(self, bag: Bag) -> Prediction:
         """Predict one bag. extras: bag (n_out,), max (n_out,), instances (n, n_out), attention (n_out, n)."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from milbench import Aggregator, Bag, MilbenchError, Prediction, register
 from milbench.aggregator import Task
+from milbench.bags import row_hash
 from milbench.nn import AttentionScore
 from milbench.nn.optimisers import Optimiser, build
 from milbench.recipes import Recipe
@@ -26,12 +27,7 @@ def shuffled(x: Tensor, seed: str) -> Tensor:
     cannot depend on the order of a sum; rows that hold the same are interchangeable.
     """
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8]) >> 1)
-    words = F.pad(x.detach(), (0, -x.shape[1] % (8 // x.element_size()))).contiguous().view(torch.int64)  # (n, words)
-    odd = (torch.randint(-(2**62), 2**62, (words.shape[1] + 3,), generator=generator) * 2 + 1).to(x.device)
-    key = (words * odd[3:]).sum(dim=1) + odd[0]  # (n,)
-    for factor in odd[1:3]:
-        key = (key ^ (key >> 32 & 0xFFFFFFFF)) * factor
-    return key.argsort(stable=True)
+    return row_hash(x, generator).argsort(stable=True)
 
 
 def pseudo_bags(order: Tensor, groups: int) -> Tensor:
@@ -94,6 +90,7 @@ class DTFD(Aggregator):
     them are distilled, with fewer than 2k "maxmins" takes some twice (official behaviour). Deviations: shuffles are seeded by
     slide, in training also by a counter; n < groups gives n pseudo-bags (officially NaN); k is given and at least 1 (officially
     total // groups, where 0 selects all or none).
+    Checkpoints: what the official script saves, one state dict per module, or their flat union.
     """
 
     complexity = "n"
@@ -112,7 +109,9 @@ class DTFD(Aggregator):
     official_recipe = {
         "subtyping": {
             "optimiser": "adam", "lr": 1e-4, "weight_decay": 1e-4, "schedule": "multistep", "milestones": (100,), "gamma": 0.2,
-            "clip": 5.0, "max_epochs": 200, "patience": None, "select_after": 160,
+            "clip": 5.0, "max_epochs": 200, "patience": None, "select_after": 161,
+            "ties": "first", "source": "hrzhang1123/DTFD-MIL, Main_DTFD_MIL.py",
+            "not_followed": "shuffles into pseudo-bags are seeded",
         }
     }  # fmt: skip
 

@@ -24,6 +24,7 @@ class FullAttention(Aggregator):
     Source: LongMIL (NeurIPS 2024), section 3.2 and appendix A.5; no official code. Traps: attention is exact and never
     materialised, so memory is O(n), but time is O(n^2). Deviations: the paper names neither the projection nor the FFN; both are
     LongMIL's.
+    Checkpoints: none is public.
     """
 
     complexity = "n^2"

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from milbench import Aggregator, Bag, MilbenchError, Prediction, register
 from milbench.nn import AttentionScore
+from milbench.recipes import HIPT_SURVIVAL_LOOP
 
 MOST_TIED = 256  # so many candidates per patch settle every tie, unless hundreds of patches lie on one spot
 
@@ -109,19 +110,23 @@ class GCNMIL(Aggregator):
         n_out: number of classes, or of time bins for survival.
         hidden: width of a node.
         neighbours: how many nearest patches each patch sends its message to; all others where a slide has fewer.
-        graph: nearest on the slide ("spatial") or among the features ("latent", O(n^2) time).
+        graph: nearest on the slide ("spatial") or among the features ("latent", O(n^2) time). Patch-GCN's command line asks for
+            spatial, HIPT's code for this class is latent (edge_agg='latent'). Which of them stands behind a printed GCN-MIL row
+            is not known; suites run spatial.
         dropout: inside the scoring network and before the head, in training.
 
-    Source: mahmoodlab/Patch-GCN (DeepGraphConv_Surv), with the "spatial" graph that its and HIPT's command lines ask for. Traps:
-    messages flow from a patch to its neighbours, not back, so a patch hears from those it is a neighbour of, be they none or
-    many; the published class fails as released (`pool` is never set). Deviations: neighbours are exact (hnsw's are approximate);
-    a patch is never its own neighbour (officially the first hit is dropped, whichever it is); ties go to the smaller x offset,
-    then y, so that only patches on one and the same spot are taken in file order; slides of a case are not connected. A graph
-    depends on its own slide only: nothing is fitted.
+    Source: mahmoodlab/Patch-GCN (DeepGraphConv_Surv), with HIPT's dropout before the head. Traps: messages flow from a patch to
+    its neighbours, not back, so a patch hears from those it is a neighbour of, be they none or many; the published class fails as
+    released (`pool` is never set). Deviations: neighbours are exact (hnsw's are approximate); a patch is never its own neighbour
+    (officially the first hit is dropped, whichever it is); ties go to the smaller x offset, then y, so that only patches on one
+    and the same spot are taken in file order; slides of a case are not connected. A graph depends on its own slide only: nothing
+    is fitted.
+    Checkpoints: state dicts of DeepGraphConv_Surv, from Patch-GCN and HIPT.
     """
 
     complexity = "n log n"
     needs_coords = True
+    fixed = {"positions": "the edges of the graph"}
     official_names = {
         **{f"conv{i}.nn.{j}": f"conv{i}.{part}" for i in (1, 2, 3) for j, part in ((0, "first"), (2, "second"))},
         "path_attention_head.attention_a.0": "score.tanh_branch",
@@ -130,18 +135,7 @@ class GCNMIL(Aggregator):
         "path_rho": "rho",
         "classifier": "head",
     }
-    official_recipe = {
-        "survival": {
-            "optimiser": "adam",
-            "lr": 2e-4,
-            "weight_decay": 1e-5,
-            "accumulate": 32,
-            "max_epochs": 20,
-            "patience": None,
-            "select": "last",
-            "sampling": "class-balanced",
-        }
-    }
+    official_recipe = {"survival": HIPT_SURVIVAL_LOOP}
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""GigaPath's slide encoder: a LongNet over all patches in file order, with fixed 2-D positions (Xu et al., Nature 2024).
+"""GigaPath's slide encoder: a LongNet over all patches of a slide, with fixed 2-D positions (Xu et al., Nature 2024).
 
 Twelve transformer layers whose attention looks inside segments of growing length over every r-th token, so the cost stays near
 linear. The embedding of a class token goes to a linear head.
@@ -7,15 +7,17 @@ linear. The embedding of a class token goes to a linear head.
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from milbench import Aggregator, Bag, MilbenchError, Prediction, register
+from milbench.aggregator import unwrapped
 from milbench.errors import SkipTrial
 from milbench.nn.longnet import LongNetLayer
+from milbench.nn.mixers import token_order
 from milbench.nn.optimisers import Optimiser
 from milbench.nn.weights import read
 from milbench.recipes import Recipe
@@ -60,26 +62,34 @@ class GigaPath(Aggregator):
         patch_pixels: level-0 pixels of a position's cell, officially 256 at any magnification.
         grid_size: cells per axis that have a position.
         max_pixels: largest side of a slide in level-0 pixels; sets the segment lengths.
+        order: in which the segments are cut: "storage", the order of the file, or "random", drawn anew at each training step and
+            fixed by the slide's name otherwise. The positions of the patches stay theirs.
         dropout: on embeddings and after each attention, in training.
         drop_path: rate of dropped branches in the last layer, growing from 0 in the first, in training.
         pretrained: start from `weights`; without them a trial is skipped.
         weights: file of the published slide encoder (a state dict, or one under the key "model"); read as tensors only.
 
     Source: prov-gigapath/prov-gigapath, gigapath_slide_enc12l768d. Traps: zeros that fill a segment take part in the attention,
-    so n affects results; tokens stay in file order, which the segments depend on; past the grid the official table is out of
-    range or silently takes the next row's position, here that is an error; slides of a case keep their own positions, which may
-    coincide. Deviations: positions (officially a table of 3 GB) come from one short table per axis, to the same values; float32.
-    The default dropout is the encoder's; official fine-tuning takes dropout=0.1 and feature_layer=11.
+    so n affects results; segments are cut from the order of the patches, which official fine-tuning shuffles for every slide, in
+    training, validation and test; past the grid the official table is out of range or silently takes the next row's position,
+    here that is an error; slides of a case keep their own positions, which may coincide. Deviations: positions (officially a
+    table of 3 GB) come from one short table per axis, to the same values; float32; a random order can be repeated.
+    The defaults are the encoder's; `--recipe official` takes what fine-tuning takes: order=random, dropout=0.1 and the output of
+    the last layer but one, feature_layer=11. Vectors hold the encoder against the official code, no vector the fine-tuning.
+    Checkpoints: prov-gigapath's slide encoder (gated), alone or fine-tuned, with gigapath-pretrained[weights=FILE].
     """
 
     complexity = "n sum(segment / ratio)"
     needs_coords = True
     order_sensitive = True
+    fixed = {"positions": "sines and cosines of the cell (row, column), as wide as a token"}
     official_recipe = {  # learning rate 4e-3 per 256 bags; rates of the layers fall towards the input, see `optimisers`
         "subtyping": {
             "optimiser": "adamw", "lr": 5e-4, "weight_decay": 1e-5, "decay_vectors": False, "accumulate": 32,
-            "schedule": "cosine-per-step", "warmup_epochs": 1, "final_lr": 1e-6, "max_epochs": 5, "patience": None,
-            "select": "last",
+            "left_over": "restart", "schedule": "cosine-per-step", "warmup_epochs": 1, "final_lr": 1e-6, "max_epochs": 5,
+            "patience": None, "select": "last", "params": {"order": "random", "dropout": 0.1},
+            "source": "prov-gigapath/prov-gigapath, finetune; learning rates of layers fall by 0.95 towards the input",
+            "not_followed": "float32, there half precision; the order of patches is seeded",
         }
     }  # fmt: skip
     official_names = {
@@ -107,6 +117,7 @@ class GigaPath(Aggregator):
         max_pixels: int = 262144,
         dropout: float = 0.25,
         drop_path: float = 0.1,
+        order: Literal["storage", "random"] = "storage",
         pretrained: bool = False,
         weights: str | None = None,
     ) -> None:
@@ -118,6 +129,7 @@ class GigaPath(Aggregator):
         if feature_layer is not None and not 0 <= feature_layer <= depth:
             raise MilbenchError(f"feature_layer is {feature_layer}, expected 0 to {depth} or none")
         self.readout, self.feature_layer, self.patch_pixels, self.dropout = readout, feature_layer, patch_pixels, dropout
+        self.order: Literal["storage", "random"] = order
         encoder_dim = encoder_dim or in_dim
         segments = segment_lengths(max_pixels, patch_pixels)
         self.patch_embed = nn.Linear(encoder_dim, dim)
@@ -138,6 +150,12 @@ class GigaPath(Aggregator):
         if weights:
             self.load_official(read(weights))
 
+    @classmethod
+    def official(cls, params: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """With the output of the last layer but one, however many there are."""
+        own = cls.official_recipe["subtyping"]
+        return {"subtyping": {**own, "params": {**own["params"], "feature_layer": params["depth"] - 1}}}
+
     def forward(self, bag: Bag) -> Prediction:
         """Predict one bag. extras: embedding (dim,)."""
         embedding = self.embeddings(bag)[-1 if self.feature_layer is None else self.feature_layer]
@@ -146,6 +164,7 @@ class GigaPath(Aggregator):
     def embeddings(self, bag: Bag) -> list[Tensor]:
         """The slide's embedding (dim,) from the embedded patches, from each layer, and from the encoder's output: depth + 2."""
         x = self.patch_embed(self.project(bag.features)) + self.positions(bag)
+        x = x[token_order(self.order, len(x), None, key=bag.slide_id, training=self.training, device=x.device)]
         x = F.dropout(torch.cat([self.cls_token[0], x]), self.dropout, self.training)  # (1 + n, dim)
         states = [x]
         for layer in self.layers:
@@ -174,7 +193,7 @@ class GigaPath(Aggregator):
 
     def rename_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the encoder alone, or with a fine-tuned head; a head and a Linear in front that are not given stay ours."""
-        plain = {name.removeprefix("slide_encoder."): value for name, value in state_dict.items()}
+        plain = {unwrapped(name).removeprefix("slide_encoder."): value for name, value in state_dict.items()}
         pretraining = ("pos_embed", "mask_token", "decoder")
         renamed = super().rename_official({name: value for name, value in plain.items() if not name.startswith(pretraining)})
         ours = {name: value for name, value in self.state_dict().items() if name.startswith(("head.", "project."))}

@@ -13,19 +13,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from milbench import Aggregator, Bag, MilbenchError, Prediction, register
+from milbench.aggregator import unwrapped
+from milbench.errors import SkipTrial
 from milbench.nn import AttentionScore
+from milbench.recipes import HIPT_SUBTYPING_LOOP, HIPT_SURVIVAL_LOOP
 
 LONG = 32_000  # patches above which training keeps no activations of the local transformer, but computes them again
 REGIONS_AT_ONCE = 64
-_RECIPE: dict[str, Any] = {
-    "optimiser": "adam",
-    "lr": 2e-4,
-    "weight_decay": 1e-5,
-    "max_epochs": 20,
-    "patience": None,
-    "select": "last",
-    "sampling": "class-balanced",
-}
 
 
 def slice_regions(bag: Bag, side: int) -> tuple[Tensor, Tensor]:
@@ -135,9 +129,7 @@ class LocalTransformer(nn.Module):
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):  # such files keep the arguments of their script
                 content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            names = {
-                name.removeprefix("module.").removeprefix("backbone."): t for name, t in content.get("teacher", content).items()
-            }
+            names = {unwrapped(name).removeprefix("backbone."): t for name, t in content.get("teacher", content).items()}
             self.load_state_dict({name: t for name, t in names.items() if not name.startswith("head.")})
         except (OSError, RuntimeError, pickle.UnpicklingError) as error:
             raise MilbenchError(f"{path}: no weights for HIPT's local transformer: {error}") from error
@@ -156,7 +148,8 @@ class HIPT(Aggregator):
         heads: its attention heads.
         dropout: on regions, in training; the local transformer has none.
         weights: checkpoint of a pre-trained local transformer (needs the official sizes and 384-d features); None for random.
-        freeze: leave the local transformer as it is, as in the best published variant with `weights`.
+        frozen: leave the local transformer as it is in `weights`; without them a trial is skipped. With HIPT's DINO weights it is
+            the row of the published tables, while the default trains everything from random weights.
 
     Source: mahmoodlab/HIPT (HIPT_LGP_FC, vit4k_xs). Traps: position codes are sampled a little off the grid's centres (see
     `positions`); published tables leave out slides without a full region. Deviations: an official region is a full 16 x 16 grid
@@ -164,6 +157,7 @@ class HIPT(Aggregator):
     cells take no part in the attention: a slide smaller than a region works, a full grid gives the official numbers. Two patches
     in one cell (contours with different offsets) both stay, with the same position. Regions lie on a lattice from pixel (0, 0).
     They never hold patches of two slides; all regions of a case meet in the second transformer, as officially.
+    Checkpoints: vit4k_xs_dino.pth with `weights`; state dicts of HIPT_LGP_FC with a vit4k_xs.
     """
 
     complexity = "256 n + regions^2"
@@ -178,10 +172,8 @@ class HIPT(Aggregator):
         "global_rho": "rho",
         "classifier": "head",
     }
-    official_recipe = {
-        "subtyping": _RECIPE,
-        "survival": {**_RECIPE, "accumulate": 32},
-    }
+    official_recipe = {"subtyping": HIPT_SUBTYPING_LOOP, "survival": HIPT_SURVIVAL_LOOP}
+    fixed = {"positions": "learnt, of the cell in its region; none between regions"}
 
     def __init__(
         self,
@@ -194,14 +186,18 @@ class HIPT(Aggregator):
         heads: int = 6,
         dropout: float = 0.25,
         weights: str | None = None,
-        freeze: bool = False,
+        frozen: bool = False,
     ) -> None:
         super().__init__(in_dim, n_out)
         self.region = region
+        if frozen and weights is None:
+            raise SkipTrial(
+                "no weights: a frozen local transformer needs its checkpoint; give it as hipt[frozen=true,weights=PATH]"
+            )
         self.local = LocalTransformer(in_dim, dim, depth, heads, region)
         if weights is not None:
             self.local.load(weights)
-        self.local.requires_grad_(not freeze)
+        self.local.requires_grad_(not frozen)
         self.project = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Dropout(dropout))
         layer = nn.TransformerEncoderLayer(dim, 3, dim, dropout, batch_first=True)
         self.between = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)

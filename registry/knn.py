@@ -32,6 +32,7 @@ class KNN(Aggregator):
 
     Source: no official code; the KNN rows of the LongMIL paper, which leave all of the above open and are not defined for
     survival (the trial is skipped). Traps: of equally distant slides the first in training order counts.
+    Checkpoints: none, there is nothing to train.
     """
 
     complexity = "n"

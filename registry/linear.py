@@ -30,6 +30,7 @@ class _MixerMIL(Aggregator):
 
     complexity = "n"
     order_sensitive = True
+    fixed = {"positions": "the order of the tokens"}
 
     def __init__(
         self, in_dim: int, n_out: int, mixer: Callable[[], nn.Module], dim: int, blocks: int, ffn: bool, order: Kind,
@@ -85,6 +86,7 @@ class RetNet(_HeadsMIL):
     Source: Sun et al. 2023; microsoft/torchscale, the numbers of its recurrent form. Traps: causal, so the order of the patches
     matters and the first ones see nothing; torchscale's three forms differ by the eps of a norm, see `RetentionMixer`.
     Deviations: the layout around the mixer is ours.
+    Checkpoints: microsoft/torchscale's state dicts fit the mixers, no whole model is public.
     """
 
     ops = ("retention",)
@@ -107,6 +109,7 @@ class GLA(_HeadsMIL):
 
     Source: Yang et al. 2024; fla-org/flash-linear-attention's layer at its defaults. Traps: causal, so the order of the patches
     matters; there is no form that looks both ways. Deviations: the layout around the mixer is ours.
+    Checkpoints: fla-org's state dicts of the layer fit the mixers, no whole model is public.
     """
 
     ops = ("gated_linear_attention",)
@@ -132,6 +135,7 @@ class Mamba(_MixerMIL):
 
     Source: Gu and Dao 2024; state-spaces/mamba, mamba_simple at its defaults. Traps: causal. Deviations: the layout around the
     mixer is ours; weight decay reaches A and D too, which the official code exempts.
+    Checkpoints: state-spaces/mamba's state dicts of the block fit the mixers, no whole model is public.
     """
 
     ops = ("selective_scan",)
@@ -161,6 +165,7 @@ class VMamba(_MixerMIL):
     Source: Liu et al. 2024; MzeroMiko/VMamba SS2D v05_noz. Traps: patches that share a cell are averaged for the map and get the
     cell's value back; the slides of a case stand side by side on the map, so rows run on from one to the next. Deviations: the
     layout around the mixer is ours, and the default scans the tissue only.
+    Checkpoints: MzeroMiko/VMamba's state dicts of SS2D fit the mixers, no whole model is public.
     """
 
     ops = ("selective_scan",)

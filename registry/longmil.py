@@ -5,8 +5,9 @@ the global layer is short enough for full attention, or linear with a mixer of O
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -25,9 +26,9 @@ def _global_block(kind: Global, dim: int, heads: int, dropout: float, recompute_
         case "full":
             mixer = SelfAttention(dim, heads, rope=True, dropout=dropout)
         case "retnet":
-            mixer = RetentionMixer(dim)
+            mixer = RetentionMixer(dim, heads=heads)
         case "gla":
-            mixer = GLAMixer(dim)
+            mixer = GLAMixer(dim, heads=heads)
         case "mamba-random" | "mamba-single":
             mixer = MambaMixer(dim)
         case "vmamba":
@@ -36,7 +37,12 @@ def _global_block(kind: Global, dim: int, heads: int, dropout: float, recompute_
     return Block(dim, mixer, ffn=kind in ("full", "retnet", "gla"), recompute_above=recompute_above)
 
 
-method = partial(register, cite="li2024longmil", family="local")
+def _version(params: Mapping[str, Any]) -> int:
+    """2 of a global retnet or gla, which had four heads whatever `heads` said."""
+    return 2 if params["global_layer"] in ("retnet", "gla") else 1
+
+
+method = partial(register, cite="li2024longmil", family="local", version=_version)
 hybrid = partial(method, complexity="n radius^2")
 
 
@@ -54,22 +60,26 @@ class LongMIL(Aggregator):
         n_out: number of classes, or of time bins for survival.
         dim: width E of a token.
         blocks: local blocks before the pooling.
-        radius: of the local window in grid steps (patches) at every magnification, Euclidean, on every head.
-        heads: of the local and the global attention.
+        radius: of the local window in grid steps, Euclidean, on every head. A step is a patch at every magnification and patch
+            size: 10 are 2,240 level-0 pixels between patches 224 pixels apart, and 4,480 at 448.
+        heads: of the local attention and of a full, retnet or gla global layer; the others have none.
         global_layer: "full" attention with 2-D rotary positions, or a linear mixer; "mamba-single" reads the pooled cells row
             by row, "mamba-random" in an order redrawn each training step and fixed per slide otherwise.
-        dropout: on attention probabilities, in training.
+        dropout: on the probabilities of local and full attention, in training; a linear mixer has none.
         recompute_above: tokens from which training recomputes activations instead of storing them.
 
     Source: LongMIL (NeurIPS 2024), section 3.3, eq. 10-14, and appendix A.5.3 for the defaults. Its authors' repository holds an
     earlier version only, with known faults (window on one head, scrambled rotation, uneven cells, dropout at test time), which
     are not reproduced. Deviations, where the paper is silent: patches pool by their mean over absolute 2x2 cells; pooled
-    cells are in raster order; local blocks carry no positions but their window; the FFN is 4x with GELU.
+    cells are in raster order; local blocks carry no positions but their window; the FFN is 4x with GELU, in the local blocks and
+    after full attention, retnet and gla, while Mamba and V-Mamba come without, as they were published.
+    Checkpoints: none is public.
     """
 
     complexity = "n radius^2 + (n/4)^2"
     ops = ("full_attention", "gated_linear_attention", "local_attention_2d", "retention", "selective_scan")
     needs_coords = True
+    fixed = {"positions": "the window of local blocks; 2-D rotary in full attention, else the raster order of pooled cells"}
 
     def __init__(
         self,

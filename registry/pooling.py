@@ -3,11 +3,13 @@
 Instances are projected and classified one by one; pooling happens on their logits. Neither order nor position matters.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from milbench import Aggregator, Bag, Prediction, register
+from milbench.recipes import CLAM_LOOP, HIPT_SURVIVAL_LOOP
 
 
 class _Pooling(Aggregator):
@@ -37,7 +39,8 @@ class MeanPooling(_Pooling):
             the Patch-GCN survival tables.
 
     Source: no official code; the trunk that MambaMIL and MIL_BASELINE share. Published "mean-pooling" rows rarely say which
-    trunk they use. Deep Sets: MIL_Sum_FC_surv of mahmoodlab/Patch-GCN.
+    trunk they use. Deep Sets: MIL_Sum_FC_surv of mahmoodlab/Patch-GCN, with its survival loop as recipe.
+    Checkpoints: MIL_Sum_FC_surv with reduce=sum,rho=256; plain mean-pooling has none.
     """
 
     official_names = {"phi.0": "project.0", "classifier": "head"}
@@ -54,6 +57,11 @@ class MeanPooling(_Pooling):
     ) -> None:
         super().__init__(in_dim, n_out, hidden, dropout, rho)
         self.reduce = reduce
+
+    @classmethod
+    def official(cls, params: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """Deep Sets' survival loop."""
+        return {"survival": HIPT_SURVIVAL_LOOP} if params["reduce"] == "sum" else {}
 
     def forward(self, bag: Bag) -> Prediction:
         """Predict one bag."""
@@ -75,7 +83,9 @@ class MaxPooling(_Pooling):
             "instance" takes all logits of one instance: for two classes the one with the highest P(class 1), for more the one
             with the highest probability of any class.
 
-    Source: "class" as in MambaMIL and MIL_BASELINE, "instance" as in mahmoodlab/CLAM (MIL_fc, MIL_fc_mc).
+    Source: "class" as in MambaMIL and MIL_BASELINE, "instance" as in mahmoodlab/CLAM (MIL_fc, MIL_fc_mc), whose command line
+    calls it model_type mil. That is max pooling, not AB-MIL, whatever a table calls CLAM's "MIL"; its recipe is CLAM's loop.
+    Checkpoints: what CLAM saves of model_type mil, with pick=instance.
     """
 
     official_names = {"fc.0": "project.0", "classifier": "head", "classifiers": "head"}
@@ -85,6 +95,11 @@ class MaxPooling(_Pooling):
     ) -> None:
         super().__init__(in_dim, n_out, hidden, dropout)
         self.pick = pick
+
+    @classmethod
+    def official(cls, params: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """CLAM's loop for its own max pooling."""
+        return {"subtyping": CLAM_LOOP} if params["pick"] == "instance" else {}
 
     def forward(self, bag: Bag) -> Prediction:
         """Predict one bag."""

@@ -61,14 +61,18 @@ class TransMIL(Aggregator):
     Source: szc19990412/TransMIL. Traps: the first tokens are repeated to fill a square; the attention pads with zeros on the left
     to a multiple of `landmarks` and the zeros take part, so the result depends on n mod landmarks. Deviations: any width d
     (officially 1024 only).
+    Checkpoints: state dicts of the official TransMIL, without Lightning's prefix `model.`.
     """
 
     complexity = "n landmarks"
     order_sensitive = True
+    fixed = {"positions": "convolutions over a square that is filled in file order"}
     official_recipe = {
         "subtyping": {
             "optimiser": "lookahead-radam", "lr": 2e-4, "weight_decay": 1e-5, "decay_vectors": False, "accumulate": 2,
-            "max_epochs": 200, "patience": 10, "select": "best val loss",
+            "left_over": "flush", "max_epochs": 200, "patience": 10, "select": "best val loss", "ties": "first",
+            "source": "szc19990412/TransMIL, Camelyon/TransMIL.yaml under pytorch-lightning",
+            "not_followed": "float32, there half precision",
         }
     }  # fmt: skip
     official_names = {"_fc1.0": "project.0", "_fc2": "head", "pos_layer": "ppeg"}

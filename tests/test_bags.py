@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from milbench import Bag, MilbenchError
 from milbench.testing import strategies
@@ -40,8 +41,28 @@ def test_patches_share_a_cell_only_within_a_slide(bag):
         assert int(cells[:, 1].min()) == 0
         expected = (coords - coords.min(dim=0).values) / bag.step
         assert torch.equal(cells - cells.min(dim=0).values, (expected + 0.5).floor().to(torch.int64))
-        others = grid[slide > number, 0]
-        assert len(others) == 0 or int(others.min() - cells[:, 0].max()) > 20
+        others = grid[slide != number, 0]
+        assert not len(others) or int((others[:, None] - cells[:, 0]).abs().min()) > 20
+
+
+@given(strategies.bags(in_dim=2, coords=True), st.randoms())
+@settings(max_examples=60)
+def test_neither_number_nor_place_of_a_slide_moves_it(bag, random):
+    if bag.slide_index is None:
+        return
+    slides = int(bag.slide_index.max()) + 1
+    numbers, rows = torch.tensor(random.sample(range(slides), slides)), torch.tensor(random.sample(range(len(bag)), len(bag)))
+    other = Bag(bag.features[rows], bag.coords[rows], bag.step, slide_index=numbers[bag.slide_index[rows]])
+    alike = len({tuple(sorted(map(tuple, bag.features[bag.slide_index == s].tolist()))) for s in range(slides)}) < slides
+    if not alike:  # slides that hold the same may change places
+        assert torch.equal(other.grid(), bag.grid()[rows])
+
+
+def test_slides_at_the_same_places_are_told_apart_by_their_features():
+    coords, features = torch.tensor([[0, 0], [224, 0]]).repeat(2, 1), torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    first = Bag(features, coords, 224.0, slide_index=torch.tensor([0, 0, 1, 1]))
+    second = Bag(features, coords, 224.0, slide_index=torch.tensor([1, 1, 0, 0]))
+    assert torch.equal(first.grid(), second.grid())
 
 
 def test_grid_is_computed_in_double_precision():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -49,7 +49,7 @@ def aggregators(wanted: Iterable[str] = (), plugin: Iterable[str | Path] = ()) -
             "complexity": f"O({entry.complexity})",
             "needs_coords": entry.cls.needs_coords,
             "order_sensitive": entry.cls.order_sensitive,
-            "recipes": ["paper"] + (["official"] if entry.cls.official_recipe else []),
+            "recipes": ["paper"] + (["official"] if variant.official else []),
             **{f"parameters_{width}": _size(variant, width) for width in WIDTHS},
             "implementation": entry.implementation,
             "parameters": variant.params,
@@ -73,6 +73,8 @@ def _size(variant: Variant, width: int) -> int | None:
 def parameters(wanted: Iterable[str] = (), plugin: Iterable[str | Path] = ()) -> list[Row]:
     """What can be written in the brackets of `name[parameter=value]`: one row for each parameter of each aggregator.
 
+    Heads, dropout and positions of those that have no such parameter come after them, as type "fixed".
+
     Args:
         wanted: only these aggregators; every registered one unless given.
         plugin: files that register aggregators of your own.
@@ -80,11 +82,17 @@ def parameters(wanted: Iterable[str] = (), plugin: Iterable[str | Path] = ()) ->
     Raises:
         MilbenchError: an unknown aggregator, with near misses.
     """
-    return [
-        {"aggregator": entry.name, "parameter": name, "type": _kind(field.annotation), "default": field.default}
-        for entry in _entries(wanted, plugin)
-        for name, field in entry.parameters.model_fields.items()
-    ]
+    rows = []
+    for entry in _entries(wanted, plugin):
+        fields = entry.parameters.model_fields
+        listed = {name: (_kind(field.annotation), field.default) for name, field in fields.items()}
+        usual: dict[str, str] = dict.fromkeys(("heads", "dropout", "positions"), "none")
+        fixed = {name: ("fixed", said) for name, said in {**usual, **entry.cls.fixed}.items() if name not in fields}
+        rows += [
+            {"aggregator": entry.name, "parameter": name, "type": kind, "default": default}
+            for name, (kind, default) in {**listed, **fixed}.items()
+        ]
+    return rows
 
 
 def _kind(annotation: Any) -> str:
@@ -104,21 +112,40 @@ def suites() -> list[Row]:
     ]
 
 
-def recipes() -> list[Row]:
-    """Every recipe: how it fits a model of each task, where it has one of its own."""
-    from milbench.errors import MilbenchError
-    from milbench.recipes import get, names
+def recipes(plugin: Iterable[str | Path] = ()) -> list[Row]:
+    """Every recipe with its values, where it comes from, and what of that it does not follow.
 
+    "official" has a row for every method and task that was published with one, and for every choice of a parameter that has
+    another; a method without one is fitted with "paper".
+
+    Args:
+        plugin: files that register aggregators of your own.
+    """
+    from milbench.recipes import about, get, shared
+
+    known: list[tuple[str, str, str, Row]] = [(name, task, "", {}) for name, task in shared()]
+    for entry in _entries([], plugin):
+        known += [("official", task, variant.name, {"official": variant.official}) for variant, task in _official(entry)]
     rows = []
-    for name in names():
-        for task in ("subtyping", "survival"):
-            try:
-                recipe = get(name, task)
-            except MilbenchError:
-                continue  # this recipe is not for this task
-            says = {"own": "each method's own, else that of paper"} if name == "official" else {}
-            rows.append({"name": name, "task": task, **says, **recipe.model_dump(exclude={"name"})})
+    for name, task, method, own in known:
+        values = get(name, task, **own).model_dump(exclude={"name"})
+        parameters = own["official"][task].get("params", {}) if own else {}
+        rows.append(
+            {"name": name, "task": task, "method": method, **values, "parameters": parameters, **about(name, task, **own)}
+        )
     return rows
+
+
+def _official(entry: Entry) -> Iterator[tuple[Variant, str]]:
+    """The entry with each task that it was published for, and its choices of one parameter that were published otherwise."""
+    from milbench import plugins
+
+    usual = plugins.resolve(entry.name)
+    yield from ((usual, task) for task in usual.official)
+    for name, field in entry.parameters.model_fields.items():
+        for choice in get_args(field.annotation) if get_origin(field.annotation) is Literal else ():
+            variant = plugins.resolve(f"{entry.name}[{name}={choice}]")
+            yield from ((variant, task) for task, own in variant.official.items() if own != usual.official.get(task))
 
 
 def datasets(data: str | Path | None = None) -> list[Row]:

@@ -94,15 +94,29 @@ def _trial(trial: Trial, *, several: bool) -> list[Any]:
 
 
 @ls.command("recipes")
+@PLUGIN
 @AS_JSON
-def ls_recipes(as_json: bool) -> None:
-    """Every recipe: how models are fitted."""
+def ls_recipes(plugin_files: tuple[str, ...], as_json: bool) -> None:
+    """Every recipe: how models are fitted, where that comes from, and what of it is not followed; --json has every value."""
     from milbench.api import lists
 
-    shown = ["name", "task", "optimiser", "lr", "weight_decay", "max_epochs", "patience", "select"]
-    show.rows(lists.recipes(), as_json, shown, {"weight_decay": "decay", "max_epochs": "epochs"})
-    if not as_json:
-        click.echo("official is each method's own recipe; the line shows what a method without one gets.")
+    rows = lists.recipes(plugin_files)
+    if as_json:
+        show.json_rows(rows)
+        return
+    heads = ["name", "task", "method", "optimiser", "lr", "decay", "step", "epochs", "select", "source", "not followed"]
+    show.table(heads, list(map(_recipe, rows)), names=3)
+    click.echo("A method without a recipe of its own is fitted with paper where official is asked for.")
+
+
+def _recipe(row: dict[str, Any]) -> list[Any]:
+    every, left_over = row["accumulate"], row.get("left_over", "carry")
+    step = "every bag" if every == 1 else f"every {every}, {left_over}"
+    at_least = f"{row['min_epochs']} to " if row["min_epochs"] else ""
+    epochs = f"{at_least}{row['max_epochs']}" + (f", patience {row['patience']}" if row["patience"] else "")
+    after = f" after {row['select_after']}" if row["select_after"] else ""
+    start = [row["name"], row["task"], row["method"], row["optimiser"], f"{row['lr']:g}", f"{row['weight_decay']:g}"]
+    return [*start, step, epochs, row["select"] + after, row["source"], row["not_followed"] or "nothing"]
 
 
 @ls.command("datasets")

@@ -79,12 +79,23 @@ def coordinates(variant: Variant) -> None:
 
 
 def cases(variant: Variant) -> None:
-    """A case of three slides, one of them a single patch, is predicted; slide_index tells which slide a patch came from."""
+    """A case of three slides, one of them a single patch, is predicted; slide_index tells which slide a patch came from.
+
+    Where order_sensitive is False, another order and numbering of the slides changes nothing.
+    """
     bags = [bag(n, seed=n) for n in (20, 1, 16)]
     slide = torch.tensor([i for i, part in enumerate(bags) for _ in range(len(part))])
     coords = torch.cat([part.coords for part in bags if part.coords is not None])
     case = Bag(torch.cat([part.features for part in bags]), coords, 224.0, slide_index=slide, slide_id="case", case_id="case")
-    predicted(fresh(variant), case)
+    model = fresh(variant)
+    reference = predicted(model, case).logits
+    if model.order_sensitive:
+        return
+    back = torch.arange(len(case)).flip(0)
+    turned = Bag(case.features[back], coords[back], 224.0, slide_index=2 - slide[back], slide_id="case", case_id="case")
+    change = float((predicted(model, turned).logits - reference).abs().max() / reference.abs().max())
+    advice = "take positions from bag.grid(), which does not depend on it, or set order_sensitive = True"
+    require(change < 1e-4, f"the order of a case's slides changes the logits by {change:.1e}; {advice}")
 
 
 def permutation(variant: Variant) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -64,29 +64,45 @@ class Lookahead:
 
 
 class Paced:
-    """An optimiser that steps once per `every` calls, on the mean of their gradients, clipped to a norm.
-
-    Calls left over at the end of an epoch carry into the next, as in the published loops.
+    """An optimiser that steps once per `every` calls, on the sum of their gradients divided by `every`, clipped to a norm.
 
     Args:
         inner: the optimiser.
         every: calls per step.
-        clip: largest norm of the mean gradient over all parameters of this optimiser, or None.
+        clip: largest norm of that gradient over all parameters of this optimiser, or None.
+        left_over: what becomes of the calls after the last full step of an epoch, see :class:`milbench.recipes.Recipe`.
+
+    Source: "restart" is the loop of mahmoodlab/Patch-GCN and HIPT (survival) and of prov-gigapath, "flush" that of
+    pytorch-lightning, which TransMIL trains with.
     """
 
-    def __init__(self, inner: Optimiser, every: int = 1, clip: float | None = None) -> None:
-        self.inner, self.every, self.clip, self.calls = inner, every, clip, 0
+    def __init__(
+        self,
+        inner: Optimiser,
+        every: int = 1,
+        clip: float | None = None,
+        left_over: Literal["carry", "restart", "flush"] = "carry",
+    ) -> None:
+        self.inner, self.every, self.clip, self.left_over = inner, every, clip, left_over
         self.param_groups = inner.param_groups
+        self.calls, self._last, self._stepped = 0, -1, True
+
+    def start_epoch(self, bags: int) -> None:
+        """Called before the first bag of an epoch, which shows so many."""
+        if self.left_over != "carry":
+            self.calls = 0
+        self._last = bags if self.left_over == "flush" else -1
 
     def zero_grad(self) -> None:
-        """Forget gradients, unless they are still being collected."""
-        if self.calls % self.every == 0:
+        """Forget gradients that made a step; those that still wait for one stay."""
+        if self._stepped:
             self.inner.zero_grad()
+            self._stepped = False
 
     def step(self) -> None:
-        """Count the call; on every `every`-th one, average, clip and step."""
+        """Count the call; on every `every`-th one, and with "flush" on the epoch's last, divide, clip and step."""
         self.calls += 1
-        if self.calls % self.every:
+        if self.calls % self.every and self.calls != self._last:
             return
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if self.every > 1:
@@ -95,6 +111,7 @@ class Paced:
         if self.clip is not None:
             nn.utils.clip_grad_norm_(parameters, self.clip)
         self.inner.step()
+        self._stepped = True
 
 
 def build(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimiser:
@@ -106,17 +123,44 @@ def build(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimiser:
         matrices = [p for p in parameters if p.ndim > 1]
         groups = [{"params": vectors, "weight_decay": 0.0}, {"params": matrices, "weight_decay": recipe.weight_decay}]
     groups = [group for group in groups if group["params"]]
+    usual: dict[str, Any] = {"lr": recipe.lr, "betas": recipe.betas} | ({} if recipe.eps is None else {"eps": recipe.eps})
     inner: Optimiser
     match recipe.optimiser:
         case "adamw":
-            inner = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
+            inner = torch.optim.AdamW(groups, **usual)
         case "adam":
-            inner = torch.optim.Adam(groups, lr=recipe.lr, betas=recipe.betas)
+            inner = torch.optim.Adam(groups, **usual)
         case "sgd":
             inner = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9)
         case "lookahead-radam":
-            inner = Lookahead(torch.optim.RAdam(groups, lr=recipe.lr, betas=recipe.betas, decoupled_weight_decay=True))
-    return Paced(inner, recipe.accumulate, recipe.clip) if recipe.accumulate > 1 or recipe.clip is not None else inner
+            inner = Lookahead(torch.optim.RAdam(groups, decoupled_weight_decay=True, **usual))
+    if recipe.accumulate == 1 and recipe.clip is None:
+        return inner
+    return Paced(inner, recipe.accumulate, recipe.clip, recipe.left_over)
+
+
+def start_epoch(optimisers: Iterable[Optimiser], bags: int) -> None:
+    """Tell those that collect gradients that an epoch of so many bags begins."""
+    for optimiser in optimisers:
+        if isinstance(optimiser, Paced):
+            optimiser.start_epoch(bags)
+
+
+def epochs_done(recipe: Recipe, epoch: int, at: int, bags: int) -> float:
+    """How many epochs are done, as :func:`learning_rate` takes it.
+
+    By steps, the learning rate is that of the first bag whose gradient is in the step, as prov-gigapath sets it.
+
+    Args:
+        epoch: from 1.
+        at: bags of this epoch shown before, from 0.
+        bags: of an epoch.
+    """
+    if recipe.schedule != "cosine-per-step":
+        return epoch - 1
+    shown = (epoch - 1) * bags + at
+    counted = shown if recipe.left_over == "carry" else at
+    return (shown - counted % recipe.accumulate) / bags
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:

@@ -219,7 +219,8 @@ def _in_words(recipe: dict[str, Any]) -> str:
     if recipe["schedule"] != "constant":
         parts.append(f"{recipe['schedule']} schedule")
     if recipe["accumulate"] > 1:
-        parts.append(f"a step every {recipe['accumulate']} bags")
+        rest = {"carry": "", "restart": ", counted anew in each epoch", "flush": " and at the end of each epoch"}
+        parts.append(f"a step every {recipe['accumulate']} bags{rest[recipe.get('left_over', 'carry')]}")
     if recipe["clip"]:
         parts.append(f"gradients clipped at {recipe['clip']:g}")
     parts += ["batch of one bag"] + (["classes drawn equally often"] if recipe["sampling"] != "shuffle" else [])

@@ -1,5 +1,6 @@
 """Measured on the classic MIL sets, beside what the methods' own papers print: does the difference go beyond chance?"""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +33,10 @@ def build(plan: Plan, runs: Sequence[Run]) -> Table | None:
                 if number := printed.get(aggregator, column, metric.name):
                     measured = reach(here, metric, number) if all(run.status == "ok" for run in here) else None
                     label = f"{here[0].cell.dataset_label}: {here[0].cell.label}, {metric.label}"
-                    lines.append(Row(label, _entries(measured, number), rule=0 < first == len(lines)))
-                    tidy += [_tidy(here[0], metric, measured, number)] if measured else []
+                    best = _optimistic(here, metric) if measured else math.nan
+                    entries = [*_entries(measured, number), Entry(numbers.number(best))]
+                    lines.append(Row(label, entries, rule=0 < first == len(lines)))
+                    tidy += [{**_tidy(here[0], metric, measured, number), "optimistic": best}] if measured else []
                     sources.append(f"{number.method}: {number.note}.")
     notes = [
         "Measured: mean over folds and repetitions, with the 95 % interval of the primary test: for other cases and other "
@@ -44,7 +47,21 @@ def build(plan: Plan, runs: Sequence[Run]) -> Table | None:
         *dict.fromkeys(sources),
     ]
     headers = [("", head) for head in ("measured", "95 % interval", "printed", "difference", "its interval", "verdict")]
+    headers, notes = [*headers, ("", "optimistic")], [*notes, _ABOUT_OPTIMISTIC]
     return Table(f"{plan.definition['table']['name']}-printed", "Measured beside printed", headers, lines, notes, tidy)
+
+
+_ABOUT_OPTIMISTIC = (
+    "Optimistic: ours by the protocol behind DS-MIL's printed numbers, in each fold the highest TEST accuracy of the first 40 "
+    "epochs at the threshold that suits that test part best; it answers to those numbers, and to no other. DS-MIL's own code "
+    "gives .944 on MUSK1 by that protocol and .846 by an honest one."
+)
+
+
+def _optimistic(runs: Sequence[Run], metric: Metric) -> float:
+    """The mean over runs of what their trials recorded by the optimistic protocol; NaN where they recorded nothing."""
+    recorded = [run.result["metrics"].get("optimistic", {}).get(metric.name) for run in runs]
+    return math.nan if None in recorded else sum(recorded) / len(recorded)
 
 
 def _entries(measured: Reach | None, number: Printed) -> list[Entry]:

@@ -7,6 +7,8 @@ says what another training would show; `summary` what printed means and deviatio
 
 from milbench.stats.metrics import (
     accuracy,
+    accuracy_and_aucs,
+    accuracy_at_best_thresholds,
     auc,
     balanced_accuracy,
     brier,
@@ -17,6 +19,7 @@ from milbench.stats.metrics import (
     of_subtyping,
     of_survival,
     per_class_auc,
+    youden_threshold,
 )
 from milbench.stats.outcome import Outcome, Unit
 from milbench.stats.over_blocks import Pair, Ranking, ranking
@@ -30,10 +33,11 @@ from milbench.stats.summary import Welch, power, welch_error, welch_from_summary
 from milbench.stats.variance import Fold, Interval, Needed, Precision, Primary, Split, needed, planned, primary
 
 __all__ = [
-    "STEP", "TINY", "Calibration", "Comparison", "Fold", "Interval", "Needed", "Outcome", "Outperforming", "Pair", "PairedFold",
-    "Patients", "Precision", "Primary", "Ranked", "Ranking", "Rounded", "Split", "Unit", "Welch", "accuracy", "anova", "auc",
-    "balanced_accuracy", "brier", "c_index", "calibration", "confusion", "delong", "holm", "macro_auc", "macro_f1", "mcnemar",
-    "nadeau_bengio", "needed", "of_subtyping", "of_survival", "outperforming", "paired_bootstrap", "per_class_auc",
-    "permutation", "planned", "power", "primary", "rank_stability", "ranking", "rounded", "superiority", "welch_error",
-    "welch_from_summary", "wilcoxon",
+    "STEP", "TINY", "Calibration", "Comparison", "Fold", "Interval", "Needed", "Outcome", "Outperforming", "Pair",
+    "PairedFold", "Patients", "Precision", "Primary", "Ranked", "Ranking", "Rounded", "Split", "Unit", "Welch", "accuracy",
+    "accuracy_and_aucs", "accuracy_at_best_thresholds", "anova", "auc", "balanced_accuracy", "brier", "c_index",
+    "calibration", "confusion", "delong", "holm", "macro_auc", "macro_f1", "mcnemar", "nadeau_bengio", "needed",
+    "of_subtyping", "of_survival", "outperforming", "paired_bootstrap", "per_class_auc", "permutation", "planned", "power",
+    "primary", "rank_stability", "ranking", "rounded", "superiority", "welch_error", "welch_from_summary", "wilcoxon",
+    "youden_threshold",
 ]  # fmt: skip

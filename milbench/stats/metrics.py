@@ -142,6 +142,58 @@ def f1_of(table: Array) -> Array:
     return np.divide(2 * hits, total, out=np.zeros_like(total), where=total != 0).mean(-1)
 
 
+def youden_threshold(positive: ArrayLike, score: ArrayLike) -> float:
+    """The score from which on a case is called positive so that the true less the false positive rate is largest.
+
+    Args:
+        positive: (n,) bool.
+        score: (n,).
+
+    Returns:
+        One of the scores, of equally good ones the highest; infinite where no score is better than calling nothing positive, or
+        where there is no positive or no negative.
+
+    Source: Youden 1950; binli123/dsmil-wsi takes it on the very cases that it reports.
+
+    >>> youden_threshold([False, True, False, True], [0.1, 0.3, 0.2, 0.9])
+    0.3
+    """
+    positive, score = np.asarray(positive, dtype=bool), np.asarray(score, dtype=np.float64)
+    if positive.all() or not positive.any():
+        return np.inf
+    levels, at = np.unique(-score, return_inverse=True)  # the highest score first
+    hits, alarms = (np.bincount(at, weights=side, minlength=len(levels)).cumsum() for side in (positive, ~positive))
+    gain = np.concatenate([[0.0], hits * (~positive).sum() - alarms * positive.sum()])  # whole numbers, so that equals are equal
+    return float(np.concatenate([[np.inf], -levels])[gain.argmax()])
+
+
+def accuracy_at_best_thresholds(target: ArrayLike, score: ArrayLike, *, one_output: bool = False) -> float:
+    """Share of cases whose true class alone reaches its threshold, each class with the one that suits these cases best.
+
+    Optimistic where it is reported, since the thresholds are fitted to the cases that are counted.
+
+    Args:
+        target: (n,) class indices.
+        score: (n, C).
+        one_output: of two classes only the second has a threshold, as of a model that scores nothing else.
+
+    >>> accuracy_at_best_thresholds([0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]])
+    1.0
+    """
+    target, score = np.asarray(target), np.asarray(score, dtype=np.float64)
+    classes = range(1 if one_output and score.shape[1] == 2 else 0, score.shape[1])
+    right = [(target == c) == (score[:, c] >= youden_threshold(target == c, score[:, c])) for c in classes]
+    return float(np.all(right, axis=0).mean())
+
+
+def accuracy_and_aucs(target: ArrayLike, score: ArrayLike) -> float:
+    """(accuracy at the best thresholds + sum of the AUCs of all classes) / 2, by which DS-MIL's script selects its epoch.
+
+    Source: binli123/dsmil-wsi, train_tcga.py. Arguments as in :func:`per_class_auc`; NaN without a case of a class.
+    """
+    return (accuracy_at_best_thresholds(target, score) + float(per_class_auc(target, score).sum())) / 2
+
+
 def brier(target: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> Array:
     """Mean squared distance between the scores and the one-hot truth, summed over classes (0 best, 2 worst).
 

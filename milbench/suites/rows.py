@@ -97,9 +97,8 @@ class SuiteRecipes:
         """
         values = {**self.values(dataset), **changes}
         name = values.pop("name")
-        official = variant.entry.cls.official_recipe
         try:
-            return recipes.get(name, self._suite.task, has_validation=has_validation, official=official, **values)
+            return recipes.get(name, self._suite.task, has_validation=has_validation, official=variant.official, **values)
         except ValidationError as error:
             raise from_validation(error, f"suite {self._suite.name}: recipe") from error
 
@@ -118,9 +117,9 @@ class SuiteRecipes:
         items = [item.strip() for item in inside.removesuffix("]").split(",")]
         parameters = [item for item in items if not item.startswith("recipe.")]
         if len(parameters) == len(items):
-            variant = plugins.resolve(text)
+            variant = self._as_published(plugins.resolve(text))
             return Row(variant.name, variant.label, variant)
-        variant = plugins.resolve(f"{name}[{','.join(parameters)}]")
+        variant = self._as_published(plugins.resolve(f"{name}[{','.join(parameters)}]"))
         asked = dict(_recipe_value(item, text) for item in items if item not in parameters)
         usual, changed = self.of(variant), self.of(variant, asked)
         changes = {key: getattr(changed, key) for key in asked if getattr(changed, key) != getattr(usual, key)}
@@ -130,6 +129,13 @@ class SuiteRecipes:
             variant,
             changes,
         )
+
+    def _as_published(self, variant: plugins.Variant) -> plugins.Variant:
+        """Under "official" the parameters of the method's own script, where the row does not set them; the name stays."""
+        if self._values["name"] != "official":
+            return variant
+        own = variant.official.get(self._suite.task, {}).get("params", {})
+        return replace(variant, params={**variant.params, **{key: own[key] for key in own if key not in variant.changes}})
 
 
 def _recipe_value(item: str, text: str) -> tuple[str, Any]:

@@ -1,10 +1,11 @@
 """Training: the bags of a fold, the fit of one model, and which epoch is kept."""
 
-from milbench.training.fit import Fit, fit, predict
+from milbench.training.fit import Fit, Steps, fit, predict
 from milbench.training.loader import BagOrder, Bags, FoldStatistics, Standardiser, fold_bags
+from milbench.training.optimistic import HighestTestAccuracy
 from milbench.training.selection import BestEpoch, LastEpoch, Stopping, Validation
 
 __all__ = [
-    "BagOrder", "Bags", "BestEpoch", "Fit", "FoldStatistics", "LastEpoch", "Standardiser", "Stopping", "Validation", "fit",
-    "fold_bags", "predict",
+    "BagOrder", "Bags", "BestEpoch", "Fit", "FoldStatistics", "HighestTestAccuracy", "LastEpoch", "Standardiser", "Steps",
+    "Stopping", "Validation", "fit", "fold_bags", "predict",
 ]  # fmt: skip

@@ -13,16 +13,18 @@ import torch
 from numpy.typing import NDArray
 
 from milbench.aggregator import Aggregator
+from milbench.bags import Bag
 from milbench.errors import MilbenchError
-from milbench.nn.optimisers import learning_rate
+from milbench.nn.optimisers import epochs_done, learning_rate, start_epoch
 from milbench.recipes import Recipe
 from milbench.seeds import derive_seed
-from milbench.stats import STEP, rounded
+from milbench.stats import STEP, accuracy_and_aucs, rounded
 from milbench.tasks import Task, to_device
 from milbench.training.loader import BagOrder, Bags
 from milbench.training.selection import NOT_VALIDATED, BestEpoch, LastEpoch, Validation
 
 CurveRow = dict[str, float | None]
+_WATCHED = {"best val accuracy": "accuracy", "best val accuracy and AUCs": "accuracy_and_aucs"}  # else the task's own metric
 
 
 @dataclass
@@ -92,11 +94,12 @@ def fit(
         model.fit(train, targets)
         return Fit()
 
-    steps = _Steps(model, train, targets, task, recipe, axes)
+    order = BagOrder([task.stratum(target) for target in targets], recipe, axes)
+    steps = Steps(model, train, targets, task, recipe, order.epoch)
     if recipe.select != "last" and not val:
         raise MilbenchError(f"recipe {recipe.name} selects on validation, but this fold has no validation part")
     selection: LastEpoch | BestEpoch = LastEpoch() if recipe.select == "last" else BestEpoch(recipe)
-    watched = "accuracy" if recipe.select == "best val accuracy" else task.metric
+    watched = _WATCHED.get(recipe.select, task.metric)
     curve: list[CurveRow] = []
     for epoch in range(1, recipe.max_epochs + 1):
         row: CurveRow = {"epoch": epoch, "train_loss": steps.epoch(epoch)}
@@ -110,19 +113,35 @@ def fit(
         if selection.update(epoch, model, validation):
             break
     selection.restore(model)
-    return Fit(curve, selection.epoch, selection.selected_on, steps.seconds / (len(curve) * steps.order.shown))
+    return Fit(curve, selection.epoch, selection.selected_on, steps.seconds / (len(curve) * order.shown))
 
 
-class _Steps:
-    """The training steps of an epoch; `seconds` is the time that all took so far."""
+class Steps:
+    """The training steps, epoch by epoch.
+
+    Args:
+        model, task, recipe: as :func:`fit` takes them.
+        train, targets: bags and what the loss compares them with.
+        order: number of an epoch, from 1 -> which bags it shows, in order.
+
+    Attributes:
+        optimisers: those of the model.
+        seconds: the time that all steps took so far.
+    """
 
     def __init__(
-        self, model: Aggregator, train: Bags, targets: Sequence[Any], task: Task, recipe: Recipe, axes: Sequence[object]
+        self,
+        model: Aggregator,
+        train: Sequence[Bag],
+        targets: Sequence[Any],
+        task: Task,
+        recipe: Recipe,
+        order: Callable[[int], Sequence[int]],
     ) -> None:
         self._model, self._train, self._targets, self._task, self._recipe = model, train, targets, task, recipe
-        self._optimisers = model.optimisers(recipe)
-        self._full_rates = [(group, group["lr"]) for optimiser in self._optimisers for group in optimiser.param_groups]
-        self.order = BagOrder([task.stratum(target) for target in targets], recipe, axes)
+        self.optimisers = model.optimisers(recipe)
+        self._full_rates = [(group, group["lr"]) for optimiser in self.optimisers for group in optimiser.param_groups]
+        self._order = order
         self.seconds = 0.0
 
     def epoch(self, number: int) -> float:
@@ -131,15 +150,16 @@ class _Steps:
         Raises:
             ArithmeticError: the mean is not finite.
         """
-        order = self.order.epoch(number)
+        order = self._order(number)
         self._model.train()
         losses = []
         started = time.perf_counter()
+        start_epoch(self.optimisers, len(order))
         for at, i in enumerate(order):
-            progress = number - 1 + (at / len(order) if self._recipe.schedule == "cosine-per-step" else 0)
+            share = learning_rate(self._recipe, epochs_done(self._recipe, number, at, len(order)))
             for group, full_rate in self._full_rates:
-                group["lr"] = full_rate * learning_rate(self._recipe, progress)
-            losses.append(self._model.training_step(self._train[i], self._targets[i], self._task, self._optimisers))
+                group["lr"] = full_rate * share
+            losses.append(self._model.training_step(self._train[i], self._targets[i], self._task, self.optimisers))
         loss = float(torch.stack(losses).mean())
         self.seconds += time.perf_counter() - started
         if not math.isfinite(loss):
@@ -149,5 +169,8 @@ class _Steps:
 
 def _validate(model: Aggregator, val: Bags, task: Task, watched: str) -> Validation:
     scores, loss = predict(model, val, task)
-    metric = task.metrics(val.samples, scores)[watched]
+    if watched == "accuracy_and_aucs":
+        metric = accuracy_and_aucs(np.array([sample.label for sample in val.samples]), scores)
+    else:
+        metric = task.metrics(val.samples, scores)[watched]
     return Validation(rounded(metric, step=STEP), loss)  # rounded, so that equal epochs tie on every machine

@@ -44,19 +44,19 @@ class LastEpoch:
 
 
 class BestEpoch:
-    """Keeps the weights of the best epoch: highest metric, of equals the lowest loss, of those the earliest.
+    """Keeps the weights of the best epoch: highest metric or lowest loss, and of equals the one that the recipe's `ties` says.
 
-    An undefined metric ranks last, so that the loss decides where no epoch has one.
+    An undefined metric ranks last, and where no epoch has one the lowest loss decides.
 
     Args:
-        recipe: gives `select`, `select_after` and what ends training.
+        recipe: gives `select`, `ties`, `select_after` and what ends training.
     """
 
     selected_on = "val"
 
     def __init__(self, recipe: Recipe) -> None:
         self.epoch = 0
-        self._by_metric = recipe.select != "best val loss"
+        self._by_metric, self._ties = recipe.select != "best val loss", recipe.ties
         self._first = recipe.select_after + 1 if recipe.select_after < recipe.max_epochs else 1
         self._stopping = Stopping(recipe)
         self._best = (-math.inf, -math.inf)
@@ -66,9 +66,10 @@ class BestEpoch:
         """Note an epoch and copy the weights if it is the best so far; returns whether training ends with it."""
         if epoch < self._first:
             return False
-        metric = validation.metric if self._by_metric and not math.isnan(validation.metric) else -math.inf
-        rank = (metric, -validation.loss)
-        better = rank > self._best  # of equal epochs the earlier one stays
+        known = self._by_metric and not math.isnan(validation.metric)
+        by_loss = self._ties == "lower loss" or not known
+        rank = (validation.metric if known else -math.inf, -validation.loss if by_loss else 0.0)
+        better = not self.epoch or rank > self._best or (rank == self._best and self._ties == "last")
         if better:
             self._best, self.epoch = rank, epoch
             self._weights = copy.deepcopy(model.state_dict())

@@ -20,7 +20,7 @@ from milbench.datasets import Dataset
 from milbench.errors import MilbenchError, SkipTrial
 from milbench.ops import backends
 from milbench.seeds import derive_seed
-from milbench.training import Bags, FoldStatistics, fit, fold_bags, predict
+from milbench.training import Bags, FoldStatistics, HighestTestAccuracy, fit, fold_bags, predict
 from milbench.trials import predictions
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import MODEL, PREDICTIONS, Result, Status, Store
@@ -135,10 +135,13 @@ def _run(
         standardiser = (statistics or FoldStatistics()).standardiser(dataset, fold, data)
     train, val, test = fold_bags(dataset, fold, standardiser=standardiser, device=spec.device)
     process.seed(derive_seed(*spec.axes, "training"))
-    done = fit(model, train, val, task, spec.recipe, spec.axes, on_epoch)
+    highest = HighestTestAccuracy(model, test, task, spec.recipe.optimistic_epochs or 0, on_epoch)
+    done = fit(model, train, val, task, spec.recipe, spec.axes, highest if spec.recipe.optimistic_epochs else on_epoch)
 
     scores, _ = predict(model, test, task)
     metrics = {"test": _plain(task.metrics(test.samples, scores))}
+    if spec.recipe.optimistic_epochs:
+        metrics["optimistic"] = {"accuracy": highest.value}
     if val:
         metrics["val"] = _plain(task.metrics(val.samples, predict(model, val, task)[0]))
     result = Result(

@@ -43,7 +43,7 @@ class Result(BaseModel):
     traceback: str | None = None
     spec: TrialSpec
     labels: dict[str, str] = {}
-    metrics: dict[Literal["test", "val"], dict[str, Any]] = {}
+    metrics: dict[Literal["test", "val", "optimistic"], dict[str, Any]] = {}
     selected: dict[str, int | str | None] = {}
     curve: list[dict[str, float | None]] = []
     messages: list[str] = []

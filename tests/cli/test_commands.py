@@ -172,9 +172,19 @@ def test_lists():
     params = json.loads(milbench("ls", "aggregators", "abmil", "--params", "--json"))
     assert {"aggregator": "abmil", "parameter": "lineage", "type": "clam | original", "default": "clam"} in params
     assert {"aggregator": "abmil", "parameter": "gated", "type": "bool", "default": True} in params
+    every = json.loads(milbench("ls", "aggregators", "--params", "--json"))
+    has = {(row["aggregator"], row["parameter"]) for row in every}
+    assert {(name, what) for name in names for what in ("heads", "dropout", "positions")} <= has
     recipes = {(row["name"], row["task"]): row for row in json.loads(milbench("ls", "recipes", "--json"))}
     assert recipes["paper", "subtyping"]["lr"] == 1e-4
     assert ("classic", "survival") not in recipes
+    official = {(row["method"], row["task"]): row for row in json.loads(milbench("ls", "recipes", "--json")) if row["method"]}
+    assert (official["abmil", "survival"]["left_over"], official["transmil", "subtyping"]["left_over"]) == ("restart", "flush")
+    assert official["dsmil", "subtyping"]["parameters"] == {"orthogonal": True}
+    assert official["max[pick=instance]", "subtyping"]["min_epochs"] == 52
+    assert ("max", "subtyping") not in official
+    assert official["gcn-mil", "survival"]["source"].startswith("mahmoodlab/Patch-GCN")
+    assert official["gcn-mil", "survival"]["not_followed"].startswith("time bins come from the training fold")
     for what in ("aggregators", "suites", "datasets", "encoders", "backends", "recipes"):
         assert len(milbench("ls", what).splitlines()) > 3
 

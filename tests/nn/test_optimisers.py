@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from milbench import plugins, suites
-from milbench.nn.optimisers import build, learning_rate
+from milbench.nn.optimisers import build, epochs_done, learning_rate, start_epoch
 from milbench.recipes import Recipe
 from milbench.recipes import get as get_recipe
 from milbench.tasks import for_fold
@@ -123,3 +123,114 @@ def test_a_method_without_a_recipe_of_its_own_keeps_the_papers_and_shares_its_tr
     assert (official[0].spec.recipe.name, official[1].spec.recipe.name) == ("paper", "official")
     assert paper[1].spec.trial_id != official[1].spec.trial_id
     assert official[0].cell.context == official[1].cell.context != paper[0].cell.context
+
+
+def steps_of(left_over, bags, epochs, accumulate=4):
+    """After which bags of which epoch a step is made, and how many gradients of ones were in each: their sum over `accumulate`."""
+    p = nn.Parameter(torch.zeros(1))
+    recipe = Recipe(name="x", optimiser="sgd", lr=1.0, weight_decay=0.0, accumulate=accumulate, left_over=left_over)
+    optimiser = build(recipe, [p])
+    made = []
+    for epoch in range(1, epochs + 1):
+        start_epoch([optimiser], bags)
+        for bag in range(1, bags + 1):
+            optimiser.zero_grad()
+            p.sum().backward()
+            waiting, before = float(p.grad), float(p.detach())
+            optimiser.step()
+            if float(p.detach()) != before:
+                made.append((epoch, bag, waiting))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("left_over", "bags", "made"),
+    [
+        ("carry", 6, [(1, 4, 4), (2, 2, 4), (2, 6, 4)]),
+        ("restart", 6, [(1, 4, 4), (2, 4, 6)]),
+        ("flush", 6, [(1, 4, 4), (1, 6, 2), (2, 4, 4), (2, 6, 2)]),
+        ("carry", 3, [(2, 1, 4)]),
+        ("restart", 3, []),
+        ("flush", 3, [(1, 3, 3), (2, 3, 3)]),
+        ("carry", 4, [(1, 4, 4), (2, 4, 4)]),
+        ("restart", 4, [(1, 4, 4), (2, 4, 4)]),
+        ("flush", 4, [(1, 4, 4), (2, 4, 4)]),
+    ],
+)
+def test_what_becomes_of_bags_that_make_no_whole_step(left_over, bags, made):
+    assert steps_of(left_over, bags, 2) == made
+
+
+def test_the_gradient_of_a_shorter_step_is_divided_all_the_same():
+    p = nn.Parameter(torch.zeros(1))
+    recipe = Recipe(name="x", optimiser="sgd", lr=1.0, weight_decay=0.0, accumulate=4, left_over="flush")
+    optimiser = build(recipe, [p])
+    start_epoch([optimiser], 1)
+    optimiser.zero_grad()
+    p.sum().backward()
+    optimiser.step()
+    assert float(p.detach()) == -0.25
+
+
+@pytest.mark.parametrize(
+    ("left_over", "second"), [("restart", [5, 5, 5, 5, 9]), ("flush", [5, 5, 5, 5, 9]), ("carry", [4, 4, 4, 8, 8])]
+)
+def test_the_learning_rate_is_that_of_the_first_bag_of_a_step(left_over, second):
+    recipe = Recipe(name="x", schedule="cosine-per-step", accumulate=4, left_over=left_over, max_epochs=5)
+    assert [round(epochs_done(recipe, 1, at, 5) * 5) for at in range(5)] == [0, 0, 0, 0, 4]
+    assert [round(epochs_done(recipe, 2, at, 5) * 5) for at in range(5)] == second
+    by_epoch = recipe.model_copy(update={"schedule": "cosine"})
+    assert {epochs_done(by_epoch, 3, at, 5) for at in range(5)} == {2}
+
+
+def test_eps_is_the_optimisers():
+    p = nn.Parameter(torch.zeros(1))
+    assert build(Recipe(name="x", eps=3.2e-7, optimiser="adam"), [p]).param_groups[0]["eps"] == 3.2e-7
+    assert build(Recipe(name="x", optimiser="adam"), [p]).param_groups[0]["eps"] == 1e-8
+
+
+def test_what_a_recipe_leaves_unset_is_not_in_a_trials_identity():
+    younger = {"enough", "epoch_bags", "eps", "left_over", "ties", "optimistic_epochs"}
+    paper = get_recipe("paper", "subtyping").model_dump()
+    assert not younger & paper.keys()
+    restarted = get_recipe("paper", "survival", accumulate=32, left_over="restart")
+    assert restarted.model_dump()["left_over"] == "restart"
+    assert Recipe.model_validate_json(restarted.model_dump_json()) == restarted
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "name"),
+    [
+        ("max", "subtyping", "paper"), ("max[pick=instance]", "subtyping", "official"), ("mean", "survival", "paper"),
+        ("mean[reduce=sum,rho=256]", "survival", "official"), ("amisl[lineage=original]", "survival", "paper"),
+        ("abmil[lineage=original]", "survival", "paper"), ("dsmil[lineage=hipt]", "subtyping", "official"),
+    ],
+)  # fmt: skip
+def test_a_variant_has_the_recipe_of_its_own_publication(text, task, name):
+    assert get_recipe("official", task, official=plugins.resolve(text).official).name == name
+
+
+def test_hipts_recipes():
+    hipt = get_recipe("official", "subtyping", official=plugins.resolve("hipt").official)
+    assert (hipt.weight_decay, hipt.eps, hipt.accumulate) == (3.2e-4, 3.2e-7, 1)
+    dsmil = plugins.resolve("dsmil[lineage=hipt]").official
+    assert get_recipe("official", "subtyping", official=dsmil) == hipt
+    survival = get_recipe("hipt", "survival")
+    assert survival.model_dump(exclude={"name"}) == get_recipe("official", "survival", official=dsmil).model_dump(
+        exclude={"name"}
+    )
+
+
+def test_a_misspelt_value_of_an_official_recipe_is_refused():
+    with pytest.raises(ValueError, match="patiance"):
+        get_recipe("official", "subtyping", official={"subtyping": {"patiance": 3}})
+
+
+def test_official_takes_the_parameters_of_the_methods_script():
+    suite = suites.load("quickstart")
+    names = ["dsmil", "dsmil[orthogonal=true]", "dsmil[query_dim=64]"]
+    paper = {job.cell.aggregator: job.spec for job in suites.expand(suite, aggregators=names, folds=[0])[1]}
+    official = {job.cell.aggregator: job.spec for job in suites.expand(suite, aggregators=names, folds=[0], recipe="official")[1]}
+    assert [spec.params["orthogonal"] for spec in paper.values()] == [False, True, False]
+    assert [spec.params["orthogonal"] for spec in official.values()] == [True, True, True]
+    assert official.keys() == paper.keys(), "rows keep their names"

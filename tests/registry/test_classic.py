@@ -347,3 +347,11 @@ def test_dtfd_reads_the_file_of_the_official_script():
 def test_dtfd_refuses_no_groups():
     with pytest.raises(MilbenchError, match="at least 1"):
         build("dtfd-afs[groups=0]")
+
+
+def test_the_original_scoring_network_has_no_dropout_inside():
+    original = "trunk=256-128,hidden=64,attention_dim=64,gated=false,dropout=0.5"
+    assert plugins.resolve(f"abmil[lineage=original,{original}]").build(166, 2).score.dropout.p == 0
+    assert plugins.resolve(f"abmil[{original}]").build(166, 2).score.dropout.p == 0.5
+    assert plugins.resolve("abmil[lineage=original]").implementation == "abmil@2"
+    assert plugins.resolve("abmil").implementation == "abmil@1", "trials of the other lineage stay what they are"

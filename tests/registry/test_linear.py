@@ -364,6 +364,29 @@ def test_gigapath_without_weights_is_skipped_and_bad_weights_are_named(tmp_path)
         build(f"gigapath-pretrained[depth=1,dim=64,heads=4,weights={tmp_path}/list.pth]")
 
 
+def test_gigapath_reads_the_patches_in_file_order_or_in_a_seeded_one():
+    small = "depth=2,dim=64,heads=4,dropout=0,drop_path=0"
+    stored, shuffled = build(f"gigapath-random[{small}]"), build(f"gigapath-random[{small},order=random]")
+    shuffled.load_state_dict(stored.state_dict())
+    shown = bag(30)
+    order = token_order("random", 30, None, key=shown.slide_id, training=False, device=torch.device("cpu"))
+    permuted = Bag(shown.features[order], shown.coords[order], shown.step)
+    assert not torch.equal(stored(shown).logits, stored(permuted).logits), "dilated attention depends on the order"
+    assert torch.equal(shuffled(shown).logits, stored(permuted).logits), "positions go with their patches"
+    assert torch.equal(shuffled(shown).logits, shuffled(shown).logits), "fixed by the slide's name"
+    shuffled.train()
+    assert not torch.equal(shuffled(shown).logits, shuffled(shown).logits), "drawn anew in training"
+
+
+def test_gigapath_is_officially_fine_tuned_on_shuffled_patches():
+    usual, deep = plugins.resolve("gigapath-random"), plugins.resolve("gigapath-random[depth=4]")
+    assert usual.params["order"] == "storage"
+    own = usual.official["subtyping"]["params"]
+    assert own == {"order": "random", "dropout": 0.1, "feature_layer": 11}
+    assert deep.official["subtyping"]["params"]["feature_layer"] == 3
+    assert get_recipe("official", "subtyping", official=usual.official).left_over == "restart"
+
+
 def test_official_recipe_slows_the_layers_near_the_input():
     model = build("gigapath-random[depth=3,dim=64,heads=4]")
     (optimiser,) = model.optimisers(get_recipe("official", "subtyping", official=model.official_recipe))

@@ -170,3 +170,29 @@ print(extra_bytes(lambda: step(bag)))
     if done.stdout.strip() == "None":
         pytest.skip("this system does not tell a process's peak memory")
     assert int(done.stdout) < 3e9
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("name", ["longmil", "longmil-retnet", "longmil-gla"])
+def test_heads_reach_the_local_and_the_global_layer(name, heads):
+    model = build(f"{name}[dim=32,heads={heads}]")
+    assert [block.mixer.heads for block in (*model.local, model.whole)] == [heads] * 3
+
+
+def test_only_hybrids_whose_numbers_changed_have_another_version():
+    version = lambda text: plugins.resolve(text).implementation.partition("@")[2]  # noqa: E731
+    assert {name: version(name) for name in HYBRIDS} == {
+        name: "2" if name in ("longmil-retnet", "longmil-gla") else "1" for name in HYBRIDS
+    }
+    assert version("longmil[global_layer=gla]") == "2", "a version follows from the parameters, whatever the name"
+
+
+@pytest.mark.parametrize("name", [*HYBRIDS, "full-attention"])
+def test_which_slide_of_a_case_comes_first_does_not_matter(name):
+    one, two = tissue(20, seed=1), tissue(30, seed=2)
+    case = lambda a, b: Bag(  # noqa: E731
+        torch.cat([a.features, b.features]), torch.cat([a.coords, b.coords]), 448.0, slide_id="case",
+        slide_index=torch.tensor([0] * len(a) + [1] * len(b)),
+    )  # fmt: skip
+    model = build(f"{name}[dim=32]")
+    torch.testing.assert_close(model(case(one, two)).logits, model(case(two, one)).logits, rtol=1e-9, atol=1e-12)

@@ -314,7 +314,7 @@ class TestRegions:
         content = {f"module.backbone.{name}": value + 1 for name, value in donor.local.state_dict().items()}
         content["module.head.mlp.0.weight"] = torch.zeros(2, 2)  # of self-supervised training
         torch.save({"teacher": content, "student": {}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "local.pth")
-        name = f"hipt[dim=24,depth=2,freeze=true,weights={tmp_path / 'local.pth'}]"
+        name = f"hipt[dim=24,depth=2,frozen=true,weights={tmp_path / 'local.pth'}]"
         model = build(name)
         assert all(torch.equal(value, donor.local.state_dict()[key] + 1) for key, value in model.local.state_dict().items())
         model(tissue(40)).logits.sum().backward()

@@ -89,10 +89,12 @@ def test_rows_and_printed_numbers_stand_where_the_paper_has_them(paper, shared):
 
 
 def test_every_printed_number_has_its_place():
-    """Each of the 268 numbers belongs to one column and row of the suite that reproduces its table."""
+    """Each of the 268 numbers belongs to one column and row of the suite that reproduces its table; survival has a second one."""
     used = Counter()
     for name in names():
-        for suite in [s for s in with_includes(load(name)) if s.name == name and s.table.published]:
+        for suite in [
+            s for s in with_includes(load(name)) if s.name == name and s.table.published and not name.endswith("-hipt")
+        ]:
             printed = PrintedTable(suite.table.published)
             g = suite.grid
             for dataset in g.dataset:
@@ -357,4 +359,4 @@ def test_suites_that_were_never_run_are_named(store):
     report = build(store, "paper-all", tests=False)
     assert report.not_run == ["efficiency"]
     assert report.title == "Every table of the paper"
-    assert len({section.table.name for section in report.sections}) == len(report.sections) == 17
+    assert len({section.table.name for section in report.sections}) == len(report.sections) == 19

@@ -9,6 +9,7 @@ import pytest
 from sklearn import metrics as sk
 
 from milbench import stats
+from milbench.stats import accuracy_and_aucs, accuracy_at_best_thresholds, per_class_auc, youden_threshold
 from milbench.stats.metrics import concordance_by_case
 
 RNG = np.random.default_rng(0)
@@ -158,3 +159,32 @@ def test_no_cases_have_no_metric():
         assert np.isnan(metric(target, score, none)).all()
     assert np.isnan(stats.c_index([1, 2, 3], [True] * 3, [3, 2, 1], none)).all()
     np.testing.assert_array_equal(stats.balanced_accuracy([0, 0, 0], score), 2 / 3)
+
+
+def best_threshold_by_trying(positive, score):
+    """Of all scores and infinity, the highest at which the true less the false positive rate is largest."""
+    tried = sorted([np.inf, *score], reverse=True)
+    gain = [np.mean(score[positive] >= t) - np.mean(score[~positive] >= t) for t in tried]
+    return tried[int(np.argmax(np.round(gain, 12)))]  # rounded, so that equals are equal
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_accuracy_at_the_best_thresholds(seed):
+    rng = np.random.default_rng(seed)
+    n, classes = int(rng.integers(6, 40)), int(rng.integers(2, 4))
+    target = np.concatenate([np.arange(classes), rng.integers(classes, size=n - classes)])
+    score = np.round(rng.random((n, classes)) + 0.5 * np.eye(classes)[target], 1)  # with ties
+    thresholds = [best_threshold_by_trying(target == c, score[:, c]) for c in range(classes)]
+    assert [youden_threshold(target == c, score[:, c]) for c in range(classes)] == thresholds
+    called = score >= thresholds  # (n, C), as many classes as reach theirs
+    exact = np.mean([(row == one).all() for row, one in zip(called, np.eye(classes, dtype=bool)[target], strict=True)])
+    assert accuracy_at_best_thresholds(target, score) == pytest.approx(exact)
+    assert accuracy_and_aucs(target, score) == pytest.approx((exact + per_class_auc(target, score).sum()) / 2)
+    if classes == 2:
+        single = np.mean((score[:, 1] >= thresholds[1]) == (target == 1))
+        assert accuracy_at_best_thresholds(target, score, one_output=True) == pytest.approx(single)
+
+
+def test_without_both_sides_there_is_no_threshold():
+    assert youden_threshold([True, True], [0.1, 0.2]) == youden_threshold([False], [0.3]) == np.inf
+    assert np.isnan(accuracy_and_aucs([0, 0], [[0.9, 0.1], [0.8, 0.2]]))

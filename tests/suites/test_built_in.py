@@ -9,7 +9,7 @@ import torch
 
 from milbench import MilbenchError, datasets, plugins, reading, rehearsal, suites
 from milbench.datasets.packed import packed
-from milbench.errors import NotHere
+from milbench.errors import NotHere, SkipTrial
 from milbench.reading import draws
 from milbench.suites import whole, with_includes
 from milbench.suites.model import Search
@@ -75,6 +75,25 @@ def test_where_the_paper_names_a_variant_the_suite_runs_it():
     assert "longmil-vmamba" in suites.load("bracs-magnification").grid.aggregator, "the linear global layer at 40x"
     for name in ("survival", "survival-foundation"):
         assert {"abmil[rho=256]", "dsmil[lineage=hipt,nonlinear=false,values=linear]"} <= set(suites.load(name).grid.aggregator)
+
+
+@pytest.mark.parametrize("name", ["survival", "survival-foundation"])
+def test_survival_is_run_in_both_settings_that_the_paper_names(name):
+    paper, hipt = suites.load(name), suites.load(f"{name}-hipt")
+    assert paper.includes == [hipt.name] and paper.table.name != hipt.table.name and paper.title != hipt.title
+    same = lambda suite: suite.grid.model_dump(exclude={"aggregator", "seed"})  # noqa: E731
+    assert same(paper) == same(hipt)
+    assert [row for row in hipt.grid.aggregator if row != "hipt[frozen=true]"] == paper.grid.aggregator
+    jobs = suites.expand(hipt, folds=[0], seeds=[0], load=STAND_IN)[1]
+    recipe = jobs[0].spec.recipe
+    assert {job.spec.recipe for job in jobs} == {recipe}, "one setting for all methods"
+    assert (recipe.optimiser, recipe.lr, recipe.weight_decay, recipe.sampling) == ("adam", 2e-4, 1e-5, "class-balanced")
+    assert (recipe.accumulate, recipe.left_over, recipe.max_epochs, recipe.select) == (32, "restart", 20, "last")
+
+
+def test_a_frozen_hipt_without_its_weights_is_skipped():
+    with pytest.raises(SkipTrial, match=r"no weights: .*hipt\[frozen=true,weights=PATH\]"):
+        plugins.resolve("hipt[frozen=true]").build(384, 4)
 
 
 def test_figure_4_is_run_in_both_readings():
@@ -155,7 +174,8 @@ def test_what_the_composed_suites_are_made_of():
     assert leaves("bracs-all") == [*bracs, *ablations]
     brca = ["tcga-brca-encoders", "tcga-brca-resnet50", "tcga-brca-grouped"]
     assert leaves("tcga-brca") == brca
-    assert leaves("paper-all") == [*bracs, *ablations, *brca, "survival", "survival-foundation"]
+    survival = ["survival-hipt", "survival", "survival-foundation-hipt", "survival-foundation"]
+    assert leaves("paper-all") == [*bracs, *ablations, *brca, *survival]
     assert [s.made_by for s in whole(suites.load("paper-all")) if s.made_by] == ["milbench profile aggregators"]
     assert leaves("efficiency") == []
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from milbench import Aggregator, Prediction
+from milbench import Aggregator, Prediction, plugins
 from milbench.datasets import Fold
 from milbench.recipes import get as get_recipe
 from milbench.seeds import derive_seed
+from milbench.stats import accuracy_at_best_thresholds
 from milbench.tasks import Subtyping
-from milbench.training import BagOrder, Bags, FoldStatistics, Standardiser, fit, fold_bags, predict
+from milbench.training import BagOrder, Bags, FoldStatistics, HighestTestAccuracy, Standardiser, fit, fold_bags, predict
 from tests.builders.datasets import toy_dataset
 from tests.builders.training import Scripted, train
 
@@ -213,3 +214,30 @@ def test_bags_are_checked_on_first_reading():
     broken = replace(data, read=lambda id: data.read(id).with_features(torch.full((2, 6), np.nan)))
     with pytest.raises(Exception, match=r"slide s00 \(s00\.h5\): 2 of 2 patches hold NaN"):
         Bags(broken, ["s00"])[0]
+
+
+def test_the_optimistic_protocol_is_looked_at_and_changes_nothing():
+    data = toy_dataset(30, shift=0.3)
+    fold, recipe = data.folds("one")[0], get_recipe("classic", "subtyping", max_epochs=6, lr=1e-2)
+    task = Subtyping(data.classes)
+
+    def trained(watched):
+        bags, val, test = fold_bags(data, fold)
+        torch.manual_seed(0)
+        model = plugins.resolve("dtfd-afs[hidden=16,attention_dim=8]").build(data.in_dim, 2)
+        target, seen = np.array([sample.label for sample in test.samples]), []
+        highest = HighestTestAccuracy(model, test, task, 4, lambda epoch, row: seen.append(epoch))
+        each = []
+
+        def on_epoch(epoch, row):
+            each.append(accuracy_at_best_thresholds(target, predict(model, test, task)[0], one_output=True))
+            highest(epoch, row)
+
+        fit(model, bags, val, task, recipe, ("x",), on_epoch if watched else lambda epoch, row: None)
+        return predict(model, test, task)[0], highest.value, each, seen
+
+    scores, value, each, seen = trained(True)
+    assert value == max(each[:4]), "of the first epochs only"
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert np.array_equal(scores, trained(False)[0])
+    assert recipe.optimistic_epochs == 40

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from milbench import plugins
 from milbench.recipes import get as get_recipe
 from milbench.training import BestEpoch, LastEpoch, Stopping, Validation
 
@@ -93,3 +94,78 @@ def test_the_last_epoch_is_whatever_comes_last():
     selection = LastEpoch()
     assert play(selection, [(1.0, 0.0), (0.0, 9.0), (math.nan, math.nan)]) == (3, 3)
     assert (selection.epoch, selection.selected_on) == (3, "none")
+
+
+def official(name, task="subtyping", **changes):
+    variant = plugins.resolve(name)
+    return get_recipe("official", task, official=variant.official, **changes)
+
+
+def losses(values):
+    """A validation curve of which only the loss counts."""
+    return [(0.5, loss) for loss in values]
+
+
+@pytest.mark.parametrize("name", ["clam-sb", "clam-mb", "abmil", "max[pick=instance]"])
+@pytest.mark.parametrize(
+    ("curve", "ends", "epoch"),
+    [
+        ([1.0] + [2.0] * 199, 52, 1),  # patience ends long before: nothing stops before epoch 52
+        ([2.0] * 31 + [1.0] + [2.0] * 168, 52, 32),  # 20 epochs later is epoch 52
+        ([2.0] * 32 + [1.0] + [2.0] * 167, 53, 33),
+        ([2.0] * 99 + [1.0] + [2.0] * 100, 120, 100),  # an equal loss counts as better, so the plateau does not wait
+        ([1.0] + [2.0] * 49 + [1.0] + [2.0] * 149, 71, 51),  # as good as epoch 1, and so a better one
+        ([3.0 - n / 100 for n in range(200)], 200, 200),
+    ],
+)
+def test_clam_stops_and_selects(name, curve, ends, epoch):
+    assert play(BestEpoch(official(name)), losses(curve)) == (ends, epoch)
+
+
+@pytest.mark.parametrize(
+    ("curve", "ends", "epoch"),
+    [
+        ([0.9] + [0.1] * 49, 12, 1),  # after eleven epochs without a better one
+        ([0.9] * 50, 12, 1),  # an equal one is no better, whatever its loss
+        ([0.1] * 11 + [0.9] + [0.1] * 38, 23, 12),  # just in time
+        ([0.1] * 12 + [0.9] + [0.1] * 37, 12, 1),
+        ([0.1] * 10 + [0.9] + [0.1] * 39, 22, 11),
+    ],
+)
+def test_dsmil_stops_and_selects(curve, ends, epoch):
+    recipe = official("dsmil")
+    assert recipe.select == "best val accuracy and AUCs"
+    falling = [(metric, 1 - at / 100) for at, metric in enumerate(curve)]
+    assert play(BestEpoch(recipe), falling) == (ends, epoch)
+
+
+@pytest.mark.parametrize("name", ["dtfd-afs", "dtfd-maxs", "dtfd-maxmins"])
+def test_dtfd_selects_from_the_last_fifth(name):
+    falling = [(1 - at / 1000, 1.0) for at in range(200)]
+    assert play(BestEpoch(official(name)), falling) == (200, 162)
+    plateau = [(0.5, 1 - at / 1000) for at in range(200)]
+    assert play(BestEpoch(official(name)), plateau) == (200, 162), "a lower loss is no reason"
+
+
+def test_transmil_stops_after_ten_epochs_without_a_lower_loss():
+    assert play(BestEpoch(official("transmil")), losses([1.0] * 200)) == (11, 1)
+    assert play(BestEpoch(official("transmil")), losses([1.0] * 10 + [0.9] + [1.0] * 189)) == (21, 11)
+
+
+@pytest.mark.parametrize(("ties", "epoch"), [("lower loss", 3), ("first", 2), ("last", 4)])
+def test_which_of_equal_epochs(ties, epoch):
+    assert play(best(ties=ties), [(0.1, 0.1), (0.8, 0.5), (0.8, 0.4), (0.8, 0.6), (0.7, 0.1)]) == (5, epoch)
+    undefined = [(math.nan, loss) for loss in (1.0, 0.5, 0.5, 2.0)]
+    assert play(best(ties=ties), undefined)[1] == (3 if ties == "last" else 2), "where none has a metric the loss decides"
+
+
+@pytest.mark.parametrize("name", ["clam-sb", "abmil", "dsmil", "dtfd-afs", "transmil"])
+def test_official_without_a_validation_part_says_that_it_is_not(name):
+    recipe = official(name, has_validation=False)
+    assert (recipe.name, recipe.select, recipe.max_epochs) == ("official without selection", "last", 20)
+    assert official(name).name == "official"
+
+
+@pytest.mark.parametrize("name", ["gigapath-random", "hipt", "abmil[lineage=original]"])
+def test_a_recipe_that_never_selects_needs_no_validation_part(name):
+    assert official(name, has_validation=False) == official(name)

@@ -154,7 +154,11 @@ def _fingerprint(examined: Examined, files: FeatureSet, contents: Mapping[str, s
     exchanged = ["swap_xy"] if files.features.swap_xy else []
     what = {id: [[slide, contents[slide], files.steps.get(slide)] for slide in slides] for id, slides in files.slides.items()}
     classes = list(examined.manifest.labels.classes) if examined.manifest.labels else []
-    text = json.dumps([examined.manifest.task, examined.manifest.unit, classes, who, what, *exchanged], sort_keys=True)
+    # Where slides of a case stand on its grid follows from what they hold; before, from the order of the table.
+    side_by_side = ["by content"] if any(len(slides) > 1 for slides in files.slides.values()) else []
+    text = json.dumps(
+        [examined.manifest.task, examined.manifest.unit, classes, who, what, *exchanged, *side_by_side], sort_keys=True
+    )
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
