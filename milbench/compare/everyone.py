@@ -72,6 +72,8 @@ class Everyone:
 def everyone(plan: Plan, runs: Sequence[Run], metric: Metric) -> list[Everyone]:
     """Every two methods of each column that has three or more, by the primary test.
 
+    A column with one split whose methods were trained once each is left out: neither places nor chances are known there.
+
     Raises:
         MilbenchError: runs of one fold test different cases.
     """
@@ -80,11 +82,12 @@ def everyone(plan: Plan, runs: Sequence[Run], metric: Metric) -> list[Everyone]:
         if run.status == "ok":
             places.setdefault(run.column, {}).setdefault(run.cell.aggregator, []).append(run)
     labels = {run.cell.aggregator: run.cell.label for run in reversed(runs)}
-    return [
-        _column(column, metric, {name: trainings(methods[name]) for name in reading.in_order(plan, list(methods))}, labels)
+    columns = {
+        column: {name: trainings(methods[name]) for name in reading.in_order(plan, list(methods))}
         for column, methods in places.items()
-        if len(methods) >= FEWEST
-    ]
+        if len(methods) >= FEWEST and any(len(runs) > 1 for runs in methods.values())
+    }
+    return [_column(column, metric, methods, labels) for column, methods in columns.items()]
 
 
 def _column(column: Column, metric: Metric, methods: dict[str, Trainings], labels: dict[str, str]) -> Everyone:

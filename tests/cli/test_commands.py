@@ -80,6 +80,7 @@ def test_from_run_to_report(tmp_path, here):
         ],
         "not_ok": [],
         "not_here": [],
+        "running": 0,
     }
     assert "quickstart" in milbench("status")
 

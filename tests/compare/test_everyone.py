@@ -53,6 +53,13 @@ def test_places_are_those_of_complete_methods(suite):
     assert found.between("abmil") == (1, 1)
 
 
+def test_methods_that_were_seen_once_have_no_places(tmp_path, unflushed):
+    store, plan = made_up_suite(tmp_path, METHODS, folds=1, n=24)
+    assert everyone(plan, reading.read(store, plan), METRICS["macro_auc"]) == []
+    store, plan = made_up_suite(tmp_path, METHODS, folds=1, seeds=2, n=24)
+    assert everyone(plan, reading.read(store, plan), METRICS["macro_auc"])
+
+
 def test_two_methods_are_no_crowd(suite):
     plan, runs = suite
     assert everyone(plan, [run for run in runs if run.cell.aggregator in ("mean", "abmil")], METRICS["macro_auc"]) == []

@@ -45,7 +45,7 @@ def test_full_is_every_method_without_positions():
     free = {e.name for e in plugins.entries() if not e.cls.needs_coords}
     assert names == free
     _, jobs = suites.expand(suite)
-    assert len(jobs) == 7 * 19 * 10 * 5
+    assert len(jobs) == 7 * 27 * 10 * 5
 
 
 def test_the_recipe_is_for_subtyping():
