@@ -296,7 +296,7 @@ def _judged(holds: Callable[[Variant], None], variant: Variant) -> None:
 
 
 _ALL = (
-    *BASICS, untouched, determinism, independence, devices, coordinates, cases, permutation, gradients, step, learns, operations,
+    *BASICS, untouched, determinism, independence, devices, coordinates, permutation, cases, gradients, step, learns, operations,
     repeats, elsewhere,
 )  # fmt: skip
 CHECKS = tuple(map(Check, _ALL))

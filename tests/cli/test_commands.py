@@ -251,7 +251,6 @@ READING = [
     "results check",
     "compare abmil max",
     "ls trials",
-    "ls recipes",
     "ls suites",
     "ls datasets",
     "ls encoders",

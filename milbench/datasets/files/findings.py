@@ -1,5 +1,6 @@
 """What a check found: how bad, where, what, and what to do about it."""
 
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Finding:
         return self.severity == "warning" or self.kind in ("unlisted", "no-case")
 
     def __str__(self) -> str:
-        said = len(self.ids) == 1 and self.ids[0] in self.what
+        said = len(self.ids) == 1 and re.match(re.escape(self.ids[0]) + r"\b", self.what)
         return printable(f"{self.where}: {self.what}{'' if said else named(self.ids)}" + (f"; {self.do}" if self.do else ""))
 
 
