@@ -68,6 +68,13 @@ kind(
     says="it is UTF-8: give it in a command of its own, without --encoding",
 )  # fmt: skip
 
+kind(
+    "survival without its task",
+    rows("case_id,survival_months,event", "P1,10,1", "P2,20,0"),
+    code=2,
+    says="no column of labels .*survival_months and event look like survival, which is read with --task survival",
+)
+
 # Ids
 kind(
     "slashes in ids of patients",

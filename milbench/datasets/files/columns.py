@@ -119,7 +119,9 @@ def _complete(table: Delimited, task: str, by_role: Mapping[str, str]) -> None:
             "first row is no header, read it with --no-header"
         )
     if task == "subtyping" and "label" not in by_role:
-        raise MilbenchError(f"{table.path}: no column of labels such as label; {here} label=NAME")
+        followed = list(_chosen(table, ("time", "event", "censorship"), {}).values())
+        hint = f"; {' and '.join(followed)} look like survival, which is read with --task survival" if len(followed) > 1 else ""
+        raise MilbenchError(f"{table.path}: no column of labels such as label; {here} label=NAME{hint}")
     if task == "survival" and "time" not in by_role:
         raise MilbenchError(f"{table.path}: no column of times such as survival_months or survival_days; {here} time=NAME")
     if task == "survival" and not {"event", "censorship"} & set(by_role):
