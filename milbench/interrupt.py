@@ -51,9 +51,13 @@ def obey() -> None:
 
 @contextmanager
 def obeyed() -> Iterator[None]:
-    """:func:`obey`, and at the end as before."""
-    with _handled_by(_stop):
-        yield
+    """:func:`obey`, and at the end as before, with the last sentence as before, too."""
+    words = _State.words
+    try:
+        with _handled_by(_stop):
+            yield
+    finally:
+        say_at_the_end(words)
 
 
 @contextmanager

@@ -86,7 +86,8 @@ def test_the_readme_says_what_the_kept_reports_say():
             return [row[name] for row in csv.DictReader(file) if row[name]]
 
     agreed = column("spatial", "spatial-capability", "agreed")
-    assert f"Of {len(agreed)} predictions {agreed.count('as expected')} came true" in text
+    verdicts = f"Of {len(agreed)} predictions {agreed.count('as expected')} came true"
+    assert (verdicts if agreed else "each method was trained once, so it shows what these models see, and no verdict") in text
     within = column("classic", "classic-printed", "within")
     assert f"Of {len(within)} printed accuracies {within.count('1')} are within" in text
     lines = (ROOT / "reports" / "quickstart" / "report.md").read_text().splitlines()
