@@ -1,7 +1,7 @@
 """Every method against every other, and which place each would take with other patients and other trainings."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -90,7 +90,7 @@ def everyone(plan: Plan, runs: Sequence[Run], metric: Metric) -> list[Everyone]:
     return [_column(column, metric, methods, labels) for column, methods in columns.items()]
 
 
-def _column(column: Column, metric: Metric, methods: dict[str, Trainings], labels: dict[str, str]) -> Everyone:
+def _column(column: Column, metric: Metric, methods: Mapping[str, Trainings], labels: dict[str, str]) -> Everyone:
     order = sorted(methods, key=lambda name: _mean(methods[name], metric))
     shared, pairs = Shared(), []
     for a, b in combinations(order, 2):
