@@ -98,6 +98,7 @@ class DGRMIL(Aggregator):
     patches.
     """
 
+    carried = ("_seen",)
     complexity = "n"
     order_sensitive = True
     official_recipe = {
