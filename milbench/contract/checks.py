@@ -297,7 +297,7 @@ def _judged(holds: Callable[[Variant], None], variant: Variant) -> None:
 
 
 _ALL = (
-    *BASICS, untouched, determinism, independence, devices, coordinates, permutation, cases, gradients, step, learns, resumes,
-    operations, repeats, elsewhere,
+    *BASICS, untouched, determinism, independence, devices, coordinates, permutation, cases, gradients, step, learns, operations,
+    repeats, resumes, elsewhere,
 )  # fmt: skip
 CHECKS = tuple(map(Check, _ALL))

@@ -121,4 +121,3 @@ def test_a_killed_trial_ends_as_one_that_was_not(tmp_path):
     changing = ("provenance", "cost")
     assert {k: v for k, v in result.items() if k not in changing} == {k: v for k, v in quiet.items() if k not in changing}
     assert result["cost"]["seconds"] > 0 and result["cost"]["parameters"] == quiet["cost"]["parameters"]
-    assert not list((tmp_path / "killed").rglob(".writing-*"))
