@@ -66,7 +66,7 @@ def resumes(variant: Variant) -> None:
         pieces = _Training(variant, task)
         pieces.go_on(*kept)
         pieces.epoch(2)
-        differs = _difference(whole.state()[1], pieces.state()[1])
+        differs = _difference(whole.state(), pieces.state())
         advice = "keep what training changes in parameters, in buffers, or in attributes that `carried` names"
         require(differs is None, f"{differs} differs after a training that was cut off and went on; {advice}")
 
@@ -82,9 +82,11 @@ def _lost(model: Aggregator, name: str) -> ContractError:
     return ContractError(says, places.of_attribute(type(model.get_submodule(path)), attribute))
 
 
-def _difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> str | None:
-    """What the first tensor that differs is, or None. Names have a number before them, and the part they belong to."""
-    for name, t in first.items():
-        if name not in second or t.shape != second[name].shape or bytes(as_bytes(t)) != bytes(as_bytes(second[name])):
+def _difference(first: tuple[Any, dict[str, Tensor]], second: tuple[Any, dict[str, Tensor]]) -> str | None:
+    """What differs first, or None. Names of tensors have a number before them, and the part they belong to."""
+    (said, tensors), (other_said, others) = first, second
+    for name, t in tensors.items():
+        if name not in others or t.shape != others[name].shape or bytes(as_bytes(t)) != bytes(as_bytes(others[name])):
             return name.partition(".")[2]
-    return None
+    same = json.dumps(said["model"]) == json.dumps(other_said["model"])  # as text, where "not a number" is itself
+    return None if same else "what `carried` names, or get_extra_state gives,"

@@ -105,7 +105,7 @@ class Checkpoint:
             self._write(json.dumps(said), tensors)
         except Exception as error:  # of the disk or of a plug-in: no checkpoint is worth a trial
             why = getattr(error, "strerror", None) or error
-            log.warning("no checkpoint could be written (%s): cut off, this trial would begin anew or further back", why)
+            log.warning("no checkpoint could be written (%s); if it is cut off, this trial begins anew or further back", why)
         tensors = {}
         self._forget_memory()
         took = time.monotonic() - began

@@ -44,6 +44,12 @@ class ForgetsOnTheWay(Counts):
         self.steps = 0
 
 
+class ForgetsWhatMattersLater(ForgetsOnTheWay):
+    def factor(self):
+        self.steps += self.training
+        return 1.0 if self.steps < 1000 else 2.0
+
+
 class LearnsFromThePast(Counts):
     carried = ("steps",)
 
@@ -71,7 +77,7 @@ class LearnsFromThePast(Counts):
         return [Momentum(optimiser) for optimiser in super().optimisers(recipe)]
 
 
-@pytest.mark.parametrize("cls", [ForgetsOnTheWay, LearnsFromThePast])
+@pytest.mark.parametrize("cls", [ForgetsOnTheWay, ForgetsWhatMattersLater, LearnsFromThePast])
 def test_numbers_that_differ_are_noticed_whatever_a_class_says(cls):
     register("lost", label="Lost")(cls)
     with pytest.raises(contract.ContractError, match="differs after a training that was cut off and went on; keep what training"):

@@ -194,6 +194,13 @@ def test_standardised_features_and_a_start_from_weights(runs, tmp_path):
     same(runs(f"abmil[hidden=8,weights={tmp_path / 'weights.pt'},trained_on=TOY]", standardise=True))
 
 
+@pytest.mark.gpu
+def test_random_numbers_of_a_gpu_and_optimisers_on_it(runs):
+    trial = runs("dgrmil[dim=32,plain_epochs=1]", lattice_dataset(), optimiser="lookahead-radam", accumulate=3)
+    trial.spec = trial.spec.model_copy(update={"device": "cuda"})
+    same(trial)
+
+
 def test_a_trial_without_a_validation_part(runs):
     data = toy_dataset(30, task="survival")
     ids = [s.id for s in data.samples]
@@ -212,7 +219,7 @@ def test_what_cannot_come_back_is_told_and_the_trial_begins_anew(cls, says, runs
     trial = runs("kept")
     whole = trial.straight()
     (message,) = whole["messages"]
-    assert says in message and "cut off, this trial would begin anew" in message
+    assert says in message and "if it is cut off, this trial begins anew" in message
     trial.cut("cut", 3)
     assert not trial.file("cut").exists()
     status, seen = trial.attempt("cut")
@@ -375,7 +382,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_trial(number, runs, monkey
     monkeypatch.setattr(Path, "write_bytes", full)
     assert trial.attempt("a")[0] == "ok"
     now = trial.bytes("a")
-    assert now.pop("messages") == ["no checkpoint could be written (No space left on device): cut off, this trial would begin anew or further back"]  # fmt: skip
+    assert now.pop("messages") == ["no checkpoint could be written (No space left on device); if it is cut off, this trial begins anew or further back"]  # fmt: skip
     assert now == {key: value for key, value in whole.items() if key != "messages"}
 
 
