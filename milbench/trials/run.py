@@ -1,14 +1,10 @@
 """Run one trial: data, model, fit, test, result. An error is recorded as a result, too."""
 
-import importlib
 import logging
-import platform
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import cache, partial
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from milbench import datasets, machine, plugins, process, sources, tasks
+from milbench import datasets, machine, plugins, process, tasks
 from milbench.aggregator import Aggregator
 from milbench.config import Settings
 from milbench.datasets import Dataset
 from milbench.errors import MilbenchError, SkipTrial
 from milbench.ops import backends
 from milbench.seeds import derive_seed
-from milbench.training import Bags, Checkpoint, FoldStatistics, HighestTestAccuracy, Part, fit, fold_bags, predict
-from milbench.trials import predictions
+from milbench.training import Bags, Checkpoint, FoldStatistics, HighestTestAccuracy, fit, fold_bags, predict
+from milbench.trials import predictions, unfinished
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import MODEL, PREDICTIONS, Result, Status, Store
 
@@ -85,9 +81,9 @@ def run_trial(
     process.settle(spec.device, spec.threads)
     files: Files = {}
     backends.forget()
-    _sweep(store)
+    unfinished.sweep(store)
     settings = settings or Settings.from_environment()
-    checkpoint = _checkpoint(spec, store, settings.checkpoint_seconds, {"cost": cost, "messages": messages})
+    checkpoint = unfinished.checkpoint_of(spec, store, settings.checkpoint_seconds, {"cost": cost, "messages": messages})
     usual = partial(_run, settings=settings, statistics=statistics, checkpoint=checkpoint)
     logging.getLogger("milbench").addHandler(messages)
     try:
@@ -154,37 +150,6 @@ class _Messages(logging.Handler):
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         self.texts[:0] = state["texts"]
-
-
-def _checkpoint(spec: TrialSpec, store: Store, seconds: float, parts: Mapping[str, Part]) -> Checkpoint:
-    """The checkpoint of a trial, of which the results folder has at most one.
-
-    It is written in a folder named like those of results, so that what a killed writer leaves is removed with theirs.
-    """
-    identity = {
-        "trial": spec.trial_id,
-        "CPU": torch.backends.cpu.get_cpu_capability(),
-        "GPU": torch.cuda.get_device_name() if spec.device == "cuda" else "none",
-        **_code(),
-    }
-    path = store.checkpoints / f"{spec.trial_id}.safetensors"
-    return Checkpoint(path, store.trials / f".writing-{spec.trial_id}-{store.writer}-checkpoint", identity, seconds, parts)
-
-
-@cache
-def _code() -> dict[str, str]:
-    """All code that computes, as this process has it: our own by the hash of its files, for a version may have many."""
-    ours = [sources.of_package(importlib.import_module(name)).digest for name in ("milbench", "milbench_registry")]
-    others = ("torch", "numpy", "numba", "nystrom-attention")
-    return {"milbench": " ".join(ours), "Python": platform.python_version(), **{name: version(name) for name in others}}
-
-
-def _sweep(store: Store) -> None:
-    """Remove checkpoints of trials that have their result, as a writer leaves that was halted meanwhile."""
-    for left in store.checkpoints.glob("*.safetensors"):
-        with suppress(MilbenchError, OSError):
-            if store.status(left.stem) in ("ok", "skipped"):
-                left.unlink()
 
 
 def failure(spec: TrialSpec, status: Status, reason: str, trace: str | None = None) -> Result:

@@ -18,7 +18,7 @@ from milbench.config import Settings
 from milbench.datasets import Fold
 from milbench.training import checkpoint as checkpoints
 from milbench.training.state import changed, packed, plain_state, unpacked
-from milbench.trials import run
+from milbench.trials import run, unfinished
 from milbench.trials.store import Store
 from tests.builders.aggregators import SMALL
 from tests.builders.datasets import lattice_dataset, toy_dataset
@@ -292,10 +292,10 @@ def test_what_a_halted_writer_leaves_is_swept(runs):
     trial.file("a").write_bytes(left)
     (trial.store("a").checkpoints / "notes.safetensors").write_text("of somebody")
     other = trial.spec.model_copy(update={"seed": 1})
-    unfinished = trial.file("a").with_name(f"{other.trial_id}.safetensors")
-    unfinished.write_bytes(left)
-    run._sweep(trial.store("a"))
-    assert sorted(path.name for path in trial.store("a").checkpoints.iterdir()) == sorted([unfinished.name, "notes.safetensors"])
+    kept = trial.file("a").with_name(f"{other.trial_id}.safetensors")
+    kept.write_bytes(left)
+    unfinished.sweep(trial.store("a"))
+    assert sorted(path.name for path in trial.store("a").checkpoints.iterdir()) == sorted([kept.name, "notes.safetensors"])
 
 
 def damaged(data):
@@ -333,15 +333,15 @@ def test_a_damaged_checkpoint_is_never_used(runs):
 @pytest.mark.parametrize(
     ("name", "elsewhere"),
     [
-        ("torch", lambda: {**run._code(), "torch": "2.5.0"}),
-        ("milbench", lambda: {**run._code(), "milbench": "other"}),
-        ("numba", lambda: {key: value for key, value in run._code().items() if key != "numba"}),
+        ("torch", lambda: {**unfinished.code(), "torch": "2.5.0"}),
+        ("milbench", lambda: {**unfinished.code(), "milbench": "other"}),
+        ("numba", lambda: {key: value for key, value in unfinished.code().items() if key != "numba"}),
     ],
 )
 def test_a_checkpoint_of_other_code_is_not_used(name, elsewhere, runs, monkeypatch):
     trial, code = runs(), elsewhere()
     with monkeypatch.context() as there:
-        there.setattr(run, "_code", lambda: code)
+        there.setattr(unfinished, "code", lambda: code)
         trial.cut("a", 3)
     status, seen = trial.attempt("a")
     assert (status, seen) == ("ok", [1, 2, 3, 4])
@@ -363,8 +363,8 @@ def test_a_checkpoint_of_another_trial_or_cpu_is_not_used(runs, monkeypatch):
 
 
 def test_every_file_of_code_counts():
-    assert set(run._code()) == {"milbench", "Python", "torch", "numpy", "numba", "nystrom-attention"}
-    assert len(run._code()["milbench"].split()) == 2, "the package and the registry"
+    assert set(unfinished.code()) == {"milbench", "Python", "torch", "numpy", "numba", "nystrom-attention"}
+    assert len(unfinished.code()["milbench"].split()) == 2, "the package and the registry"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
