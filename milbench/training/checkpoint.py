@@ -99,7 +99,9 @@ class Checkpoint:
         tensors: dict[str, Tensor] = {}
         try:
             if lost := changed(self._plain, plain_state(self._model, self._optimisers)):
-                raise TypeError(f"{lost} changes in training and is neither parameter nor buffer nor in `carried`")
+                raise TypeError(
+                    f"{lost} changes in training, or cannot be compared, and is neither parameter nor buffer nor in `carried`"
+                )
             parts = {name: packed(part.state_dict(), name, tensors) for name, part in self.parts.items()}
             said = {"identity": self._identity, "resumed": self.resumed, "curve": curve, "parts": parts}
             self._write(json.dumps(said), tensors)

@@ -12,8 +12,10 @@ import pickle
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from types import FunctionType
+from threading import Lock, RLock
+from types import FunctionType, ModuleType
 from typing import Any, Protocol
+from weakref import ReferenceType
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from milbench.nn.optimisers import Optimiser
 
 _OF_MODULES = vars(nn.Module()).keys()  # what every module has
 _OF_OPTIMISERS = {"state", "defaults", "param_groups"}
+_BY_IDENTITY = (type, FunctionType, ModuleType, ReferenceType, type(Lock()), type(RLock()))  # which no number is kept in
 
 
 class Part(Protocol):
@@ -206,9 +209,11 @@ class _Describer(pickle.Pickler):
         """What stands for a value; None has it written down piece by piece."""
         if (name := self._known.get(id(value))) is not None:
             return "known", name
+        if isinstance(value, torch.Generator):
+            value = value.get_state()
         if isinstance(value, Tensor):
             return str(value.dtype), tuple(value.shape), hashlib.sha256(as_bytes(value)).hexdigest()
-        return id(value) if isinstance(value, FunctionType) else None
+        return id(value) if isinstance(value, _BY_IDENTITY) else None
 
 
 def as_bytes(t: Tensor) -> Any:

@@ -3,9 +3,12 @@
 import errno
 import json
 import random
+import threading
+import weakref
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +199,8 @@ def test_standardised_features_and_a_start_from_weights(runs, tmp_path):
 
 @pytest.mark.gpu
 def test_random_numbers_of_a_gpu_and_optimisers_on_it(runs):
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
     trial = runs("dgrmil[dim=32,plain_epochs=1]", lattice_dataset(), optimiser="lookahead-radam", accumulate=3)
     trial.spec = trial.spec.model_copy(update={"device": "cuda"})
     same(trial)
@@ -441,6 +446,39 @@ def test_states_come_back_as_they_were():
     for bad in ({1, 2}, deque(), np.zeros(2), np.int64(1), object(), torch.zeros(2).to_sparse(), {torch.zeros(1): 1}):
         with pytest.raises(TypeError, match=r"x\.0 is a .*; it can be numbers, text and tensors"):
             packed([bad], "x", {})
+
+
+def test_what_stays_as_it_is_does_not_count_as_changed():
+    """Much of it cannot be pickled."""
+
+    class Local:
+        def __init__(self):
+            self.value = 1
+
+    model, lock = Owns(3, 2), threading.RLock()
+    model.rnn = nn.LSTM(3, 2)
+    model.tools = [
+        Local(),
+        Local,
+        weakref.ref(model),
+        lock,
+        threading.Lock(),
+        lambda: lock,
+        np,
+        torch.Generator(),
+        np.random.default_rng(0),
+    ]
+    model.more = {"partial": partial(model.factor), "set": {1, 2}, "device": torch.device("cpu"), "loop": []}
+    model.more["loop"].append(model.more)
+    before = plain_state(model, [])
+    model.rnn(torch.zeros(1, 3))[0].sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert changed(before, plain_state(model, [])) is None
+    model.tools[0].value = 2
+    assert changed(before, plain_state(model, [])) == "tools"
+    model.tools[0].value = 1
+    model.tools[-2].manual_seed(3)
+    assert changed(before, plain_state(model, [])) == "tools"
 
 
 def test_plain_state_notices_what_changes_and_nothing_else():
