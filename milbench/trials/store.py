@@ -96,9 +96,9 @@ class Store:
 
     def __init__(self, root: str | Path, writer: str | None = None) -> None:
         self.root = Path(root)
+        self.checkpoints = self.root / "unfinished"
         self.trials = self.root / "trials"
         self.claims = self.root / "claims"
-        self.checkpoints = self.root / "unfinished"
         self.writer = writer or uuid.uuid4().hex[:12]
 
     def folder(self, trial_id: str) -> Path:
