@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from milbench import Aggregator, datasets, plugins, register
+from milbench.analysis.subjects import Trained
 from milbench.config import Settings
 from milbench.datasets import Fold
 from milbench.training import checkpoint as checkpoints
@@ -25,7 +27,7 @@ from milbench.trials import run, unfinished
 from milbench.trials.store import Store
 from tests.builders.aggregators import SMALL
 from tests.builders.datasets import lattice_dataset, toy_dataset
-from tests.builders.keeping import KEPT, LOST, Owns
+from tests.builders.keeping import KEPT, LOST, ExtraState, Owns
 from tests.builders.training import trial_of
 
 
@@ -216,6 +218,24 @@ def test_a_trial_without_a_validation_part(runs):
 def test_what_a_plugin_keeps_comes_back(cls, runs):
     register("kept", label="Kept")(cls)
     same(runs("kept"))
+
+
+def test_weights_are_read_again_without_what_is_no_weight(runs):
+    class Deep(ExtraState):
+        def __init__(self, in_dim: int, n_out: int) -> None:
+            super().__init__(in_dim, n_out)
+            self.body = nn.Linear(in_dim, 2)
+
+    register("kept", label="Kept")(Deep)
+    trial = runs("kept", select="last")
+    trial.straight()
+    stored = Trained.find(trial.store("straight"), trial.spec.trial_id)
+    again, started = stored.model(), plugins.resolve(f"kept[weights={stored.weights}]").build(6, 3)
+    assert again.steps == started.steps == 0
+    kept = safetensors.torch.load_file(stored.weights)
+    assert set(kept) == {"head.weight", "head.bias", "body.weight", "body.bias"}
+    assert torch.equal(started.body.weight, kept["body.weight"])
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in kept.items())
 
 
 @pytest.mark.parametrize(("cls", "says"), LOST.items())
