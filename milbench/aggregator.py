@@ -64,6 +64,9 @@ class Aggregator(nn.Module):
     complexity: ClassVar[str] = "?"  # time in the number of instances, as a formula: "n", "n^2"
     # What a reader may look for among the parameters and nobody can set, such as "positions"; what is not here is none.
     fixed: ClassVar[Mapping[str, str]] = {}
+    # Plain attributes that training changes, such as counters: numbers, text or tensors. Beside them only parameters, buffers and
+    # torch's `get_extra_state` are kept when a trial is cut off and goes on.
+    carried: ClassVar[tuple[str, ...]] = ()
     official_names: ClassVar[Mapping[str, str]] = {}  # prefix in the official state dict -> prefix in ours
     # task -> values of the method's own recipe; with them "params", the parameters that its script sets otherwise than our
     # defaults, "source", and what of the source is "not_followed".

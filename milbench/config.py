@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from milbench.errors import MilbenchError
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -18,12 +20,14 @@ class Settings:
         results: folder of the results store.
         cache: folder of packed features; None is `.packed` in `data`.
         pack: False reads feature files directly instead of packing them into one.
+        checkpoint_seconds: of training between two checkpoints of a trial; 0 writes one after every epoch.
     """
 
     data: Path = Path("data")
     results: Path = Path("results")
     cache: Path | None = None
     pack: bool = True
+    checkpoint_seconds: float = 60.0
 
     @classmethod
     def from_environment(
@@ -34,11 +38,16 @@ class Settings:
         pack: bool | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> "Settings":
-        """What is given; for the rest MILBENCH_DATA, MILBENCH_RESULTS, MILBENCH_CACHE and MILBENCH_NO_PACK, then the defaults.
+        """What is given; for the rest the environment, then the defaults.
+
+        MILBENCH_DATA, MILBENCH_RESULTS, MILBENCH_CACHE, MILBENCH_NO_PACK and MILBENCH_CHECKPOINT_SECONDS.
 
         Args:
             data, results, pack: as the command line has them; None where it does not say.
             environment: in place of the process's.
+
+        Raises:
+            MilbenchError: MILBENCH_CHECKPOINT_SECONDS is no number of seconds.
         """
         said = os.environ if environment is None else environment
         cache = said.get("MILBENCH_CACHE")
@@ -47,6 +56,7 @@ class Settings:
             results=Path(results or said.get("MILBENCH_RESULTS") or cls.results),
             cache=Path(cache) if cache else None,
             pack=not said.get("MILBENCH_NO_PACK") if pack is None else pack,
+            checkpoint_seconds=_seconds(said.get("MILBENCH_CHECKPOINT_SECONDS") or cls.checkpoint_seconds),
         )
 
     def absolute(self) -> "Settings":
@@ -58,3 +68,13 @@ class Settings:
     def packs(self) -> Path:
         """Where packed features lie."""
         return self.cache or self.data / ".packed"
+
+
+def _seconds(said: str | float) -> float:
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:  # nor is "nan" a time
+        raise MilbenchError(f"MILBENCH_CHECKPOINT_SECONDS is {said!r:.40}; it is a number of seconds, 0 for after every epoch")
+    return seconds

@@ -67,6 +67,7 @@ class CLAM(Aggregator):
     attention_dim=384.
     """
 
+    carried = ("_said",)
     complexity = "n"
     official_recipe = {"subtyping": CLAM_LOOP}
     official_names = {

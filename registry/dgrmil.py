@@ -99,6 +99,7 @@ class DGRMIL(Aggregator):
     Checkpoints: state dicts of the official DGRMIL, whose never used compress_k and compress_v are left out.
     """
 
+    carried = ("_seen",)
     complexity = "n"
     order_sensitive = True
     official_recipe = {

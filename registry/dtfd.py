@@ -93,6 +93,7 @@ class DTFD(Aggregator):
     Checkpoints: what the official script saves, one state dict per module, or their flat union.
     """
 
+    carried = ("_draws",)
     complexity = "n"
     official_names = {
         "dimReduction.fc1": "project.0",

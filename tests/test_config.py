@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from milbench import datasets
 from milbench.config import Settings
 from milbench.datasets.files.adding import joined
 from milbench.datasets.files.manifest import save
+from milbench.errors import MilbenchError
 from tests.builders import folders
 from tests.builders.command import milbench
 
@@ -21,6 +24,16 @@ def test_what_is_given_wins_over_the_environment_and_that_over_the_defaults():
     assert Settings.from_environment(environment=said) == Settings(Path("d"), Path("r"), Path("c"), False)
     given = Settings.from_environment(data=Path("x"), results=Path("y"), pack=True, environment=said)
     assert given == Settings(Path("x"), Path("y"), Path("c"), True)
+
+
+def test_how_often_a_training_is_kept():
+    for said, seconds in (("", 60), ("0", 0), ("2.5", 2.5), ("inf", float("inf"))):
+        assert Settings.from_environment(environment={"MILBENCH_CHECKPOINT_SECONDS": said}).checkpoint_seconds == seconds
+    for said in ("soon", "-1", "nan", "1,5"):
+        with pytest.raises(
+            MilbenchError, match=f"MILBENCH_CHECKPOINT_SECONDS is '{said}'; it is a number of seconds, 0 for after"
+        ):
+            Settings.from_environment(environment={"MILBENCH_CHECKPOINT_SECONDS": said})
 
 
 def test_packs_lie_beside_the_data_or_in_the_cache():

@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from milbench import datasets, plugins, process, tasks
 from milbench.aggregator import Aggregator
@@ -131,7 +132,8 @@ class Trained:
         process.seed(derive_seed(*self.spec.axes, "weights"))
         model = build_model(self.spec, self.dataset, self.task.n_out)
         if trained:
-            model.load_state_dict(safetensors.torch.load_file(self.weights))
+            others = {name: value for name, value in model.state_dict().items() if not isinstance(value, Tensor)}
+            model.load_state_dict(others | safetensors.torch.load_file(self.weights))  # get_extra_state is not in the file
         return model.eval()
 
     def bag(self, id: str) -> Bag:

@@ -17,6 +17,7 @@ from milbench.contract.bags import IN_DIM, LARGE, bag, fresh, labelled, prepared
 from milbench.contract.basics import BASICS, predicted
 from milbench.contract.faults import ContractError, explained, files, require, unseeded
 from milbench.contract.repeats import elsewhere, numbers, repeats
+from milbench.contract.resuming import resumes
 from milbench.contract.watch import Devices, Draws, Writes
 from milbench.errors import SkipTrial
 from milbench.ops import OPERATIONS, backends
@@ -155,7 +156,7 @@ def _state(model: Aggregator) -> dict[str, Any]:
     """Everything that a model holds: weights and buffers as copies, plain attributes as text."""
     known = ("_parameters", "_buffers", "_modules", "training")
     plain = {f"{path}.{k}".strip("."): repr(v) for path, m in model.named_modules() for k, v in vars(m).items() if k not in known}
-    return plain | {name: t.clone() for name, t in model.state_dict().items()}
+    return plain | {name: t.clone() if isinstance(t, Tensor) else repr(t) for name, t in model.state_dict().items()}
 
 
 def _differ(first: Any, second: Any) -> bool:
@@ -297,6 +298,6 @@ def _judged(holds: Callable[[Variant], None], variant: Variant) -> None:
 
 _ALL = (
     *BASICS, untouched, determinism, independence, devices, coordinates, permutation, cases, gradients, step, learns, operations,
-    repeats, elsewhere,
+    repeats, resumes, elsewhere,
 )  # fmt: skip
 CHECKS = tuple(map(Check, _ALL))

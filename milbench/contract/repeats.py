@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from milbench.contract.faults import require, unseeded
 from milbench.plugins import Variant
 from milbench.recipes import get as get_recipe
 from milbench.tasks import Subtyping
+from milbench.training.state import as_bytes
 
 
 def numbers(variant: Variant) -> dict[str, str]:
@@ -40,10 +42,11 @@ def numbers(variant: Variant) -> dict[str, str]:
     return digests
 
 
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def _digest(values: Iterable[tuple[str, Any]]) -> str:
     digest = hashlib.sha256()
-    for name, t in sorted(tensors, key=lambda item: item[0]):
-        digest.update(name.encode() + t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in sorted(values, key=lambda item: item[0]):
+        digest.update(name.encode())
+        digest.update(as_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
     return digest.hexdigest()
 
 

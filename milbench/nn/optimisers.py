@@ -24,6 +24,12 @@ class Optimiser(Protocol):
     def step(self) -> Any:
         """Change the parameters."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on beside parameters and gradients."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Have that state; `param_groups` may be other objects afterwards."""
+
 
 class Lookahead:
     """Every `k` steps the fast weights go back half way to the slow ones: slow += alpha (fast - slow), fast = slow.
@@ -61,6 +67,18 @@ class Lookahead:
                 slow = self.slow.setdefault(fast, fast.detach().clone())
                 slow += self.alpha * (fast - slow)
                 fast.copy_(slow)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with the slow weights in the order of the parameters."""
+        slow = [self.slow.get(fast) for group in self.param_groups for fast in group["params"]]
+        return {"inner": self.inner.state_dict(), "steps": self.steps, "slow": slow}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Have that state."""
+        self.inner.load_state_dict(state["inner"])
+        self.param_groups, self.steps = self.inner.param_groups, state["steps"]
+        fast = [fast for group in self.param_groups for fast in group["params"]]
+        self.slow = {p: slow for p, slow in zip(fast, state["slow"], strict=True) if slow is not None}
 
 
 class Paced:
@@ -112,6 +130,16 @@ class Paced:
             nn.utils.clip_grad_norm_(parameters, self.clip)
         self.inner.step()
         self._stepped = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; the gradients that wait are the parameters'."""
+        return {"inner": self.inner.state_dict(), "calls": self.calls, "stepped": self._stepped}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Have that state."""
+        self.inner.load_state_dict(state["inner"])
+        self.param_groups = self.inner.param_groups
+        self.calls, self._stepped = state["calls"], state["stepped"]
 
 
 def build(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> Optimiser:

@@ -63,7 +63,7 @@ class Trunk:
 
     def __init__(self, model: nn.Module, wider: nn.Module) -> None:
         self.model = model
-        shape, other = ({name: t.shape for name, t in one.state_dict().items()} for one in (model, wider))
+        shape, other = ({k: t.shape for k, t in one.state_dict().items() if isinstance(t, Tensor)} for one in (model, wider))
         self._of_classes = {name for name in shape.keys() & other.keys() if shape[name] != other[name]}
         self._lists = tuple({_list_of(name, shape) for name in other.keys() - shape.keys()})
         self.names = {name for name in shape if not self._is_of_classes(name)}

@@ -20,10 +20,10 @@ from milbench.recipes import Recipe
 from milbench.seeds import derive_seed
 from milbench.stats import STEP, accuracy_and_aucs, rounded
 from milbench.tasks import Task, to_device
+from milbench.training.checkpoint import Checkpoint, CurveRow
 from milbench.training.loader import BagOrder, Bags
 from milbench.training.selection import NOT_VALIDATED, BestEpoch, LastEpoch, Validation
 
-CurveRow = dict[str, float | None]
 _WATCHED = {"best val accuracy": "accuracy", "best val accuracy and AUCs": "accuracy_and_aucs"}  # else the task's own metric
 
 
@@ -70,6 +70,7 @@ def fit(
     recipe: Recipe,
     axes: Sequence[object],
     on_epoch: Callable[[int, CurveRow], None] = lambda epoch, row: None,
+    checkpoint: Checkpoint | None = None,
 ) -> Fit:
     """Train `model` in place and leave it with the weights of the chosen epoch.
 
@@ -82,6 +83,7 @@ def fit(
         recipe: optimiser, selection and stopping.
         axes: named axes that the order of bags is derived from.
         on_epoch: called after each epoch with its number and its row of the curve.
+        checkpoint: keeps the training from time to time; where it has been kept before, it goes on with the next epoch.
 
     Raises:
         MilbenchError: the recipe selects on validation, and there is none.
@@ -101,7 +103,9 @@ def fit(
     selection: LastEpoch | BestEpoch = LastEpoch() if recipe.select == "last" else BestEpoch(recipe)
     watched = _WATCHED.get(recipe.select, task.metric)
     curve: list[CurveRow] = []
-    for epoch in range(1, recipe.max_epochs + 1):
+    if checkpoint:
+        curve = checkpoint.resume(model, steps.optimisers, {"steps": steps, "selection": selection}, device)
+    for epoch in range(len(curve) + 1, recipe.max_epochs + 1):
         row: CurveRow = {"epoch": epoch, "train_loss": steps.epoch(epoch)}
         validation = NOT_VALIDATED
         if val:
@@ -112,6 +116,8 @@ def fit(
         on_epoch(epoch, row)
         if selection.update(epoch, model, validation):
             break
+        if checkpoint and epoch < recipe.max_epochs:
+            checkpoint.after_epoch(curve)
     selection.restore(model)
     return Fit(curve, selection.epoch, selection.selected_on, steps.seconds / (len(curve) * order.shown))
 
@@ -140,7 +146,7 @@ class Steps:
     ) -> None:
         self._model, self._train, self._targets, self._task, self._recipe = model, train, targets, task, recipe
         self.optimisers = model.optimisers(recipe)
-        self._full_rates = [(group, group["lr"]) for optimiser in self.optimisers for group in optimiser.param_groups]
+        self._full_rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
         self._order = order
         self.seconds = 0.0
 
@@ -157,14 +163,25 @@ class Steps:
         start_epoch(self.optimisers, len(order))
         for at, i in enumerate(order):
             share = learning_rate(self._recipe, epochs_done(self._recipe, number, at, len(order)))
-            for group, full_rate in self._full_rates:
-                group["lr"] = full_rate * share
+            for optimiser, full_rates in zip(self.optimisers, self._full_rates, strict=True):
+                for group, full_rate in zip(optimiser.param_groups, full_rates, strict=False):  # a method may add groups
+                    group["lr"] = full_rate * share
             losses.append(self._model.training_step(self._train[i], self._targets[i], self._task, self.optimisers))
         loss = float(torch.stack(losses).mean())
         self.seconds += time.perf_counter() - started
         if not math.isfinite(loss):
             raise ArithmeticError(f"epoch {number}: the training loss is {loss}; try a lower learning rate")
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the steps so far have left, beside the model."""
+        return {"seconds": self.seconds, "optimisers": [optimiser.state_dict() for optimiser in self.optimisers]}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Have that state."""
+        self.seconds = state["seconds"]
+        for optimiser, its in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(its)
 
 
 def _validate(model: Aggregator, val: Bags, task: Task, watched: str) -> Validation:

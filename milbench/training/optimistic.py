@@ -1,13 +1,15 @@
 """The optimistic protocol of DS-MIL's classic numbers, recorded beside the honest result. It selects nothing."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from milbench.aggregator import Aggregator
 from milbench.stats import accuracy_at_best_thresholds
 from milbench.tasks import Task
-from milbench.training.fit import CurveRow, predict
+from milbench.training.checkpoint import CurveRow
+from milbench.training.fit import predict
 from milbench.training.loader import Bags
 
 
@@ -42,3 +44,11 @@ class HighestTestAccuracy:
             accuracy = accuracy_at_best_thresholds(target, scores, one_output=True)
             self.value = accuracy if self.value is None else max(self.value, accuracy)
         self._then(epoch, row)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the epochs so far have left."""
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Have that state."""
+        self.value = state["value"]

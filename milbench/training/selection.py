@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -42,6 +42,14 @@ class LastEpoch:
     def restore(self, model: nn.Module) -> None:
         """Give `model` the weights of the chosen epoch, which it has."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the epochs so far have left."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Have that state."""
+        self.epoch = state["epoch"]
+
 
 class BestEpoch:
     """Keeps the weights of the best epoch: highest metric or lowest loss, and of equals the one that the recipe's `ties` says.
@@ -77,23 +85,37 @@ class BestEpoch:
 
     def restore(self, model: nn.Module) -> None:
         """Give `model` the weights of the chosen epoch."""
-        model.load_state_dict(self._weights)
+        weights = model.state_dict()  # with the versions of its layers, which torch keeps beside the weights
+        weights.update(self._weights)
+        model.load_state_dict(weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the epochs so far have left."""
+        return {"epoch": self.epoch, "best": self._best, "weights": self._weights, "waited": self._stopping.waited}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Have that state."""
+        self.epoch, self._best, self._weights = state["epoch"], state["best"], state["weights"]
+        self._stopping.waited = state["waited"]
 
 
 class Stopping:
     """Ends training after `patience` epochs in a row without a better one, or once the metric is `enough`.
 
     Neither ends it before `min_epochs`.
+
+    Attributes:
+        waited: epochs in a row without a better one.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self._patience, self._min_epochs, self._enough = recipe.patience, recipe.min_epochs, recipe.enough
-        self._waited = 0
+        self.waited = 0
 
     def update(self, epoch: int, better: bool, metric: float) -> bool:
         """Note an epoch that can be selected; returns whether training ends with it."""
-        self._waited = 0 if better else self._waited + 1
+        self.waited = 0 if better else self.waited + 1
         if epoch < self._min_epochs:
             return False
-        impatient = self._patience is not None and self._waited >= self._patience
+        impatient = self._patience is not None and self.waited >= self._patience
         return impatient or (self._enough is not None and metric >= self._enough)

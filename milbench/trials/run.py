@@ -12,6 +12,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from milbench import datasets, machine, plugins, process, tasks
 from milbench.aggregator import Aggregator
@@ -20,8 +21,8 @@ from milbench.datasets import Dataset
 from milbench.errors import MilbenchError, SkipTrial
 from milbench.ops import backends
 from milbench.seeds import derive_seed
-from milbench.training import Bags, FoldStatistics, HighestTestAccuracy, fit, fold_bags, predict
-from milbench.trials import predictions
+from milbench.training import Bags, Checkpoint, FoldStatistics, HighestTestAccuracy, fit, fold_bags, predict
+from milbench.trials import predictions, unfinished
 from milbench.trials.spec import TrialSpec
 from milbench.trials.store import MODEL, PREDICTIONS, Result, Status, Store
 
@@ -61,6 +62,8 @@ def run_trial(
 ) -> Status:
     """Run `spec` and write its result to `store`; an error becomes a result too.
 
+    A trial that was cut off goes on after the last epoch that it has a checkpoint of.
+
     Args:
         spec: the trial.
         store: where the result goes.
@@ -68,22 +71,24 @@ def run_trial(
         keep_model: also write the weights of the chosen epoch.
         on_epoch: progress.
         body: does the work instead of training and testing, as a rehearsal does.
-        settings: where datasets are; what the environment says unless given.
+        settings: where datasets are and how often a training is kept; what the environment says unless given.
         statistics: shared by the trials of a process, so that those of one fold read its training bags once.
 
     Returns:
         The status that was recorded.
     """
-    started = time.perf_counter()
+    cost, messages = _Cost(spec.device), _Messages()
     process.settle(spec.device, spec.threads)
-    machine.reset_peak_memory(spec.device)
     files: Files = {}
     backends.forget()
-    messages = _Messages()
+    unfinished.sweep(store)
+    settings = settings or Settings.from_environment()
+    checkpoint = unfinished.checkpoint_of(spec, store, settings.checkpoint_seconds, {"cost": cost, "messages": messages})
+    usual = partial(_run, settings=settings, statistics=statistics, checkpoint=checkpoint)
     logging.getLogger("milbench").addHandler(messages)
     try:
         with process.kept():
-            result, files = (body or partial(_run, settings=settings, statistics=statistics))(spec, keep_model, on_epoch)
+            result, files = (body or usual)(spec, keep_model, on_epoch)
     except SkipTrial as skip:
         result = Result(trial_id=spec.trial_id, spec=spec, status="skipped", reason=str(skip))
     except Exception as error:
@@ -98,10 +103,36 @@ def run_trial(
             "this trial's identity"
         )
     result.labels, result.messages = labels, list(dict.fromkeys([*result.messages, *messages.texts]))
-    result.cost |= {"seconds": round(time.perf_counter() - started, 3), "peak_memory_bytes": machine.peak_memory(spec.device)}
-    result.provenance = machine.provenance() | {"threads": spec.threads, "backends": backends.used()}
+    result.cost |= {"seconds": round(cost.seconds, 3), "peak_memory_bytes": cost.peak}
+    ran = {"threads": spec.threads, "backends": backends.used(), "resumed": checkpoint.resumed}
+    result.provenance = machine.provenance() | ran
     store.write(result, files)
     return result.status
+
+
+class _Cost:
+    """What a trial costs, over all attempts at it: `seconds`, and `peak`, the most memory in use, in bytes or None."""
+
+    def __init__(self, device: str) -> None:
+        self._device, self._started = device, time.perf_counter()
+        self._before: dict[str, Any] = {"seconds": 0.0, "peak": None}
+        machine.reset_peak_memory(device)
+
+    @property
+    def seconds(self) -> float:
+        return self._before["seconds"] + time.perf_counter() - self._started
+
+    @property
+    def peak(self) -> int | None:
+        return max(filter(None, (self._before["peak"], machine.peak_memory(self._device))), default=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also notes the peak: what the checkpoint itself needs after this is forgotten."""
+        self._before["peak"] = self.peak
+        return {"seconds": self.seconds, "peak": self.peak}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self._before = state
 
 
 class _Messages(logging.Handler):
@@ -114,6 +145,12 @@ class _Messages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.texts.append(record.getMessage())
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"texts": self.texts}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.texts[:0] = state["texts"]
+
 
 def failure(spec: TrialSpec, status: Status, reason: str, trace: str | None = None) -> Result:
     """The result of a trial that raised an error, or whose process ended."""
@@ -121,7 +158,12 @@ def failure(spec: TrialSpec, status: Status, reason: str, trace: str | None = No
 
 
 def _run(
-    spec: TrialSpec, keep_model: bool, on_epoch: OnEpoch, settings: Settings | None, statistics: FoldStatistics | None
+    spec: TrialSpec,
+    keep_model: bool,
+    on_epoch: OnEpoch,
+    settings: Settings,
+    statistics: FoldStatistics | None,
+    checkpoint: Checkpoint,
 ) -> tuple[Result, Files]:
     """Train and test: the usual body of a trial."""
     dataset = _planned_dataset(spec, settings)
@@ -136,7 +178,9 @@ def _run(
     train, val, test = fold_bags(dataset, fold, standardiser=standardiser, device=spec.device)
     process.seed(derive_seed(*spec.axes, "training"))
     highest = HighestTestAccuracy(model, test, task, spec.recipe.optimistic_epochs or 0, on_epoch)
-    done = fit(model, train, val, task, spec.recipe, spec.axes, highest if spec.recipe.optimistic_epochs else on_epoch)
+    checkpoint.parts["optimistic"] = highest
+    each = highest if spec.recipe.optimistic_epochs else on_epoch
+    done = fit(model, train, val, task, spec.recipe, spec.axes, each, checkpoint)
 
     scores, _ = predict(model, test, task)
     metrics = {"test": _plain(task.metrics(test.samples, scores))}
@@ -154,13 +198,13 @@ def _run(
         cost={"seconds_per_step": done.seconds_per_step, "parameters": sum(p.numel() for p in model.parameters())},
     )
     files: Files = {PREDICTIONS: lambda path: predictions.write(path, _predicted(task, spec.fold, test, scores))}
-    if keep_model and (state := model.state_dict()):
+    if keep_model and (state := {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}):
         # Not save_file, whose own kind of error for a full disk would be recorded as a failure of the trial.
         files[MODEL] = lambda path: path.write_bytes(safetensors.torch.save({k: v.contiguous().cpu() for k, v in state.items()}))
     return result, files
 
 
-def _planned_dataset(spec: TrialSpec, settings: Settings | None) -> Dataset:
+def _planned_dataset(spec: TrialSpec, settings: Settings) -> Dataset:
     """The trial's dataset.
 
     Raises:

@@ -96,6 +96,7 @@ class Store:
 
     def __init__(self, root: str | Path, writer: str | None = None) -> None:
         self.root = Path(root)
+        self.checkpoints = self.root / "unfinished"
         self.trials = self.root / "trials"
         self.claims = self.root / "claims"
         self.writer = writer or uuid.uuid4().hex[:12]
@@ -264,6 +265,7 @@ class Store:
     def _put(self, temporary: Path, final: Path) -> bool:
         for path in [*temporary.iterdir(), temporary]:
             flush(path)
+        (self.checkpoints / f"{final.name}.safetensors").unlink(missing_ok=True)  # before: no result and a checkpoint at once
         while True:
             try:
                 temporary.rename(final)  # fails when the folder exists and is not empty

@@ -3,9 +3,11 @@
 import torch
 
 from milbench import Aggregator, Prediction, plugins
+from milbench.ops import backends
 from milbench.recipes import get as get_recipe
 from milbench.tasks import for_fold
 from milbench.training import Standardiser, fit, fold_bags
+from milbench.trials.spec import TrialSpec
 
 
 def train(data, name="abmil", recipe=None, model=None, standardise=False, axes=("toy", "one", 0, 0)):
@@ -40,3 +42,17 @@ class Scripted(Aggregator):
         with torch.no_grad():
             self.weight.fill_((self.steps - 1) // 10 + 1)  # 10 training bags: the number of the epoch
         return torch.zeros(())
+
+
+def trial_of(text, dataset, *, recipe="paper", standardise=False, **changes):
+    """The spec of a trial of `text` on a dataset made on the spot, which has one split of one fold."""
+    variant = plugins.resolve(text)
+    return TrialSpec(
+        dataset=dataset.name, fingerprint=dataset.fingerprint, unit=dataset.unit, task=dataset.task, encoder="none",
+        aggregator=variant.entry.name, params=variant.params, implementation=variant.implementation, split="one",
+        split_fingerprint=dataset.split_fingerprint("one"), fold=0, seed=0, standardise=standardise,
+        backends=backends.chosen(variant.entry.cls.ops, "cpu"),
+        recipe=get_recipe(
+            recipe, dataset.task, has_validation=bool(dataset.folds("one")[0].val), official=variant.official, **changes
+        ),
+    )  # fmt: skip

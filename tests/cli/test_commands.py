@@ -194,7 +194,7 @@ def test_a_new_aggregator_holds_from_the_start(tmp_path, here):
     check = ["check", "aggregator", "my-own", "--plugin", "my_own.py"]
     assert "Next: milbench check aggregator my-own --plugin my_own.py" in milbench("new", "aggregator", "my-own")
     with plugins.restored():
-        assert "all 16 checks hold" in milbench(*check)
+        assert "all 17 checks hold" in milbench(*check)
     assert "my_own.py exists" in milbench("new", "aggregator", "my-own", code=2)
     text = (tmp_path / "my_own.py").read_text().replace("softmax(dim=0)", "cumsum(dim=0)")
     (tmp_path / "my_own.py").write_text(text)

@@ -242,7 +242,7 @@ OTHER_LINE = {"super": "self.body = ", "width": "h = self.body", "normed": "self
 
 
 def first_fault(name):
-    for check in contract.CHECKS[:-4]:
+    for check in contract.CHECKS[:-5]:
         try:
             check.run(plugins.resolve(name))
         except contract.ContractError as fault:
