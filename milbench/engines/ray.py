@@ -5,11 +5,15 @@ process only looks at both, and begins a worker again whose process or node was 
 """
 
 import logging
+import os
 import platform
+import signal
 import socket
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,29 +48,38 @@ def run_ray(run: Run, on_event: Callable[[Event], None] = lambda event: None) ->
     run = replace(run, settings=run.settings.absolute(), plugins=[file.absolute() for file in run.plugins])
     store = Store(run.settings.results)
     jobs, here = Shared(run, store, on_event), store.claims / f".ray-{uuid.uuid4().hex}"
-    ours = not ray.is_initialized()
-    if ours:
-        _connect(ray, run.address)
-    try:
-        with interrupt.noted() as stop_asked, claims.held(here):
-            workers = _Workers(ray, replace(run, workers=1, gpus=None, wait=False, before=jobs.before), run.workers, here)
-            workers.see_through(jobs, stop_asked)
-    finally:
-        if ours:
-            ray.shutdown()
+    with interrupt.noted() as stop_asked, _connected(ray, run.address):
+        workers = _Workers(ray, replace(run, workers=1, gpus=None, wait=False, before=jobs.before), run.workers, here)
+        try:
+            with claims.held(here):
+                workers.see_through(jobs, stop_asked)
+        finally:
+            workers.end()
 
 
 def _loop(run: Run, here: Path) -> None:
-    """One worker, in a task of Ray's.
+    """One worker, in a task of Ray's. It ends when the one that asked for it does, whose claim is then gone.
 
     Raises:
         MilbenchError: this node does not see what the one that asked for it has written.
     """
-    if claims.holder(here) is None:
+    if not claims.alive(here):
         raise MilbenchError(
             f"node {platform.node()} does not see {run.settings.results}: results and data must be on a disk that every node sees"
         )
-    run_local(run)
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(POLL):
+            if not claims.alive(here):
+                os.kill(os.getpid(), signal.SIGTERM)  # Ray's own way to cancel needs a SIGINT, which nodes often ignore
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        run_local(run)
+    finally:
+        done.set()
 
 
 class _Workers:
@@ -88,19 +101,16 @@ class _Workers:
         A worker that ends well has found nothing that nobody has; another is begun when there is something again.
         """
         (left, taken), pause = jobs.look(), POLL
-        try:
-            while left and not stop_asked():
-                without = max(0, len(self._running) - taken)  # have no job yet
-                self._running += [self._begun() for _ in range(min(self._count - len(self._running), left - taken - without))]
-                ended, before, at = self._ended(pause), left, time.monotonic()
-                left, taken = jobs.look()
-                pause = max(POLL, SHARE * (time.monotonic() - at))
-                self._lost = 0 if left < before else self._lost
-                for error in ended:
-                    self._bear(error)
-                self._check_room()
-        finally:
-            self._end()
+        while left and not stop_asked():
+            without = max(0, len(self._running) - taken)  # have no job yet
+            self._running += [self._begun() for _ in range(min(self._count - len(self._running), left - taken - without))]
+            ended, before, at = self._ended(pause), left, time.monotonic()
+            left, taken = jobs.look()
+            pause = max(POLL, SHARE * (time.monotonic() - at))
+            self._lost = 0 if left < before else self._lost
+            for error in ended:
+                self._bear(error)
+            self._check_room()
 
     def _ended(self, seconds: float) -> list[Exception | None]:
         """How those workers ended that do within so many seconds: with an error, or well."""
@@ -145,22 +155,40 @@ class _Workers:
             needs = " and ".join(f"{count:g} {what}" for what, count in self._needs.items())
             raise MilbenchError(f"--engine ray: no node of the cluster has the {needs} that a worker needs; it has {nodes}")
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Wait a moment until those that run have given back what they have; those that wait for a place are not begun."""
         for task in self._running:
             self._ray.cancel(task)
         if self._running:
             self._ray.wait(self._running, num_returns=len(self._running), timeout=PARTING)
 
 
-def _connect(ray: Any, address: str | None) -> None:
+@contextmanager
+def _connected(ray: Any, address: str | None) -> Iterator[None]:
+    """Within this context there is a cluster; one that was there before stays. Signals are ours to handle, not Ray's.
+
+    Raises:
+        MilbenchError: none is reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "milbench"}
+    handlers = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
     try:
         if host and port.isdecimal():  # Ray itself would try for a quarter of an hour
             socket.create_connection((host, int(port)), timeout=ANSWER).close()
         ray.init(address=address, include_dashboard=False if address is None else None, **quiet)
     except (OSError, ValueError, RuntimeError, OverflowError) as error:
         raise MilbenchError(f"--address {address}: no Ray cluster is reached there: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _ray() -> Any:

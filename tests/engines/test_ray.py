@@ -1,6 +1,5 @@
 """The engine above a Ray cluster that threads play: what it does when workers, nodes or the cluster are lost."""
 
-import os
 import signal
 import socket
 import sys
@@ -18,13 +17,17 @@ from milbench.trials.store import Store
 from tests.builders.cluster import Cluster, Lost
 from tests.builders.results import cell_of, finished, spec
 
+told = []  # signals that workers have sent to their processes
+
 
 @pytest.fixture
 def store(monkeypatch, tmp_path):
+    told.clear()
     for where in (ray, sharing):
         monkeypatch.setattr(where, "POLL", 0.02)
     monkeypatch.setattr(claims, "BEAT", 0.2)
     monkeypatch.setattr(ray, "PARTING", 0.2)
+    monkeypatch.setattr(ray.os, "kill", lambda pid, number: told.append(number) if number else None)  # of this process, here
     return Store(tmp_path / "r")
 
 
@@ -200,16 +203,18 @@ def test_without_ray(store, monkeypatch):
         run(store, jobs(1))
 
 
-def test_ctrl_c_cancels_the_workers(store, cluster):
+def test_ctrl_c_ends_the_workers(store, cluster, monkeypatch):
     stay = threading.Event()
 
     def waits(work):
-        os.kill(os.getpid(), signal.SIGINT)
-        stay.wait(5)
+        signal.raise_signal(signal.SIGINT)
+        work()
 
+    monkeypatch.setattr(ray, "run_local", lambda run: stay.wait(5))
     made = cluster(waits)
     with pytest.raises(KeyboardInterrupt):
         run(store, jobs(2), workers=1)
     assert len(made.canceled) == 1 and made.ended
+    assert told == [signal.SIGTERM], "a worker ends by itself, whether its node heeds a SIGINT or not"
     stay.set()
     assert not list(store.claims.iterdir())
