@@ -295,15 +295,15 @@ def kill_adding(ground: Ground, rounds: Iterator[int]) -> None:
 def kill_reporting(ground: Ground, rounds: Iterator[int]) -> None:
     """While a report is written; written again it is that of a folder in which nothing was disturbed."""
     ground.true(*ground.command(), code=0)
-    words = ("report", "--suite", "chaos", "--plugin", "chaos.py", "--quiet")
-    ground.command(*words, "--out", "good")
+    words = ("report", "--suite", "chaos", "--quiet")
+    ground.command(*words, "--reports", "good")
     for _ in rounds:
-        process = ground.start(*words, "--out", "out")
+        process = ground.start(*words, "--reports", "out")
         ground.moment(process, (ground.home / "out").exists, spread=1.0)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         ground.end_of(process)
-        ground.true(*ground.command(*words, "--out", "out"), 0)
+        ground.true(*ground.command(*words, "--reports", "out"), 0)
         same = report_of(ground.home / "out") == report_of(ground.home / "good")
         ground.row.untrue += [] if same else ["another report"]
         ground.row.rounds += 1
@@ -389,7 +389,7 @@ def full_reports(ground: Ground, rounds: Iterator[int]) -> None:
     ground.true(*ground.command(), code=0)
     for _ in rounds:
         with mounted(ground.home / "out", f"{ground.rng.randrange(1, 12) * 4}k") as change:
-            words = ("report", "--suite", "chaos", "--plugin", "chaos.py", "--quiet", "--out", "out")
+            words = ("report", "--suite", "chaos", "--quiet", "--reports", "out")
             code, said = ground.command(*words)
             if code != 2 or "no space left on device" not in said.lower() or "Traceback" in said:
                 ground.row.untrue.append(f"a full disk, exit code {code}: {said[-600:]}")
@@ -521,7 +521,7 @@ def prepared(home: Path, features: tuple[str, str, str], expected: dict[str, byt
 def undisturbed(home: Path, features: tuple[str, str, str]) -> dict[str, bytes]:
     """Trial -> predictions, when nothing happens."""
     ground = prepared(home, features, {}, Row("none"), 0)
-    code, said = ground.command()
+    code, said = ground.command(*ground.run_words, "--workers", "2")
     assert code == 0, said
     return {trial: (ground.store.folder(trial) / "predictions.csv").read_bytes() for trial in ground.store.ids()}
 
