@@ -58,12 +58,12 @@ def run_ray(run: Run, on_event: Callable[[Event], None] = lambda event: None) ->
 
 
 def _loop(run: Run, here: Path) -> None:
-    """One worker, in a task of Ray's. It ends when the one that asked for it does, whose claim is then gone.
+    """One worker, in a task of Ray's. It ends when the one that asked for it gives up its claim.
 
     Raises:
         MilbenchError: this node does not see what the one that asked for it has written.
     """
-    if not claims.alive(here):
+    if claims.holder(here) is None:
         raise MilbenchError(
             f"node {platform.node()} does not see {run.settings.results}: results and data must be on a disk that every node sees"
         )
@@ -71,7 +71,7 @@ def _loop(run: Run, here: Path) -> None:
 
     def watch() -> None:
         while not done.wait(POLL):
-            if not claims.alive(here):
+            if claims.holder(here) is None:
                 os.kill(os.getpid(), signal.SIGTERM)  # Ray's own way to cancel needs a SIGINT, which nodes often ignore
                 return
 
@@ -90,7 +90,7 @@ class _Workers:
         self._needs = {"CPU": max(job.spec.threads for job in run.jobs), "GPU": 1 / run.per_gpu if on_gpu else 0}
         task = ray.remote(max_retries=0, num_cpus=self._needs["CPU"], num_gpus=self._needs["GPU"])(_loop)
         sent = ray.put(run)
-        self._begun: Callable[[], Any] = lambda: task.remote(sent, here)
+        self._begin: Callable[[], Any] = lambda: task.remote(sent, here)
         self._ray, self._count, self._running = ray, count, list[Any]()
         self._lost = 0  # since the last result
         self._roomy = time.monotonic()  # when there was room for a worker
@@ -103,13 +103,13 @@ class _Workers:
         (left, taken), pause = jobs.look(), POLL
         while left and not stop_asked():
             without = max(0, len(self._running) - taken)  # have no job yet
-            self._running += [self._begun() for _ in range(min(self._count - len(self._running), left - taken - without))]
+            self._running += [self._begin() for _ in range(min(self._count - len(self._running), left - taken - without))]
             ended, before, at = self._ended(pause), left, time.monotonic()
             left, taken = jobs.look()
             pause = max(POLL, SHARE * (time.monotonic() - at))
             self._lost = 0 if left < before else self._lost
             for error in ended:
-                self._bear(error)
+                self._judge(error)
             self._check_room()
 
     def _ended(self, seconds: float) -> list[Exception | None]:
@@ -127,7 +127,7 @@ class _Workers:
             return error
         return None
 
-    def _bear(self, error: Exception | None) -> None:
+    def _judge(self, error: Exception | None) -> None:
         """A worker ended so; others go on in its place.
 
         Raises:
@@ -148,12 +148,12 @@ class _Workers:
         Raises:
             MilbenchError: there has been none for a while.
         """
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        if any(all(node.get(what, 0) >= count for what, count in self._needs.items()) for node in nodes):
+        nodes = [{what: node["Resources"].get(what, 0) for what in self._needs} for node in self._ray.nodes() if node["Alive"]]
+        if any(all(node[what] >= count for what, count in self._needs.items()) for node in nodes):
             self._roomy = time.monotonic()
         if time.monotonic() - self._roomy > PATIENCE:
             needs = " and ".join(f"{count:g} {what}" for what, count in self._needs.items())
-            raise MilbenchError(f"--engine ray: no node of the cluster has the {needs} that a worker needs; it has {nodes}")
+            raise MilbenchError(f"--engine ray: no node of the cluster has the {needs} that a worker needs; there are: {nodes}")
 
     def end(self) -> None:
         """Wait a moment until those that run have given back what they have; those that wait for a place are not begun."""
