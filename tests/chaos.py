@@ -536,7 +536,9 @@ def rounds_until(count: int, deadline: float) -> Iterator[int]:
 
 def chaos(home: Path, *, rounds: int, seconds: float, seed: int, only: str = "", mounts: bool = True) -> Iterator[Row]:
     """Every kind of fault, one row each. The time that is left is shared out by rounds."""
-    chosen = {name: how for name, how in FAULTS.items() if only in name and (mounts or not how[3])}
+    chosen = {
+        name: how for name, how in FAULTS.items() if any(part in name for part in only.split(",")) and (mounts or not how[3])
+    }
     good = {features: undisturbed(home / features[0], features) for features in {how[1] for how in chosen.values()}}
     end, share = time.monotonic() + seconds, sum(how[2] for how in chosen.values())
     for name, (fault, features, part, _) in chosen.items():
@@ -553,7 +555,7 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=50)
     options.add_argument("--seconds", type=float, default=600, help="no further round of a fault is begun after its share of it")
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--only", default="", help="faults with this in their name")
+    options.add_argument("--only", default="", help="faults with one of these in their name, with commas between")
     options.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args()
     if not given.inside and os.getuid() == 0 and shutil.which("unshare"):  # mounts of our own, and nothing that outlives us

@@ -119,7 +119,7 @@ def claimed(folder):
 def begun(folder):
     """Process numbers of those whose workers have begun a trial."""
     files = (folder / "results" / "claims").glob("[0-9a-f]*")
-    texts = [path.read_text() for path in files if path.exists()]
+    texts = [path.read_text() for path in files if claims.alive(path) and path.exists()]
     return {json.loads(text.partition("\n")[0])["pid"] for text in texts if text.endswith(".")}
 
 
