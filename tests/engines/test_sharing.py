@@ -216,3 +216,27 @@ def test_a_trial_that_another_run_is_about_to_try_again_is_not_over(store, monke
     monkeypatch.setattr(local.multiprocessing, "get_context", lambda kind: Stage(serve))
     assert [event.status for event in of(run(store, some), Done)] == ["ok"]
     thread.join()
+
+
+def test_a_run_beside_a_worker_that_does_not_wait(store, monkeypatch):
+    """`milbench run` and `milbench work` on one folder: each trial once, and the run sees all of them through."""
+    some, begun, heard = jobs(12), [], {}
+
+    def works(pipe, store):
+        while True:
+            job = take(pipe)
+            begun.append(job.spec.trial_id)
+            time.sleep(0.02)
+            store.write(finished(job.spec))
+            say(pipe, said="done", trial=job.spec.trial_id)
+
+    stage = Stage(works)
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda kind: stage)
+    threads = [
+        threading.Thread(target=lambda wait=wait: heard.update({wait: run(store, some, wait=wait)})) for wait in (True, False)
+    ]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert sorted(begun) == sorted(job.spec.trial_id for job in some)
+    assert {event.trial_id for event in of(heard[True], Done)} == set(begun)
+    assert {event.trial_id for event in of(heard[False], Started)} == {e.trial_id for e in of(heard[True], Done) if e.elsewhere}
