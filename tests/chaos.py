@@ -118,6 +118,7 @@ class Ground:
         self.store, self.ends = Store(home / "results"), home / "ends.log"
         self.finished: dict[str, tuple[int, int]] = {}  # trial -> which file its result was when first seen
         self.twice_allowed = 0
+        self.settled = False  # since the last command
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         home.mkdir(parents=True)
         (home / "chaos.toml").write_text(SUITE.format(**dict(zip(("dataset", "encoder", "split"), features, strict=True))))
@@ -126,6 +127,7 @@ class Ground:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         """A command, in a session of its own."""
+        self.settled = False
         return subprocess.Popen(
             [sys.executable, "-m", "milbench", *(words or self.run_words)],
             cwd=self.home, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -184,6 +186,11 @@ class Ground:
         if len(self.finished) == len(self.expected):
             self.settle()
 
+    def finish(self) -> None:
+        """Settle what the last round has left."""
+        if not self.settled:
+            self.settle()
+
     def settle(self, *words: str) -> None:
         """The same command again, undisturbed, finishes all; then everything is checked, and removed."""
         self.true(*self.command(*self.run_words, *words), code=0)
@@ -200,6 +207,7 @@ class Ground:
         self.ends.unlink(missing_ok=True)
         for path in self.store.root.iterdir():  # which may be a mount
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.settled = True
 
     def true(self, code_was: int, said: str, code: int, *sentences: str) -> None:
         """The command ended with this code and said so; and its counts are those of the store."""
@@ -255,7 +263,7 @@ def kill_parent(ground: Ground, rounds: Iterator[int], *, group: bool = False) -
             (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
         ground.end_of(process)
         ground.count()
-    ground.settle()
+    ground.finish()
 
 
 def kill_group(ground: Ground, rounds: Iterator[int]) -> None:
@@ -273,7 +281,7 @@ def kill_packing(ground: Ground, rounds: Iterator[int]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         ground.end_of(process)
         ground.count()
-    ground.settle()
+    ground.finish()
     ground.row.left += [path.name for path in packs.glob("*") if path.suffix != ".pack"]
 
 
@@ -289,7 +297,7 @@ def kill_adding(ground: Ground, rounds: Iterator[int]) -> None:
         ground.command(*ADD)
         ground.row.untrue += [said for code, said in [ground.command("data", "check", "own")] if code]
         ground.count()
-    ground.settle()
+    ground.finish()
 
 
 def kill_reporting(ground: Ground, rounds: Iterator[int]) -> None:
