@@ -431,7 +431,7 @@ def read_only(ground: Ground, rounds: Iterator[int]) -> None:
                 ground.true(code, said, 2, "ead-only file system")
             change("rw")
             ground.count()
-            ground.settle()
+            ground.finish()
 
 
 def harmed(ground: Ground, rounds: Iterator[int], harm: Callable[[Path], None], *words: str) -> None:
