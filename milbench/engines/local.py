@@ -184,7 +184,8 @@ class _Supervisor:
         """A job for every worker that has none, and for those that may still be started."""
         while not stop_asked() and self._busy() < self._run.workers and (job := self._jobs.next(self._busy())):
             if self._jobs.hopeless(job):
-                self._on_event(Started(job.spec.trial_id))
+                if job.spec.trial_id not in self._fell:
+                    self._on_event(Started(job.spec.trial_id))
                 self._conclude(job, "failed", f"begun {FALLS} times, and each time whoever ran it ended before it did", 0.0)
                 continue
             idle = next((worker for worker in self._pool if worker.job is None), None)

@@ -240,3 +240,17 @@ def test_a_run_beside_a_worker_that_does_not_wait(store, monkeypatch):
     assert sorted(begun) == sorted(job.spec.trial_id for job in some)
     assert {event.trial_id for event in of(heard[True], Done)} == set(begun)
     assert {event.trial_id for event in of(heard[False], Started)} == {e.trial_id for e in of(heard[True], Done) if e.elsewhere}
+
+
+def test_the_last_time_a_trial_is_begun_may_be_here(store, monkeypatch):
+    (job,) = some = jobs(1)
+    dead(store, job, sharing.FALLS - 1)
+
+    def falls(pipe, store):
+        take(pipe)
+        return -9
+
+    monkeypatch.setattr(local.multiprocessing, "get_context", lambda kind: Stage(falls))
+    events = run(store, some)
+    assert [type(event) for event in events] == [Started, Done]
+    assert events[-1].reason == f"begun {sharing.FALLS} times, and each time whoever ran it ended before it did"
