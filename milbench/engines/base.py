@@ -47,7 +47,7 @@ class Run:
     address: str | None = None
     lasted: Mapping[str, float] = field(default_factory=dict)
     trial: Callable[..., Status] | None = None
-    before: Mapping[str, tuple[int, int]] | None = None
+    before: Mapping[str, object] | None = None
 
     def keeps(self, job: Job) -> bool:
         """Whether the job's weights are stored."""

@@ -40,7 +40,7 @@ class Shared:
         self._until = None if run.seconds is None else time.monotonic() + run.seconds
         self._lasted = dict(run.lasted)
         now = {job.spec.trial_id: self._version(job) for job in run.jobs} if run.before is None else run.before
-        self.before = {trial_id: at for trial_id, at in now.items() if at}
+        self.before: dict[str, object] = {trial_id: at for trial_id, at in now.items() if at}
         self._looked = self._beaten = time.monotonic()
 
     @property
