@@ -176,6 +176,7 @@ def test_slurm_workers_share_a_suite_and_survive_losses(folder, slurm):
 
     What is left is run here; no trial is run to its end twice, or lost.
     """
+    (folder / "slow.py").write_text(SLOW.replace("0.05", "0.1"))  # longer than a minute, the shortest limit, for what is left
     site = 'time = "0:20:00"\npartition = "test"\n'
     (folder / "site.toml").write_text(site)
     how = ("--suite", "two.toml", "--plugin", "slow.py", "--seeds", "0,1,2,3", "--aggregators", "slow")
@@ -193,7 +194,7 @@ def test_slurm_workers_share_a_suite_and_survive_losses(folder, slurm):
     subprocess.run(["scancel", job], check=True)
     waited(lambda: not queue() and not claimed(folder), 60, "an empty queue")
 
-    (folder / "site.toml").write_text(site + 'options = ["--time=1", "--signal=B:TERM@10"]\n')
+    (folder / "site.toml").write_text(site + 'options = ["--time=2", "--signal=B:TERM@10"]\n')
     submitted(*how, "--workers", "1")
     waited(lambda: begun(folder), 180, "a worker at work")
     waited(lambda: not queue(), 180, "its time limit")
