@@ -2,13 +2,14 @@
 # make test         linters, types, architecture and the test suite
 # make test-all     the slower checks: packaging, fuzzing, interruptions, every order of the registry
 # make test-engines  a real Slurm node and two real Ray nodes on this machine, where they are installed
+# make chaos        faults on purpose, in about ten minutes: kills, stops, full disks, changed files; ROUNDS=50 SEED=0
 # make clean        remove the environment and caches; results stay
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-all test-engines lint pytest clean
+.PHONY: quickstart test test-all test-engines chaos lint pytest clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/quickstart
@@ -28,6 +29,9 @@ test-all: .venv/test
 
 test-engines: .venv/test
 	$(BIN)/python -m pytest -n 0 -m engines
+
+chaos: .venv/test
+	$(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),50) --seed $(or $(SEED),0)
 
 lint: .venv/test
 	$(BIN)/ruff check

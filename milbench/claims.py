@@ -40,18 +40,31 @@ class Claim:
 
     Args:
         path: the file.
-        content: what is in it, which no other claim says.
+        content: what is in it, which no other claim says: a line of JSON, then a dot for each time that the work was begun.
+        before: what the claim said that it took over from one who ended or fell silent; None where it was free.
     """
 
     path: Path
     content: bytes
     _handle: int
+    before: dict[str, Any] | None = None
+
+    @property
+    def begun(self) -> int:
+        """How often the work was begun and came to no end, by whoever had it, since it was last released."""
+        return self.content.count(b".", self.content.index(b"\n"))
 
     @property
     def lost(self) -> bool:
         """Whether another process has taken it over: this one gave no sign of life, as when it was stopped for a while."""
         found = _found(self.path)
         return found is None or found.content != self.content
+
+    def begin(self) -> None:
+        """Note that the work is begun, so that whoever takes over from us knows."""
+        with suppress(OSError):  # as in `beat`
+            os.write(self._handle, b".")
+            self.content += b"."
 
     def beat(self) -> None:
         """Give a sign of life. Of this file only, also where another has taken its place."""
@@ -67,7 +80,7 @@ class Claim:
                 self.path.unlink()
 
 
-def take(path: Path) -> Claim | None:
+def take(path: Path, writer: str = "") -> Claim | None:
     """Claim something; None where another process has it.
 
     A claim is free again when its process has ended (which shows on its own machine at once), or has given no sign of life for
@@ -75,6 +88,7 @@ def take(path: Path) -> Claim | None:
 
     Args:
         path: its file; the folder is made.
+        writer: is kept in the claim: the name by which whoever takes it over knows what we left unfinished.
 
     Raises:
         OSError: it cannot be written.
@@ -82,9 +96,9 @@ def take(path: Path) -> Claim | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with suppress(FileExistsError):
-            return _made(path)
+            return _made(path, writer)
         if (found := _found(path)) is not None:
-            return _taken_over(path, found) if _free(path, found) else None
+            return _taken_over(path, found, writer) if _free(path, found) else None
 
 
 @contextmanager
@@ -131,28 +145,24 @@ def sweep(folder: Path, older_than: float = 3600.0) -> None:
                 left.unlink()
 
 
-def _made(path: Path) -> Claim:
-    """A new claim.
+def _made(file: Path, writer: str, path: Path | None = None, old: _Found | None = None) -> Claim:
+    """A claim in a new file: on itself, or on `path`, where it is to replace the old one.
 
     Raises:
         FileExistsError: there is one.
     """
-    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-    return _written(path, path, handle)
-
-
-def _written(path: Path, file: Path, handle: int) -> Claim:
-    """A claim on `path`, written into a file that was just made."""
+    handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     since = datetime.now(UTC).isoformat(timespec="seconds")
-    said = {"machine": _machine(), "pid": os.getpid(), "since": since, "beat": BEAT, "claim": uuid.uuid4().hex}
-    content = json.dumps(said).encode() + b"\n"
+    said = {"machine": _machine(), "pid": os.getpid(), "since": since, "beat": BEAT, "writer": writer, "claim": uuid.uuid4().hex}
+    dots = old.content.partition(b"\n")[2] if old else b""
+    content = json.dumps(said).encode() + b"\n" + dots
     try:
         os.write(handle, content)
     except OSError:
         os.close(handle)
         file.unlink()
         raise
-    return Claim(path, content, handle)
+    return Claim(path or file, content, handle, old and (_said(old) or {}))
 
 
 def _found(path: Path) -> _Found | None:
@@ -167,7 +177,7 @@ def _found(path: Path) -> _Found | None:
 def _said(found: _Found) -> dict[str, Any] | None:
     """What a claim says; None where its process ended, or is still, before it was written."""
     with suppress(ValueError):
-        said = json.loads(found.content)
+        said = json.loads(found.content.partition(b"\n")[0])
         if isinstance(said, dict) and isinstance(said.get("pid"), int) and isinstance(said.get("beat"), int | float):
             return said
     return None
@@ -178,10 +188,14 @@ def _free(path: Path, found: _Found) -> bool:
     said = _said(found)
     if said and said.get("machine") == _machine() and not _runs(said["pid"]):
         return True
-    return _now(path.parent) - found.beaten > MISSED * (said["beat"] if said else BEAT)
+    silent = _now(path.parent) - found.beaten
+    if silent < -BEAT:  # the clock was set back: count from now, for a dead one's time would come when the clock gets there
+        with suppress(OSError):
+            os.utime(path)
+    return silent > MISSED * (said["beat"] if said else BEAT)
 
 
-def _taken_over(path: Path, found: _Found) -> Claim | None:
+def _taken_over(path: Path, found: _Found, writer: str) -> Claim | None:
     """A claim in place of one that is free; None where another process is faster.
 
     Whoever makes the file that is named after the old claim may replace it, once it has seen that it is still there. Should that
@@ -191,7 +205,7 @@ def _taken_over(path: Path, found: _Found) -> Claim | None:
     for turn in count():
         ours = path.with_name(f"{stem}-{turn}")
         try:
-            claim = _written(path, ours, os.open(ours, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
+            claim = _made(ours, writer, path, found)
         except FileExistsError:
             if (theirs := _found(ours)) is None or not _free(ours, theirs):
                 return None

@@ -20,9 +20,9 @@ def quick(monkeypatch):
 
 def elsewhere(path):
     """Make a claim that is there look like one of another machine."""
-    said = json.loads(path.read_bytes()) | {"machine": "another"}
+    line, _, dots = path.read_text().partition("\n")
     before = path.stat()
-    path.write_text(json.dumps(said))
+    path.write_text(json.dumps(json.loads(line) | {"machine": "another"}) + "\n" + dots)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
@@ -161,3 +161,34 @@ def test_a_folder_that_takes_no_files_says_so(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(OSError, match=r"Not a directory|File exists"):
         claims.take(tmp_path / "f" / "a")
+
+
+def test_how_often_the_work_was_begun_outlives_its_holder(tmp_path):
+    claim = claims.take(tmp_path / "a", writer="w1")
+    assert (claim.begun, claim.before) == (0, None)
+    claim.begin()
+    claim.begin()
+    elsewhere(claim.path)
+    age(claim.path, 10)
+    heir = claims.take(claim.path)
+    assert (heir.begun, heir.before["writer"]) == (2, "w1")
+    heir.begin()
+    assert heir.begun == 3 and not heir.lost
+    heir.release()
+    assert claims.take(claim.path).begun == 0
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_clock_that_is_set_back_keeps_nobody_out_for_ever(tmp_path, dead):
+    """Signs of life were given an hour ahead of what the clock says now."""
+    claim = claims.take(tmp_path / "a")
+    elsewhere(claim.path)
+    claim.content = claim.path.read_bytes()
+    age(claim.path, -3600)
+    assert claims.take(claim.path) is None, "it may live, and gives its next sign by the new clock"
+    if not dead:
+        age(claim.path, 0.25)
+        claim.beat()
+        assert claims.take(claim.path) is None
+    time.sleep(0.35)
+    assert claims.take(claim.path)

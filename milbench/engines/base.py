@@ -29,6 +29,8 @@ class Run:
         address: of a cluster, for engines that have one.
         lasted: seconds that a trial of a method took, as far as it is known.
         trial: takes the place of :func:`milbench.trials.run.run_trial`; a worker must be able to import it.
+        before: failed results that are to be replaced: trial id -> which file it was. What is there when the engine begins,
+            unless given: a worker that comes later must not take this run's own failures for old ones.
     """
 
     jobs: Sequence[Job]
@@ -45,6 +47,7 @@ class Run:
     address: str | None = None
     lasted: Mapping[str, float] = field(default_factory=dict)
     trial: Callable[..., Status] | None = None
+    before: Mapping[str, object] | None = None
 
     def keeps(self, job: Job) -> bool:
         """Whether the job's weights are stored."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from milbench import claims, interrupt
 from milbench.engines.base import Done, Epoch, Event, Run, Started
-from milbench.engines.sharing import Shared
+from milbench.engines.sharing import FALLS, Shared
 from milbench.engines.worker import UNREACHABLE, Setup, record, work
 from milbench.errors import MilbenchError, Unwritable
 from milbench.trials.plan import Job
@@ -183,6 +183,11 @@ class _Supervisor:
     def _send_jobs(self, stop_asked: Callable[[], bool]) -> None:
         """A job for every worker that has none, and for those that may still be started."""
         while not stop_asked() and self._busy() < self._run.workers and (job := self._jobs.next(self._busy())):
+            if self._jobs.hopeless(job):
+                if job.spec.trial_id not in self._fell:
+                    self._on_event(Started(job.spec.trial_id))
+                self._conclude(job, "failed", f"begun {FALLS} times, and each time whoever ran it ended before it did", 0.0)
+                continue
             idle = next((worker for worker in self._pool if worker.job is None), None)
             worker = idle or self._started_worker()
             worker.job, worker.started, worker.since = job, False, time.monotonic()
@@ -204,12 +209,16 @@ class _Supervisor:
                 case {"said": "broken", "reason": str(reason)}:
                     worker.broken = reason
                 case {"said": "unwritable", "reason": str(reason)}:
+                    if job is not None and not self._jobs.owns(job):
+                        worker.robbed = True  # whoever took the trial over has removed what it had written of it
+                        continue
                     raise Unwritable(reason)
                 case {"trial": trial} if job is None or trial != job.spec.trial_id:
                     pass
-                case {"said": "started", "trial": trial} if not worker.started:
+                case {"said": "started", "trial": trial} if job is not None and not worker.started:
                     worker.started = worker.proven = True
                     worker.since = time.monotonic()
+                    self._jobs.begin(job)
                     if trial not in self._fell:
                         self._on_event(Started(trial))
                 case {"said": "epoch", "trial": trial, "epoch": int(epoch), "row": dict(row)}:
@@ -262,11 +271,15 @@ class _Supervisor:
         self._finish(worker, job, "failed", f"{TRIES} workers in a row could not start it: {why}")
 
     def _finish(self, worker: _Worker, job: Job, status: Status, reason: str) -> None:
+        """The worker is done with its job."""
+        worker.job = None
+        self._conclude(job, status, reason, time.monotonic() - worker.since)
+
+    def _conclude(self, job: Job, status: Status, reason: str, seconds: float) -> None:
         """The job has the result that is in the store; where nothing new is there, `status` is recorded.
 
         A trial that ran out of memory beside others is run again alone.
         """
-        worker.job = None
         trial_id = job.spec.trial_id
         if not self._jobs.news(job):
             record(job, self._store, status, reason)
@@ -275,7 +288,7 @@ class _Supervisor:
             self._fell.add(trial_id)
             self._jobs.put_back(job, "alone")
             return
-        self._jobs.finish(job, time.monotonic() - worker.since)
+        self._jobs.finish(job, seconds)
         self._on_event(Done(trial_id, result["status"], result.get("reason")))
 
     def _end_workers(self, *, at_once: bool) -> None:

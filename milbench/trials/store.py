@@ -9,6 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -287,8 +288,9 @@ class Store:
     def sweep(self, older_than: float = 3600.0) -> None:
         """Remove what writers that crashed left behind, more than `older_than` seconds ago (a write takes a few)."""
         for left in [*self.trials.glob(".writing-*"), *self.trials.glob(".replaced-*")]:
-            if time.time() - left.stat().st_mtime > older_than:
-                shutil.rmtree(left, ignore_errors=True)
+            with suppress(FileNotFoundError):  # a writer that is at work has put it in place
+                if time.time() - left.stat().st_mtime > older_than:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def abandon(self) -> None:
         """Remove what this writer has not finished, in whatever process. None of them may still write."""

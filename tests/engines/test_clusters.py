@@ -4,6 +4,7 @@ They need root. Slurm: apt-get install slurmctld slurmd slurm-client munge. Ray:
 """
 
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -110,10 +111,16 @@ def statuses(folder):
 
 
 def claimed(folder):
-    """Process numbers of those who run trials now."""
+    """What those say who have trials now."""
     files = (folder / "results" / "claims").glob("[0-9a-f]*")
-    texts = [path.read_text() for path in files if path.exists()]
-    return {int(text.split('"pid": ')[1].split(",")[0]) for text in texts if '"pid": ' in text}
+    return [claims.holder(path) for path in files if claims.alive(path)]
+
+
+def begun(folder):
+    """Process numbers of those whose workers have begun a trial."""
+    files = (folder / "results" / "claims").glob("[0-9a-f]*")
+    texts = [path.read_text() for path in files if claims.alive(path) and path.exists()]
+    return {json.loads(text.partition("\n")[0])["pid"] for text in texts if text.endswith(".")}
 
 
 @pytest.fixture
@@ -152,27 +159,55 @@ def slurm(folder, monkeypatch):
             process.wait(30)
 
 
-def test_slurm_workers_share_a_suite_and_survive_losses(folder, slurm):
-    """One worker is killed, one is requeued, one is cancelled; what is left is run here, and no trial is run twice or lost."""
-    (folder / "site.toml").write_text('time = "0:20:00"\npartition = "test"\n')
-    how = ("--suite", "two.toml", "--plugin", "slow.py")
-    done = milbench("run", *how, "--engine", "slurm", "--workers", "2", "--profile", "site.toml")
+def queue():
+    return subprocess.run(["squeue", "-h", "-r", "-o", "%A %K %T"], capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )[:-1]
+
+
+def submitted(*words):
+    done = milbench("run", *words, "--engine", "slurm", "--profile", "site.toml")
     assert done.returncode == 0, done.stderr
-    assert "2 workers" in done.stdout
-    pids = waited(lambda: len(found := claimed(folder)) == 2 and found, 180, "two workers")
+    return done.stdout.split("Slurm job ")[1].split(":")[0]
+
+
+def test_slurm_workers_share_a_suite_and_survive_losses(folder, slurm):
+    """One is killed, one requeued, then all are cancelled, and new ones reach their time limit.
+
+    What is left is run here; no trial is run to its end twice, or lost.
+    """
+    (folder / "slow.py").write_text(SLOW.replace("0.05", "0.1"))  # longer than a minute, the shortest limit, for what is left
+    site = 'time = "0:20:00"\npartition = "test"\n'
+    (folder / "site.toml").write_text(site)
+    how = ("--suite", "two.toml", "--plugin", "slow.py", "--seeds", "0,1,2,3", "--aggregators", "slow")
+    job = submitted(*how, "--workers", "2")
+    pids = waited(lambda: len(found := begun(folder)) == 2 and found, 180, "two workers at work")
     os.kill(min(pids), signal.SIGKILL)  # its claim is free at once on this machine
+    (other,) = waited(lambda: len(found := queue()) == 1 and found, 60, "the end of the worker that was killed")
+    task = f"{job}_{other.split()[1]}"
     waited(lambda: "ok" in statuses(folder), 180, "a result")
-    job = done.stdout.split("Slurm job ")[1].split(":")[0]
-    subprocess.run(["scancel", "--signal=TERM", "--batch", job], check=False)
-    waited(lambda: not subprocess.run(["squeue", "-h"], capture_output=True, text=True).stdout.strip(), 180, "an empty queue")
-    left = (folder / "results" / "claims").glob("[0-9a-f]*")
-    assert not any(map(claims.alive, left)), "a worker that is told to end gives back what it has"
+    subprocess.run(["scontrol", "requeue", task], check=True)
+    waited(lambda: not begun(folder), 30, "the end of the worker that was requeued")
+    assert not claimed(folder), "a worker that is told to end gives back what it has"
+    subprocess.run(["scontrol", "update", f"JobId={task}", "StartTime=now"], check=False)  # else Slurm waits for minutes
+    waited(lambda: begun(folder), 240, "the worker that was requeued")
+    subprocess.run(["scancel", job], check=True)
+    waited(lambda: not queue() and not claimed(folder), 60, "an empty queue")
+
+    (folder / "site.toml").write_text(site + 'options = ["--time=2", "--signal=B:TERM@10"]\n')
+    submitted(*how, "--workers", "1")
+    waited(lambda: begun(folder), 180, "a worker at work")
+    waited(lambda: not queue(), 180, "its time limit")
+    assert not claimed(folder)
     here = milbench("run", *how)
     assert here.returncode == 0, here.stderr
+    assert "8 trials, 8 ok." in here.stdout
     assert statuses(folder) == ["ok"] * 8
     log = "".join(path.read_text() for path in (folder / "results" / "slurm").glob("*.log")) + here.stdout
     own = [line for line in log.splitlines() if "] ok" in line and "by another run" not in line]
     assert len(own) == 8, "each trial was finished once"
+    assert log.count("Stopped. ") == 3, "requeued, cancelled, and out of time"
+    assert not list((folder / "results" / "trials").glob(".*"))
 
 
 NODES = """
@@ -181,26 +216,39 @@ ip link set lo up
 export RAY_USAGE_STATS_ENABLED=0 RAY_raylet_start_wait_time_s=120 OMP_NUM_THREADS=1
 home=$(mktemp -d /tmp/rXXXX)  # Ray's sockets lie below it, whose names may not be long
 start="-m ray.scripts.scripts start --node-ip-address=127.0.0.1 --num-gpus=1 --num-cpus=1 --object-store-memory=80000000 --block"
-"$PYTHON" $start --head --port=6399 --include-dashboard=false --temp-dir="$home" > head.log 2>&1 & A=$!
+trap 'kill $R $B $A 2> /dev/null; wait; rm -rf "$home"' EXIT
+"$PYTHON" $start --head --port=6399 --include-dashboard=false --temp-dir="$home" > head.log 2>&1 & A=$! B= R=
 until "$PYTHON" -m ray.scripts.scripts health-check --address=127.0.0.1:6399 > /dev/null 2>&1; do sleep 1; kill -0 $A || exit 3; done
 "$PYTHON" $start --address=127.0.0.1:6399 > node.log 2>&1 & B=$!
 until grep -q "Ray runtime started" node.log; do sleep 1; kill -0 $B || exit 4; done
-"$PYTHON" -m milbench run --suite two.toml --plugin slow.py --engine ray --address 127.0.0.1:6399 --workers 2 > run.log 2>&1 & R=$!
-until [ "$(ls results/claims 2> /dev/null | wc -l)" -ge 2 ]; do sleep 1; kill -0 $R || break; done
-pkill -KILL -P $B raylet
-wait $R; code=$?
-kill $B $A 2> /dev/null; wait $B $A 2> /dev/null
-rm -rf "$home"
-exit $code
+run="-m milbench run --suite two.toml --plugin slow.py --engine ray --workers 2"
+
+begun() {  # at least $1 trials are, or the run has ended
+  until [ "$(grep -lx '[.]*' results/claims/[0-9a-f]* 2> /dev/null | wc -l)" -ge $1 ]; do sleep 0.5; kill -0 $R || break; done
+}
+
+"$PYTHON" $run --address 127.0.0.1:6398 > wrong.log 2>&1; echo "wrong $?"
+"$PYTHON" $run --address 127.0.0.1:6399 > stopped.log 2>&1 & R=$!
+begun 1; kill -TERM $R; wait $R; echo "stopped $?, claims: $(ls results/claims | wc -l)"
+"$PYTHON" $run --address 127.0.0.1:6399 > run.log 2>&1 & R=$!
+begun 2; pkill -KILL -P $B raylet; wait $R; echo "lost $?"
 """
 
 
 def test_ray_goes_on_when_a_node_is_lost(folder):
+    """Before that: an address where nothing is, and a run that is stopped while it has trials begun."""
     if os.getuid() or not shutil.which("unshare") or importlib.util.find_spec("ray") is None:
         pytest.skip("Ray is not installed, or this is not root, which a network of its own needs")
+    command = ["unshare", "-n", "-p", "--fork", "--kill-child", "--mount-proc", "bash", "-c", NODES]
     done = subprocess.run(
-        ["unshare", "-n", "bash", "-c", NODES], env={**os.environ, "PYTHON": sys.executable}, timeout=900, check=False
+        command, env={**os.environ, "PYTHON": sys.executable}, timeout=600, check=False, capture_output=True, text=True
     )
-    log = (folder / "run.log").read_text()
-    assert done.returncode == 0, log
-    assert statuses(folder) == ["ok"] * 8, log
+    logs = {
+        name: (folder / f"{name}.log").read_text() for name in ("wrong", "stopped", "run") if (folder / f"{name}.log").exists()
+    }
+    assert done.stdout.splitlines() == ["wrong 2", "stopped 143, claims: 0", "lost 0"], (done, logs)
+    assert "--address 127.0.0.1:6398: no Ray cluster is reached there" in logs["wrong"]
+    assert "trials were finished and are kept; the same command continues" in logs["stopped"]
+    assert statuses(folder) == ["ok"] * 8, logs["run"]
+    assert "8 trials, 8 ok." in logs["run"]
+    assert not list((folder / "results" / "claims").iterdir())
