@@ -2,7 +2,7 @@
 
 import csv
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -25,13 +25,13 @@ class Run:
     Args:
         cell: its place in the tables.
         status: "ok", "failed", "oom", "skipped", "pending", or "absent" where its features are not here.
-        result: trial.json, empty without one.
+        result: trial.json without its traceback, empty without one.
         store: where its predictions are.
     """
 
     cell: Cell
     status: str
-    result: dict[str, Any] = field(repr=False)
+    result: Mapping[str, Any] = field(repr=False)
     store: Store = field(repr=False)
 
     @property
@@ -76,7 +76,7 @@ def read(store: Store, plan: Plan) -> list[Run]:
     """
     runs = []
     for cell in plan.cells:
-        result = None if cell.missing else store.raw(cell.trial_id)
+        result = None if cell.missing else store.known(cell.trial_id)
         if result and (wrong := _elsewhere(cell, result)):
             raise MilbenchError(
                 f"{plans.path_of(store, plan.suite)}: trial {cell.trial_id} {wrong}; remove it and run the suite again"
@@ -88,7 +88,7 @@ def read(store: Store, plan: Plan) -> list[Run]:
 _PLACE = ("dataset", "encoder", "magnification", "patch_size", "split", "fold", "seed")
 
 
-def _elsewhere(cell: Cell, result: dict[str, Any]) -> str:
+def _elsewhere(cell: Cell, result: Mapping[str, Any]) -> str:
     """What a trial is of instead of the cell that lists it; empty where it is in its place."""
     spec = result["spec"]
     for name in _PLACE:

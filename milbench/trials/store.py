@@ -5,10 +5,13 @@ A folder appears by a rename, so a crash leaves either nothing or everything, an
 """
 
 import json
+import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from milbench import names
 from milbench.errors import MilbenchError, Unwritable, from_validation
 from milbench.files import flush, parse_json, read_bytes, sha256, unusable
+from milbench.trials.index import Index, Kept
 from milbench.trials.spec import SCHEMA, TrialSpec, id_of
 
 Status = Literal["ok", "failed", "oom", "skipped"]
@@ -24,6 +28,7 @@ TRIAL = "trial.json"
 PREDICTIONS = "predictions.csv"
 MODEL = "model.safetensors"
 REHEARSAL = "REHEARSAL.json"  # the file that marks a store as a rehearsal's
+SETTLED = 2 * 10**9  # nanoseconds after which a file system tells another write of a file by its time; some count in 2 s
 
 # The range of a metric, by name; a metric without an entry can be any finite number.
 _LARGEST = dict.fromkeys(("macro_auc", "macro_f1", "balanced_accuracy", "accuracy", "per_class_auc", "c_index"), 1.0)
@@ -97,7 +102,9 @@ class Store:
     def __init__(self, root: str | Path, writer: str | None = None) -> None:
         self.root = Path(root)
         self.trials = self.root / "trials"
+        self._trials = str(self.trials)  # joining paths takes longer than asking the disk
         self.claims = self.root / "claims"
+        self.plans: dict[str, tuple[bytes, Any]] = {}  # suite -> hash of its file, and what it says
         self.writer = writer or uuid.uuid4().hex[:12]
 
     def folder(self, trial_id: str) -> Path:
@@ -142,6 +149,48 @@ class Store:
             )
         return content
 
+    def known(self, trial_id: str) -> Mapping[str, Any] | None:
+        """trial.json without its traceback, checked as :meth:`raw` does, once: then the index has it until the file changes.
+
+        Raises:
+            MilbenchError: as :meth:`raw`.
+        """
+        if (stamp := self._stamp(trial_id)) is None:
+            return None
+        if line := self._index.find(trial_id, stamp, self.ids):
+            return Kept(self._index, trial_id, line, self._untraced)
+        return self._noted(trial_id, stamp)
+
+    def _noted(self, trial_id: str, stamp: str) -> Mapping[str, Any] | None:
+        """Read a trial, and append it to the index when it is sure that a later change of its file shows."""
+        now = self._index.clock()
+        content = self._untraced(trial_id)
+        settled = int(stamp.split()[1]) < now - SETTLED and stamp == self._stamp(trial_id)
+        if content and settled and (line := self._index.add(trial_id, stamp, content)):
+            return Kept(self._index, trial_id, line, self._untraced)
+        return content or None
+
+    def _untraced(self, trial_id: str) -> Mapping[str, Any]:
+        content = self.raw(trial_id) or {}
+        return {key: value for key, value in content.items() if key != "traceback"}
+
+    @cached_property
+    def _index(self) -> Index:
+        return Index(self.root / "index.jsonl")
+
+    def _stamp(self, trial_id: str) -> str | None:
+        """What tells whether a trial.json is the one that was read: size, times of the last write and change, and inode."""
+        if not names.is_trial_id(trial_id):
+            self.folder(trial_id)
+        path = f"{self._trials}/{trial_id}/{TRIAL}"
+        try:
+            s = os.stat(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise unusable(path, error) from error
+        return f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}"
+
     def other_schema(self, version: object) -> str:
         """Advice for results or plans of another schema version."""
         if (self.root / REHEARSAL).exists():
@@ -166,7 +215,7 @@ class Store:
             MilbenchError: the folder cannot be read.
         """
         try:
-            folders = [path.name for path in self.trials.iterdir()]
+            folders = os.listdir(self.trials)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -222,8 +271,12 @@ class Store:
             for name, save in (files or {}).items():
                 save(temporary / name)
                 result.sha256[name] = sha256(temporary / name)
-            (temporary / TRIAL).write_text(json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
-            return self._put(temporary, final)
+            written = temporary / TRIAL
+            written.write_text(json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+            # Dated back, so that whoever edits the file gives it another time, and what was written can be noted at once.
+            before = written.stat().st_mtime_ns - 2 * SETTLED
+            os.utime(written, ns=(before, before))
+            return self._put(temporary, final) and self._note(result.trial_id)
         except OSError as error:
             raise Unwritable(
                 f"{self.trials}: a result cannot be written: {error.strerror or error}; "
@@ -256,6 +309,13 @@ class Store:
             raise Unwritable(f"{self.trials}: trial {folder.name} cannot be written: {error.strerror or error}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def _note(self, trial_id: str) -> bool:
+        """Have the index know a trial that was just written."""
+        if stamp := self._stamp(trial_id):
+            with suppress(MilbenchError):  # who reads it hears of that
+                self._noted(trial_id, stamp)
+        return True
 
     def _hidden(self, what: str, trial_id: str) -> Path:
         """A name for a folder that readers do not look at."""
