@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -194,7 +194,7 @@ class Work:
     lasted: Mapping[str, float] = field(default_factory=dict)
     trial: Callable[..., Status] | None = None
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """Where their results go."""
         return Store(self.settings.results)
@@ -262,7 +262,7 @@ class Planned:
     grids: list[Plan] = field(repr=False)
     jobs: list[Job] = field(repr=False)
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """Where results go."""
         return Store(self.settings.results)

@@ -13,11 +13,11 @@ from milbench.errors import MilbenchError, NotHere
 from milbench.suites.model import Grid, Suite
 from milbench.suites.rows import Row, SuiteRecipes, SuiteRows
 from milbench.trials.plan import Cell, Job, Plan
-from milbench.trials.spec import TrialSpec, id_of
+from milbench.trials.spec import TrialSpec, ids_of
 
 Load = Callable[..., datasets.Dataset]
 Dtype = Literal["float32", "float16"]
-_Like = tuple[Row, TrialSpec, dict[str, Any], dict[str, str]]  # a row, a spec but for fold and seed, that as plain data, labels
+_Like = tuple[Row, TrialSpec, Callable[[int, int], str], dict[str, str]]  # a row; of its trials spec, id by fold and seed, labels
 
 
 def expand(
@@ -153,9 +153,9 @@ class _Trials:
             some = likes.setdefault(bool(parts[fold].val), [])
             some += [] if some else self._likes(column, dataset, has_validation=bool(parts[fold].val))
             context = some[0][1].context(recipe)
-            for (row, like, dumped, labels), seed in product(some, self.seeds):
+            for (row, like, id_of, labels), seed in product(some, self.seeds):
                 cell = Cell(
-                    trial_id=id_of({**dumped, "fold": fold, "seed": seed}), context=context, aggregator=row.name, label=row.label,
+                    trial_id=id_of(fold, seed), context=context, aggregator=row.name, label=row.label,
                     dataset_label=dataset.label, fold=fold, seed=seed, draw=row.draw,
                     family=row.variant.entry.family, member=row.variant.entry.member, **column,
                 )  # fmt: skip
@@ -168,7 +168,7 @@ class _Trials:
         for row in self.drawn:
             spec = self._spec(column, dataset, split_fingerprint, row, has_validation)
             labels = {"aggregator": row.label, "dataset": dataset.label, "encoder": encoder}
-            found.append((row, spec, spec.model_dump(), labels))
+            found.append((row, spec, ids_of(spec.model_dump()), labels))
         return found
 
     def _spec(

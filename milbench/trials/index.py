@@ -1,9 +1,9 @@
 """What is known of the trials of a store, so that a look at many opens few files: `results/index.jsonl`, a cache.
 
 A line is a trial: its id, the stamp of its trial.json as it was read, and what was in it. Lines are only ever appended, each in
-one write and without a lock; the last one of a trial counts, and only while the stamp is that of its file now. What is no whole line
-(half of one, two writers' lines mixed by a network disk) has another checksum and is nothing. So the file may be lost, cut or
-removed at any time, which costs reading the trials once more.
+one write and without a lock; the last one of a trial counts, and only while the stamp is that of its file now. What is no whole
+line (half of one, two writers' lines mixed by a network disk) has another checksum and is nothing. So the file may be lost, cut
+or removed at any time, which costs reading the trials once more.
 """
 
 import os

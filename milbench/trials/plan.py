@@ -4,12 +4,13 @@ A trial belongs to no suite; a suite is a list of trial ids, so that suites whic
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
@@ -214,16 +215,17 @@ def merge(store: Store, new: Plan) -> Plan:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with held(path.with_suffix(".claim")):
-            there = read(store, new.suite) if path.exists() else None
-            earlier = there.cells if there else []
+            alone = new.model_copy(update={"cells": _in_order(new.cells, new)})
+            if path.exists() and _is(path, alone):  # nothing new; to parse a large plan takes long
+                return alone
+            earlier = read(store, new.suite).cells if path.exists() else []
             contexts = {cell.column: cell.context for cell in new.cells if not cell.missing}
             ran = {cell.column for cell in earlier if not cell.missing}
             cells = [c for c in new.cells if not c.missing or c.column not in ran]
             places = {cell.place for cell in cells}
             kept = [c for c in earlier if c.place not in places and contexts.get(c.column, c.context) == c.context]
             merged = new.model_copy(update={"cells": _in_order(kept + cells, new)})
-            if merged != there:
-                write(path, merged)
+            write(path, merged)
     except OSError as error:
         raise unusable(path, error) from error
     return merged
@@ -235,8 +237,23 @@ def write(path: Path, plan: Plan) -> None:
     Raises:
         MilbenchError: it cannot be written.
     """
-    with replacing(path) as temporary:
-        temporary.write_bytes(plan.model_dump_json(indent=1).encode() + b"\n")
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.writelines(_text(plan))
+
+
+def _is(path: Path, plan: Plan) -> bool:
+    """Whether the file says exactly that."""
+    with path.open("rb") as file:
+        return all(file.read(len(piece)) == piece for piece in _text(plan)) and not file.read(1)
+
+
+def _text(plan: Plan) -> Iterator[bytes]:
+    """The plan as JSON, cell by cell: in one piece 100,000 cells would take much memory."""
+    before, _, after = plan.model_copy(update={"cells": []}).model_dump_json(indent=1).rpartition("[]")
+    yield before.encode() + b"["
+    for number, cell in enumerate(plan.cells):
+        yield b"," * bool(number) + b"\n  " + pydantic_core.to_json(cell, indent=1).replace(b"\n", b"\n  ")
+    yield b"\n " * bool(plan.cells) + b"]" + after.encode() + b"\n"
 
 
 def _in_order(cells: Sequence[Cell], new: Plan) -> list[Cell]:
