@@ -458,6 +458,23 @@ def check_results(
     return len(store.ids()), wrong
 
 
+def pack_results(
+    results: str | Path | None = None, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[int, dict[str, str]]:
+    """Move finished trials without weights into at most 256 files; everything reads them there as in their folders.
+
+    Returns:
+        How many were packed, and of each that is damaged its id with what is wrong; those stay where they are.
+
+    Raises:
+        MilbenchError: a file of packed trials is damaged, or cannot be written.
+    """
+    from milbench.trials.shelves import pack
+
+    packed, wrong = pack(store_of(results), progress)
+    return len(packed), wrong
+
+
 def migrate_results(
     results: str | Path | None = None,
     *,

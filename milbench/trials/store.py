@@ -4,11 +4,13 @@
 A folder appears by a rename, so a crash leaves either nothing or everything, and two writers of one trial cannot mix.
 """
 
+import hashlib
 import json
 import os
 import shutil
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -21,6 +23,7 @@ from milbench import names
 from milbench.errors import MilbenchError, Unwritable, from_validation
 from milbench.files import flush, parse_json, read_bytes, sha256, unusable
 from milbench.trials.index import Index, Kept
+from milbench.trials.shelves import Shelves, damaged, removed
 from milbench.trials.spec import SCHEMA, TrialSpec, id_of
 
 Status = Literal["ok", "failed", "oom", "skipped"]
@@ -102,13 +105,14 @@ class Store:
     def __init__(self, root: str | Path, writer: str | None = None) -> None:
         self.root = Path(root)
         self.trials = self.root / "trials"
+        self.shelves = Shelves(self.root / "shelves")
         self._trials = str(self.trials)  # joining paths takes longer than asking the disk
         self.claims = self.root / "claims"
         self.plans: dict[str, tuple[bytes, Any]] = {}  # suite -> hash of its file, and what it says
         self.writer = writer or uuid.uuid4().hex[:12]
 
     def folder(self, trial_id: str) -> Path:
-        """Where the trial is, or would be.
+        """Where the trial is, or would be, unless it is packed.
 
         Raises:
             MilbenchError: no trial can have that id.
@@ -116,6 +120,27 @@ class Store:
         if not names.is_trial_id(trial_id):
             raise MilbenchError(f"{trial_id!r:.60} is not the id of a trial, which has 16 digits of 0-9 and a-f")
         return self.trials / trial_id
+
+    def place(self, trial_id: str) -> Path | zipfile.Path:
+        """Where the trial's files are: its folder, or the same inside a shelf.
+
+        Raises:
+            MilbenchError: no trial can have that id, or its shelf is damaged.
+        """
+        folder = self.folder(trial_id)
+        return folder if folder.is_dir() else self.shelves.place(trial_id) or folder
+
+    def _file(self, trial_id: str, name: str) -> bytes | None:
+        """What is in a file of the trial; None where there is none."""
+        data = read_bytes(self.folder(trial_id) / name)
+        if data is not None or (place := self.shelves.place(trial_id)) is None:
+            return data
+        try:
+            return (place / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except (OSError, zipfile.BadZipFile) as error:
+            raise damaged(self.shelves.path(trial_id), error) from error
 
     def raw(self, trial_id: str) -> dict[str, Any] | None:
         """trial.json as it stands, checked against itself, or None when the trial has no result yet.
@@ -128,7 +153,7 @@ class Store:
         """
         path = self.folder(trial_id) / TRIAL
         again = "remove the folder to run the trial again"
-        data = read_bytes(path)
+        data = self._file(trial_id, TRIAL)
         if data is None:
             return None
         content = parse_json(data, path, again)
@@ -155,7 +180,7 @@ class Store:
         Raises:
             MilbenchError: as :meth:`raw`.
         """
-        if (stamp := self._stamp(trial_id)) is None:
+        if (stamp := self.stamp(trial_id)) is None:
             return None
         if line := self._index.find(trial_id, stamp, self.ids):
             return Kept(self._index, trial_id, line, self._untraced)
@@ -165,7 +190,7 @@ class Store:
         """Read a trial, and append it to the index when it is sure that a later change of its file shows."""
         now = self._index.clock()
         content = self._untraced(trial_id)
-        settled = int(stamp.split()[1]) < now - SETTLED and stamp == self._stamp(trial_id)
+        settled = int(stamp.split()[1]) < now - SETTLED and stamp == self.stamp(trial_id)
         if content and settled and (line := self._index.add(trial_id, stamp, content)):
             return Kept(self._index, trial_id, line, self._untraced)
         return content or None
@@ -178,15 +203,18 @@ class Store:
     def _index(self) -> Index:
         return Index(self.root / "index.jsonl")
 
-    def _stamp(self, trial_id: str) -> str | None:
-        """What tells whether a trial.json is the one that was read: size, times of the last write and change, and inode."""
+    def stamp(self, trial_id: str) -> str | None:
+        """What tells whether a trial.json is the one that was read: size, times of the last write and change, and inode.
+
+        None where there is none. Of a packed trial it is that of its shelf.
+        """
         if not names.is_trial_id(trial_id):
             self.folder(trial_id)
         path = f"{self._trials}/{trial_id}/{TRIAL}"
         try:
             s = os.stat(path)
         except FileNotFoundError:
-            return None
+            return self.shelves.stamp(trial_id)
         except OSError as error:
             raise unusable(path, error) from error
         return f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}"
@@ -209,7 +237,15 @@ class Store:
         return None if content is None else Result.model_validate(content)
 
     def ids(self) -> list[str]:
-        """Every trial that has a folder here.
+        """Every trial that is here, in a folder or a shelf.
+
+        Raises:
+            MilbenchError: the folder cannot be read, or a shelf is damaged.
+        """
+        return sorted({*self.in_folders(), *self.shelves.ids()})
+
+    def in_folders(self) -> list[str]:
+        """Every trial that has a folder.
 
         Raises:
             MilbenchError: the folder cannot be read.
@@ -222,7 +258,7 @@ class Store:
             raise unusable(self.trials, error) from error
         return sorted(filter(names.is_trial_id, folders))
 
-    def verified(self, result: Mapping[str, Any], name: str) -> Path:
+    def verified(self, result: Mapping[str, Any], name: str) -> Path | zipfile.Path:
         """A file of a trial, whose bytes are those that the trial wrote.
 
         Args:
@@ -232,14 +268,12 @@ class Store:
         Raises:
             MilbenchError: it is missing, or is another file.
         """
-        path = self.folder(result["trial_id"]) / name
+        path = self.place(result["trial_id"]) / name
         again = f"remove the folder {path.parent} and run the suite again"
-        try:
-            digest = sha256(path)
-        except FileNotFoundError:
-            raise MilbenchError(f"{path} is missing; {again}") from None
-        except OSError as error:
-            raise unusable(path, error) from error
+        data = self._file(result["trial_id"], name)
+        if data is None:
+            raise MilbenchError(f"{path} is missing; {again}")
+        digest = hashlib.sha256(data).hexdigest()
         if result["sha256"].get(name) != digest:
             raise MilbenchError(f"{path} is not the file that the trial wrote (another SHA-256 than in {TRIAL}); {again}")
         return path
@@ -273,10 +307,8 @@ class Store:
                 result.sha256[name] = sha256(temporary / name)
             written = temporary / TRIAL
             written.write_text(json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
-            # Dated back, so that whoever edits the file gives it another time, and what was written can be noted at once.
-            before = written.stat().st_mtime_ns - 2 * SETTLED
-            os.utime(written, ns=(before, before))
-            return self._put(temporary, final) and self._note(result.trial_id)
+            self.date_back(written)
+            return self._put(temporary, final) and self.note(result.trial_id)
         except OSError as error:
             raise Unwritable(
                 f"{self.trials}: a result cannot be written: {error.strerror or error}; "
@@ -285,7 +317,7 @@ class Store:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def adopt(self, folder: Path, names: Iterable[str]) -> bool:
+    def adopt(self, folder: Path | zipfile.Path, names: Iterable[str]) -> bool:
         """Put a trial of another store in place, atomically, as :meth:`write` does.
 
         Args:
@@ -303,25 +335,37 @@ class Store:
             self.trials.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
             for name in names:
-                shutil.copyfile(folder / name, temporary / name)
+                (temporary / name).write_bytes((folder / name).read_bytes())
             return self._put(temporary, self.folder(folder.name))
         except OSError as error:
             raise Unwritable(f"{self.trials}: trial {folder.name} cannot be written: {error.strerror or error}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _note(self, trial_id: str) -> bool:
+    @staticmethod
+    def date_back(path: Path) -> None:
+        """So that whoever edits the file gives it another time, and what was written can be noted at once."""
+        before = path.stat().st_mtime_ns - 2 * SETTLED
+        os.utime(path, ns=(before, before))
+
+    def note(self, trial_id: str) -> bool:
         """Have the index know a trial that was just written."""
-        if stamp := self._stamp(trial_id):
+        if stamp := self.stamp(trial_id):
             with suppress(MilbenchError):  # who reads it hears of that
                 self._noted(trial_id, stamp)
         return True
+
+    def drop(self, trial_id: str) -> None:
+        """Remove the folder of a trial that is packed."""
+        removed(self.folder(trial_id), self._hidden("replaced", trial_id))
 
     def _hidden(self, what: str, trial_id: str) -> Path:
         """A name for a folder that readers do not look at."""
         return self.trials / f".{what}-{trial_id}-{self.writer}-{uuid.uuid4().hex[:8]}"
 
     def _put(self, temporary: Path, final: Path) -> bool:
+        if self.shelves.stamp(final.name):  # only finished trials are packed
+            return False
         for path in [*temporary.iterdir(), temporary]:
             flush(path)
         while True:
