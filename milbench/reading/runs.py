@@ -97,8 +97,8 @@ def _elsewhere(cell: Cell, result: Mapping[str, Any]) -> str:
     inside = cell.aggregator.removeprefix(spec["aggregator"])
     if inside == cell.aggregator or not (inside == "" or inside.startswith("[")):
         return f"is of aggregator {spec['aggregator']}, not {cell.aggregator}"
-    held = _parameters(spec)
-    for key, value in parsed(f"x{inside}")[1].items():
+    held = _parameters(spec) if inside else {}
+    for key, value in parsed(f"x{inside}")[1].items() if inside else ():
         if key in held and parsed(spelled("x", {key: held[key]}))[1][key] != value:
             return f"has {key}={held[key]}, not {value}"
     if result["status"] == "ok" and "test" not in result["metrics"]:
