@@ -96,6 +96,22 @@ HIPT_SURVIVAL_LOOP: dict[str, Any] = {
     "source": "mahmoodlab/Patch-GCN and mahmoodlab/HIPT, train_loop_survival",
     "not_followed": "time bins come from the training fold, there from the whole cohort",
 }  # fmt: skip
+ACMIL_LOOP: dict[str, Any] = {
+    "optimiser": "adamw", "lr": 1e-4, "weight_decay": 1e-5, "schedule": "cosine-per-step", "max_epochs": 50, "patience": None,
+    "ties": "first", "source": "dazhangyu123/ACMIL, Step3_WSI_classification_ACMIL.py, and dazhangyu123/AEM, its sibling",
+    "not_followed": "selects on the sum of F1 and AUC, here on AUC; a bag that would end an epoch alone is not dropped",
+}  # fmt: skip
+MAMBAMIL_LOOP: dict[str, Any] = {
+    "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "max_epochs": 200, "min_epochs": 52, "patience": 20,
+    "select": "best val loss", "ties": "first", "sampling": "class-balanced",
+    "source": "isyangshu/MambaMIL, utils/core_utils.py with the options of its script for BRACS (--weighted_sample)",
+    "not_followed": "",
+}  # fmt: skip
+MAMBAMIL_SURVIVAL_LOOP: dict[str, Any] = {
+    "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "accumulate": 32, "left_over": "restart", "max_epochs": 200,
+    "min_epochs": 42, "patience": 20, "ties": "first", "source": "isyangshu/MambaMIL, utils/survival_core_utils.py",
+    "not_followed": "its k-fold scheme selects on the tested fold, here on a validation part",
+}  # fmt: skip
 
 # Learning rate, weight decay and batch of one are the LongMIL paper's (section 4, appendix A.5.3). It names no optimiser,
 # number of epochs or selection rule: AdamW is the natural reading of a weight decay of 1e-2, the rest is ours.

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from milbench import Aggregator, Bag, Prediction, register
 from milbench.aggregator import Task
 from milbench.nn import AttentionScore, HeadPooling, QueryPooling, wide
+from milbench.recipes import ACMIL_LOOP
 
 HEADS = 8
 
@@ -57,6 +58,7 @@ class ACMIL(Aggregator):
     hidden, are plain AB-MIL; the published settings are ours. Its validation F1 is the micro average, which is accuracy. A batch
     of two silently uses its first bag. Deviations: an empty bag is refused (officially it gets the biases); with one branch there
     is no branch head, which officially is made and never trained; in survival every loss is the task's.
+    Checkpoints: the entry `model` of what its script saves (checkpoint-best.pth).
     """
 
     complexity = "n"
@@ -71,12 +73,7 @@ class ACMIL(Aggregator):
         "classifier": "branch_heads",
         "Slide_classifier.fc": "head",
     }
-    official_recipe = {
-        "subtyping": {
-            "optimiser": "adamw", "lr": 1e-4, "weight_decay": 1e-5, "schedule": "cosine-per-step", "max_epochs": 50,
-            "patience": None,
-        }
-    }  # fmt: skip
+    official_recipe = {"subtyping": ACMIL_LOOP}
 
     def __init__(
         self,

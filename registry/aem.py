@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from milbench import Aggregator, Bag, Prediction, register
 from milbench.aggregator import Task
 from milbench.nn import AttentionScore, QueryPooling, wide
+from milbench.recipes import ACMIL_LOOP
 
 
 @register("aem", label="AEM", family="attention", member=5, cite="zhang2025", version=1)
@@ -39,6 +40,7 @@ class AEM(Aggregator):
     N is added, a positive entropy would be subtracted. Deviations: the option to drop instances in training is left out; an empty
     bag is refused (officially it gets the biases); "dsmil" gives the mean of both streams as its logits, and its loss in
     survival is the task's on both.
+    Checkpoints: the entry `model` of what its script saves (checkpoint-best.pth).
     """
 
     complexity = "n"
@@ -54,12 +56,7 @@ class AEM(Aggregator):
         "b_classifier.q": "to_query",
         "b_classifier.fcc": "head",
     }
-    official_recipe = {
-        "subtyping": {
-            "optimiser": "adamw", "lr": 1e-4, "weight_decay": 1e-5, "schedule": "cosine-per-step", "max_epochs": 50,
-            "patience": None,
-        }
-    }  # fmt: skip
+    official_recipe = {"subtyping": ACMIL_LOOP}
 
     def __init__(
         self,

@@ -78,13 +78,15 @@ class ILRA(Aggregator):
     pass two linear layers in sequence. (4) The official training part is shuffled by Lightning's ddp only. The attention is the
     pooling seed's, averaged over heads. Deviations: an empty bag is refused (officially it has logits). A training step takes 0.8
     GiB at 20,000 patches.
+    Checkpoints: state dicts of ILRA, without Lightning's prefix `model.`.
     """
 
     complexity = "n rank"
     official_recipe = {
         "subtyping": {
             "optimiser": "adam", "lr": 1e-4, "weight_decay": 0.0, "schedule": "cosine", "max_epochs": 100, "patience": None,
-            "select": "last",
+            "select": "last", "params": {"rank": 1, "norm": True}, "source": "jinxixiang/low_rank_wsi, train_mil.py",
+            "not_followed": "",
         }
     }  # fmt: skip
     official_names = {"gab_blocks": "layers", "pooling.S": "seed", "pooling.mha": "pooling", "classifier": "head"}

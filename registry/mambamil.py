@@ -17,6 +17,7 @@ from milbench import Aggregator, Bag, MilbenchError, Prediction, register
 from milbench.nn import AttentionScore
 from milbench.nn.mixers import selective_branch
 from milbench.nn.transformer import RECOMPUTE_ABOVE, Block
+from milbench.recipes import MAMBAMIL_LOOP, MAMBAMIL_SURVIVAL_LOOP
 
 Kind = Literal["srmamba", "bimamba", "mamba"]
 
@@ -94,21 +95,16 @@ class MambaMIL(Aggregator):
     the old one. (3) The official initialisation also takes the mixers: first steps are about 0.69 where Mamba's are 0.001 to 0.1.
     (4) The official path without compiled kernels is another function. Deviations: the official width is fixed at 512. A
     training step takes 3.2 GiB at 20,000 patches.
+    Checkpoints: the files that its scripts save (s_0_checkpoint.pt and so on) of every kind.
     """
 
     complexity = "n"
     order_sensitive = True
     ops = ("selective_scan",)
     official_recipe = {
-        "subtyping": {
-            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "max_epochs": 200, "min_epochs": 50, "patience": 20,
-            "select": "best val loss",
-        },
-        "survival": {
-            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "accumulate": 32, "max_epochs": 200, "min_epochs": 40,
-            "patience": 20, "select": "best val loss",
-        },
-    }  # fmt: skip
+        "subtyping": {**MAMBAMIL_LOOP, "params": {"rate": 5, "dropout": 0.0}},
+        "survival": {**MAMBAMIL_SURVIVAL_LOOP, "params": {"rate": 5}},
+    }
     official_names = {
         "_fc1.0": "project.0", "attention.0": "score.tanh_branch", "attention.2": "score.out", "classifier": "head",
     }  # fmt: skip

@@ -118,6 +118,7 @@ class RRTMIL(Aggregator):
     there and for every region of zeros, as 1e-8 is 0 in it; epoch, early stopping and operating point are chosen on the test fold
     in every official command. Deviations: the division by a range + 1e-8 is never done in half precision; any width; the filter's
     bias, a constant before a softmax, is left out and dropped from official weights.
+    Checkpoints: the entry `model` of what main.py saves (fold_0_model_best_auc.pt).
     """
 
     complexity = "n^2 / regions^2"
@@ -132,11 +133,14 @@ class RRTMIL(Aggregator):
     }
     official_recipe = {
         "subtyping": {  # outside Camelyon16, whose patience is 30 from epoch 130 on
-            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "schedule": "cosine", "max_epochs": 200, "min_epochs": 70,
-            "patience": 20,
+            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "schedule": "cosine", "max_epochs": 200, "min_epochs": 72,
+            "patience": 20, "ties": "first", "source": "DearCaat/RRT-MIL, main.py",
+            "not_followed": "selects on the test fold, here on the validation part; an equal epoch renews the patience there",
         },
         "survival": {
             "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "schedule": "cosine", "max_epochs": 30, "patience": None,
+            "ties": "first", "source": "DearCaat/RRT-MIL, Survival/, with the epochs of its README",
+            "not_followed": "selects on the tested fold, here on a validation part",
         },
     }  # fmt: skip
 

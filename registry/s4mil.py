@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from milbench import Aggregator, Bag, Prediction, register
+from milbench.recipes import MAMBAMIL_LOOP, MAMBAMIL_SURVIVAL_LOOP
 
 
 def kernel_naive(rate: Tensor, weight: Tensor, n: int) -> Tensor:
@@ -93,20 +94,15 @@ class S4MIL(Aggregator):
     fails there; here the layer is float32 under autocast. Deviations: the official width is fixed at 512; the kernel is a
     product of two arrays (same numbers, O(n) memory instead of 16 complex numbers for each token and channel). A training step
     takes 0.8 GiB at 20,000 patches.
+    Checkpoints: the files that MambaMIL's scripts save (s_0_checkpoint.pt and so on) of model_type s4model.
     """
 
     complexity = "n log n"
     order_sensitive = True
     official_recipe = {
-        "subtyping": {
-            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "max_epochs": 200, "min_epochs": 50, "patience": 20,
-            "select": "best val loss",
-        },
-        "survival": {
-            "optimiser": "adam", "lr": 2e-4, "weight_decay": 1e-5, "accumulate": 32, "max_epochs": 200, "min_epochs": 40,
-            "patience": 20, "select": "best val loss",
-        },
-    }  # fmt: skip
+        "subtyping": {**MAMBAMIL_LOOP, "params": {"dropout": 0.0}},
+        "survival": MAMBAMIL_SURVIVAL_LOOP,
+    }
     official_names = {
         "_fc1.0": "project.0", "s4_block.0": "norm", "s4_block.1": "s4d", "s4_block.1.kernel": "s4d",
         "s4_block.1.output_linear.0": "out", "classifier": "head",

@@ -69,13 +69,18 @@ class WiKG(Aggregator):
     computed twice instead of stored; a bag of fewer than k patches has all of them as neighbours (officially an error); the
     layers gate_U, gate_V and gate_W, officially made and never used, are left out and dropped from official weights. A case's
     slides share one graph, since it is not one of places.
+    Checkpoints: the entry `model` of what its script saves (best_auc.pth and so on).
     """
 
     complexity = "n^2"
     official_names = {"_fc1.0": "project", "W_head": "to_head", "W_tail": "to_tail", "readout.gate_nn": "score", "fc": "head"}
     official_recipe = {
-        "subtyping": {"optimiser": "adam", "lr": 1e-4, "weight_decay": 1e-5, "max_epochs": 100, "patience": None},
-    }
+        "subtyping": {
+            "optimiser": "adam", "lr": 1e-4, "weight_decay": 1e-5, "max_epochs": 100, "patience": None, "ties": "last",
+            "params": {"readout": "mean"}, "source": "WonderLandxD/WiKG, train.py",
+            "not_followed": "keeps the best epoch of each of five validation metrics, here that of AUC",
+        }
+    }  # fmt: skip
 
     def __init__(
         self,

@@ -27,12 +27,13 @@ from milbench.trials.spec import TrialSpec
 from milbench.trials.store import MODEL, Store
 
 
-def read_features(path: Path, step: float | None = None) -> Bag:
+def read_features(path: Path, step: float | None = None, *, swap_xy: bool = False) -> Bag:
     """The bag in a feature file (see :mod:`milbench.datasets.files.formats`); its stem is the slide.
 
     Args:
         path: the file.
         step: level-0 pixels between neighbouring patches, where neither the file nor CLAM's patches file says it.
+        swap_xy: positions stand in the file as (y, x).
 
     Raises:
         MilbenchError: not a feature file, or positions without a step.
@@ -46,9 +47,8 @@ def read_features(path: Path, step: float | None = None) -> Bag:
     step = step or formats.inspect(path, patches).step
     if not step:
         raise MilbenchError(f"{path}: says nowhere how far apart patches are; give --step in level-0 pixels")
-    return Bag(
-        torch.from_numpy(features), torch.from_numpy(coords), step, slide_id=path.stem, case_id=path.stem, source=str(path)
-    )
+    xy = torch.from_numpy(coords[:, ::-1].copy() if swap_xy else coords)
+    return Bag(torch.from_numpy(features), xy, step, slide_id=path.stem, case_id=path.stem, source=str(path))
 
 
 def facts(path: Path) -> formats.Facts:

@@ -66,18 +66,20 @@ class Slides:
         ids: slides or cases of a dataset.
         files: feature files of CLAM or TRIDENT.
         step: level-0 pixels between patches, where a file does not say it.
+        swap_xy: positions stand in the files as (y, x).
         dataset, encoder: where `ids` come from, for models with fresh weights.
     """
 
     ids: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     step: float | None = None
+    swap_xy: bool = False
     dataset: str | None = None
     encoder: str | None = None
 
     def read(self) -> list[Bag]:
         """The bags of the feature files."""
-        return [subjects.read_features(path, self.step) for path in self.files]
+        return [subjects.read_features(path, self.step, swap_xy=self.swap_xy) for path in self.files]
 
     def of_dataset(self, settings: Settings) -> list[Bag]:
         """The bags of the dataset, for models with fresh weights.
@@ -167,6 +169,7 @@ def heatmap(
     slide: str | None = None,
     features: Path | None = None,
     step: float | None = None,
+    swap_xy: bool = False,
     thumbnail: Path | None = None,
     slide_size: tuple[float, float] | None = None,
     where: Where | None = None,
@@ -177,6 +180,7 @@ def heatmap(
         trials: stored trials with weights, as :func:`milbench.api.results.find_trial` takes them.
         slide: a slide or case of the trials' dataset; or
         features: a feature file of CLAM or TRIDENT, with `step`, level-0 pixels between patches, where it does not say it.
+        swap_xy: positions stand in that file as (y, x).
         thumbnail: an image of the whole slide, laid underneath.
         slide_size: width and height of the slide in level-0 pixels, where the file does not say it.
         where: results, data and plug-ins.
@@ -201,7 +205,7 @@ def heatmap(
     panels: list[maps.Heatmap] = []
     stored = where.ready().trained(trials)
     for trained, label in zip(stored, subjects.labels(stored), strict=True):
-        bag = trained.prepared(subjects.read_features(features, step)) if features else trained.bag(str(slide))
+        bag = trained.prepared(subjects.read_features(features, step, swap_xy=swap_xy)) if features else trained.bag(str(slide))
         side = subjects.facts(features).side if features else trained.dataset.sides.get(str(slide))
         panels += maps.heatmaps(trained.model(), trained.task, bag, label=label, trial=trained.spec.trial_id, side=side)
     if under and len({panel.slide for panel in panels}) > 1:

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from milbench import plugins
+from milbench.api import runs
 from milbench.config import Settings
 from milbench.errors import MilbenchError
 from milbench.files import write_atomically
 from milbench.machine import provenance
 from milbench.profiling import aggregators as cost
 from milbench.profiling import data as reading
+from milbench.profiling import harness as around
 from milbench.profiling import measure
 from milbench.profiling import ops as operations
 
@@ -93,6 +95,46 @@ def data(
         rows = reading.dataset(str(dataset), str(encoder), magnification, patch_size, epochs=epochs, settings=settings)
     noise = noise or measure.others()
     return ([dataclasses.replace(row, ratio=None) for row in rows] if noise and not noisy else rows), noise
+
+
+def harness(*, small: bool = False, noisy: bool = False) -> tuple[list[around.Cost], str | None]:
+    """What milbench costs around the training of a model: per step, per trial, per worker, each held against its bar.
+
+    Args:
+        small: a few small trials: for the form of the table, not for its numbers.
+        noisy: hold numbers against their bars although something else is running.
+
+    Returns:
+        The numbers, and what else is running (None on a quiet machine).
+    """
+    plugins.discover()
+    torch.set_num_threads(1)
+    noise = measure.others()
+    if small:
+        costs = [*around.step(64, slides=2, epochs=1), *around.trials(_timed, tiny=4, large=2, patches=64)]
+    else:
+        costs = [*around.step(), *around.trials(_timed)]
+    noise = noise or measure.others()
+    unheld = small or (noise is not None and not noisy)
+    return [dataclasses.replace(each, limit=None) for each in costs] if unheld else costs, noise
+
+
+def _timed(suite: Path, home: Path, workers: int, clock: around.Clock) -> list[float]:
+    """Run a suite; the clock starts with the engine, when everything is planned and packed."""
+    settings = Settings.from_environment(data=suite.parent / "data", results=home / "results")
+    planned = runs.plan(suite, runs.RunOptions(device="cpu", workers=workers, keep_models="none"), settings)
+    work = planned.prepare()
+    clock.start()
+    work.start(clock)
+    seconds = []
+    for job in planned.jobs:
+        spec, result = job.spec, planned.store.read(job.spec.trial_id)
+        if result is None or result.status != "ok":
+            raise MilbenchError(f"{suite}: a trial was not measured: {result.reason if result else 'it has no result'}")
+        data = planned.load(spec.dataset, spec.encoder, spec.magnification, spec.patch_size, dtype=spec.feature_dtype)
+        steps = len(result.curve) * len(data.folds(spec.split)[spec.fold].train)
+        seconds.append(steps * result.cost["seconds_per_step"])
+    return seconds
 
 
 @dataclass(frozen=True)

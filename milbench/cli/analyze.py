@@ -24,6 +24,7 @@ TRIALS = click.option(
 STEP = click.option(
     "--step", type=click.FloatRange(min=0, min_open=True), help="Level-0 pixels between patches, where the file does not say."
 )
+SWAP_XY = click.option("--swap-xy", is_flag=True, help="Positions stand in the files of --features as (y, x).")
 
 
 @click.group()
@@ -37,6 +38,7 @@ def analyze() -> None:
 @click.option("--slide", "slides", multiple=True, metavar="ID", help="May be repeated. [default: a trial's first test slide]")
 @click.option("--features", type=PATH, multiple=True, metavar="FILE", help="Slides from files of CLAM or TRIDENT.")
 @STEP
+@SWAP_XY
 @click.option("--dataset", help="Where the slides of --aggregator come from, unless from --features.")
 @click.option("--encoder", help="Whose features, with --dataset.")
 @click.option(
@@ -54,7 +56,7 @@ def analyze() -> None:
 @PLUGIN
 def rank(
     trials: tuple[str, ...], aggregators: tuple[str, ...], slides: tuple[str, ...], features: tuple[Path, ...],
-    step: float | None, dataset: str | None, encoder: str | None, results: Path, data_folder: Path | None,
+    step: float | None, swap_xy: bool, dataset: str | None, encoder: str | None, results: Path, data_folder: Path | None,
     plugin_files: tuple[str, ...], **measured: Any,
 ) -> None:  # fmt: skip
     """Rank, spectrum and sparsity of what mixes tokens, layer by layer, with fresh and with trained weights.
@@ -66,7 +68,7 @@ def rank(
     saved = api.rank(
         trials,
         aggregators,
-        api.Slides(slides, features, step, dataset, encoder),
+        api.Slides(slides, features, step, swap_xy, dataset, encoder),
         where=api.Where(results, data_folder, plugin_files),
         say=click.echo,
         **measured,
@@ -81,6 +83,7 @@ def rank(
 @click.option("--slide", metavar="ID", help="A slide or case of the trials' dataset.")
 @click.option("--features", type=PATH, metavar="FILE", help="A slide from a file of CLAM or TRIDENT.")
 @STEP
+@SWAP_XY
 @click.option("--thumbnail", type=PATH, metavar="IMAGE", help="Of the whole slide, laid underneath.")
 @click.option("--slide-size", type=(float, float), metavar="W H", help="Of the slide in level-0 pixels, if the file is silent.")
 @RESULTS

@@ -109,6 +109,31 @@ def profile_data(noisy: bool, data_folder: Path | None, as_json: bool, **measure
         click.echo(f"No ratio: {noise}. Try again on a quiet machine, or pass --noisy.", err=True)
 
 
+@profile.command("harness")
+@click.option("--small", is_flag=True, help="A few small trials: for the form of the table, not for its numbers.")
+@click.option("--noisy", is_flag=True, help="Hold the numbers against their bars although something else is running.")
+@AS_JSON
+def profile_harness(small: bool, noisy: bool, as_json: bool) -> None:
+    """What milbench costs around the training of a model: per step, per trial, per worker.
+
+    A step is held against the loop that anybody would write with torch alone. Trials run on generated bags in a temporary folder.
+    On a machine where something else is running, nothing is held against its bar.
+    """
+    from milbench.api import profiles
+
+    costs, noise = profiles.harness(small=small, noisy=noisy)
+    if as_json:
+        rows = [{**dataclasses.asdict(each), "holds": each.holds} for each in costs]
+        click.echo(json.dumps({"noise": noise, "rows": rows}, indent=1))
+        return
+    for each in costs:
+        bar = "" if each.limit is None else f"  ({'at least' if each.at_least else 'at most'} {each.limit:g})"
+        mark = {True: "ok  ", False: "FAIL", None: "-   "}[each.holds]
+        click.echo(f"{mark} {each.what}: {each.value:.4g} {each.unit}{bar}")
+    if noise and not noisy:
+        click.echo(f"Not a quiet machine: {noise}. Try again, or pass --noisy.", err=True)
+
+
 @profile.command("aggregators")
 @click.option(
     "--aggregators", metavar="NAMES", help="Only these: mean,transmil[landmarks=32],... [default: every registered one]"

@@ -184,6 +184,11 @@ class Saved:
     folder: Path
 
     @property
+    def sentence(self) -> str:
+        """The title as a caption begins with it: with the mark that ends a sentence."""
+        return self.title if self.title.endswith(("?", "!", ".")) else f"{self.title}."
+
+    @property
     def pdf(self) -> Path:
         """For LaTeX."""
         return self.folder / f"{self.name}.pdf"

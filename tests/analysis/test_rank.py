@@ -474,6 +474,9 @@ def test_feature_files_of_clam_and_trident(tmp_path):
     with pytest.raises(MilbenchError, match="give --step in level-0 pixels"):
         subjects.read_features(clam)
     assert subjects.read_features(clam, 16.0).step == 16
+    exchanged = subjects.read_features(clam, 16.0, swap_xy=True)
+    torch.testing.assert_close(exchanged.coords, subjects.read_features(clam, 16.0).coords.flip(1))
+    torch.testing.assert_close(exchanged.features, bag.features)
     feature_file(tmp_path / "patches" / "b.h5", bag, patch_size=256, patch_level=1, downsample=np.array([2.0, 2.0]))
     assert subjects.read_features(clam).step == 512
     with pytest.raises(MilbenchError, match=r"none.h5: no .h5, .pt or .npz file"):

@@ -7,7 +7,7 @@ from milbench_registry.aem import negative_entropy
 
 from milbench import Bag, plugins
 from milbench.tasks import Subtyping
-from tests.fidelity.harness import adapter, by_official_name, gradients, outputs
+from tests.fidelity.harness import adapter, by_official_name, gradients, outputs, steps
 
 
 def build(name, vector):
@@ -88,24 +88,17 @@ def aem(vector):
     arch = vector.name.partition("_")[2] or "ga"
     model, task = build(f"aem[arch={arch},hidden=64,weight=0.1]", vector)
     assert sum(p.numel() for p in model.parameters()) == vector.about["n_params"]
-    for double in (False, True):
-        model.to(torch.float64 if double else torch.float32)
-        for case in vector.cases():
-            x = case.tensor("x", double=double, grad=True)
-            model.zero_grad()
-            prediction = model(Bag(x))
-            seen, loss = prediction.extras, model.training_loss(prediction, case.label, task)
-            ours = {
-                "loss": loss,
-                "loss_bag": model.bag_loss(prediction, case.label, task),
-                "prob": model.scores(prediction, task),
-            }
-            ours |= {"attention_raw": seen["scores"], "attention": seen["scores"].softmax(1)}
-            ours |= {"loss_entropy": negative_entropy(seen["scores"])}
-            if arch == "dsmil":
-                ours |= {"max_logits": seen["streams"][0], "bag_logits": seen["streams"][1], "instance_logits": seen["instances"]}
-            else:
-                ours |= {"logits": prediction.logits, "pooled": seen["pooled"]}
-            outputs(vector, case, ours, double=double)
-            loss.backward()
-            gradients(vector, case, x, by_official_name(model, vector), double=double)
+    for case, double, prediction, loss in steps(vector, model, task):
+        seen = prediction.extras
+        ours = {
+            "loss": loss,
+            "loss_bag": model.bag_loss(prediction, case.label, task),
+            "prob": model.scores(prediction, task),
+        }
+        ours |= {"attention_raw": seen["scores"], "attention": seen["scores"].softmax(1)}
+        ours |= {"loss_entropy": negative_entropy(seen["scores"])}
+        if arch == "dsmil":
+            ours |= {"max_logits": seen["streams"][0], "bag_logits": seen["streams"][1], "instance_logits": seen["instances"]}
+        else:
+            ours |= {"logits": prediction.logits, "pooled": seen["pooled"]}
+        outputs(vector, case, ours, double=double)

@@ -2,9 +2,9 @@
 
 import torch
 
-from milbench import Bag, plugins
+from milbench import plugins
 from milbench.tasks import Subtyping
-from tests.fidelity.harness import adapter, by_official_name, gradients, outputs
+from tests.fidelity.harness import adapter, outputs, steps
 
 
 def keep(seen, *names):
@@ -24,15 +24,7 @@ def ilra(vector):
         layer.project_forward.register_forward_hook(keep(seen, f"gab{i}/latent", f"gab{i}/down"))
         layer.project_backward.register_forward_hook(keep(seen, f"gab{i}/out", f"gab{i}/up"))
     model.pooling.register_forward_hook(keep(seen, "pooled", "attention"))
-    for double in (False, True):
-        model.to(torch.float64 if double else torch.float32)
-        for case in vector.cases():
-            x = case.tensor("x", double=double, grad=True)
-            model.zero_grad()
-            prediction = model(Bag(x))
-            loss = model.training_loss(prediction, case.label, task)
-            logits = prediction.logits
-            outputs(vector, case, {**seen, "logits": logits, "prob": task.scores(logits), "loss": loss}, double=double)
-            assert torch.equal(prediction.attention, seen["attention"][0])
-            loss.backward()
-            gradients(vector, case, x, by_official_name(model, vector), double=double)
+    for case, double, prediction, loss in steps(vector, model, task):
+        logits = prediction.logits
+        outputs(vector, case, {**seen, "logits": logits, "prob": task.scores(logits), "loss": loss}, double=double)
+        assert torch.equal(prediction.attention, seen["attention"][0])

@@ -1,10 +1,8 @@
 """MambaMIL's three mixers, with both rates; at 37 and 7 instances the last columns of the raster are padded."""
 
-import torch
-
-from milbench import Bag, plugins
+from milbench import plugins
 from milbench.tasks import Subtyping
-from tests.fidelity.harness import adapter, by_official_name, gradients, outputs
+from tests.fidelity.harness import adapter, outputs, steps
 
 
 @adapter("mambamil", "mambamil_rate5", "mambamil_bimamba", "mambamil_mamba")
@@ -18,17 +16,9 @@ def mambamil(vector):
         layer.mixer.register_forward_hook(lambda module, given, out, i=i: seen.update({f"layer{i}_mixer": out}))
     model.norm.register_forward_hook(lambda module, given, out: seen.update(before_norm=given[0]))
     model.score.register_forward_hook(lambda module, given, out: seen.update(attention_raw=out))
-    for double in (False, True):
-        model.to(torch.float64 if double else torch.float32)
-        for case in vector.cases():
-            x = case.tensor("x", double=double, grad=True)
-            model.zero_grad()
-            prediction = model(Bag(x))
-            loss = model.training_loss(prediction, case.label, task)
-            found = {
-                "logits": prediction.logits, "prob": task.scores(prediction.logits), "loss": loss,
-                "tokens": prediction.extras["tokens"], "attention": prediction.attention,
-            }  # fmt: skip
-            outputs(vector, case, {**seen, **found}, double=double)
-            loss.backward()
-            gradients(vector, case, x, by_official_name(model, vector), double=double)
+    for case, double, prediction, loss in steps(vector, model, task):
+        found = {
+            "logits": prediction.logits, "prob": task.scores(prediction.logits), "loss": loss,
+            "tokens": prediction.extras["tokens"], "attention": prediction.attention,
+        }  # fmt: skip
+        outputs(vector, case, {**seen, **found}, double=double)

@@ -2,11 +2,9 @@
 
 import math
 
-import torch
-
-from milbench import Bag, plugins
+from milbench import plugins
 from milbench.tasks import Subtyping
-from tests.fidelity.harness import adapter, by_official_name, gradients, outputs
+from tests.fidelity.harness import adapter, outputs, steps
 
 PARAMETERS = {
     "mlp_dim": "hidden", "n_layers": "layers", "region_num": "regions", "epeg_k": "epeg", "crmsa_k": "representatives",
@@ -37,18 +35,14 @@ def rrt(vector):
     model.cross.register_forward_hook(keep(seen, "after_crmsa"))
     model.cross.attn.register_forward_hook(keep(seen, "crmsa_out"))
     model.score.register_forward_hook(keep(seen, "attention_raw"))
-    for double in (False, True):
-        model.to(torch.float64 if double else torch.float32)
-        for case in vector.cases():
-            x = case.tensor("x", double=double, grad=True)
-            model.zero_grad()
-            prediction = model(Bag(x))
-            loss = model.training_loss(prediction, case.label, task)
-            ours = {name: seen[name] for name in ("crmsa_out", "attention_raw")} | {"crmsa_in": seen["crmsa_out_in"]}
-            tokens = {"after_rmsa": seen["after_rmsa"], "after_crmsa": seen["after_crmsa"], "tokens": prediction.extras["tokens"]}
-            ours |= {name: t[: len(case.arrays[name])] for name, t in tokens.items()}  # of the big vector the first rows only
-            ours |= {"pad_rmsa": padding(len(x), regions), "pad_crmsa": padding(len(x), 8), "attention": prediction.attention}
-            ours |= {"logits": prediction.logits, "prob": task.scores(prediction.logits), "loss": loss}
-            outputs(vector, case, ours, double=double)
-            loss.backward()
-            gradients(vector, case, x, by_official_name(model, vector), double=double)
+    for case, double, prediction, loss in steps(vector, model, task):
+        ours = {name: seen[name] for name in ("crmsa_out", "attention_raw")} | {"crmsa_in": seen["crmsa_out_in"]}
+        tokens = {"after_rmsa": seen["after_rmsa"], "after_crmsa": seen["after_crmsa"], "tokens": prediction.extras["tokens"]}
+        ours |= {name: t[: len(case.arrays[name])] for name, t in tokens.items()}  # of the big vector the first rows only
+        ours |= {
+            "pad_rmsa": padding(len(prediction.attention), regions),
+            "pad_crmsa": padding(len(prediction.attention), 8),
+            "attention": prediction.attention,
+        }
+        ours |= {"logits": prediction.logits, "prob": task.scores(prediction.logits), "loss": loss}
+        outputs(vector, case, ours, double=double)

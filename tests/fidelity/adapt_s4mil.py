@@ -3,9 +3,9 @@
 import torch
 from torch.nn import functional as F
 
-from milbench import Bag, plugins
+from milbench import plugins
 from milbench.tasks import Subtyping
-from tests.fidelity.harness import adapter, by_official_name, gradients, outputs
+from tests.fidelity.harness import adapter, outputs, steps
 
 
 @adapter("s4mil", "s4mil_relu")
@@ -16,18 +16,11 @@ def s4mil(vector):
     model.load_official(vector.weights)
     assert sum(p.numel() for p in model.parameters()) == vector.about["n_params"]
     model.s4d.register_forward_hook(lambda module, given, out: seen.update(before_gelu=out))
-    for double in (False, True):
-        model.to(torch.float64 if double else torch.float32)
-        for case in vector.cases():
-            x = case.tensor("x", double=double, grad=True)
-            model.zero_grad()
-            prediction = model(Bag(x))
-            loss, tokens = model.training_loss(prediction, case.label, task), prediction.extras["tokens"]
-            found = {
-                "logits": prediction.logits, "prob": task.scores(prediction.logits), "loss": loss, "tokens": tokens,
-                "pooled": tokens.amax(0), "argmax": tokens.argmax(0), "kernel": model.s4d.kernel(len(x), x.dtype)[:, :7],
-            }  # fmt: skip
-            outputs(vector, case, {**seen, **found}, double=double)
-            assert torch.equal(prediction.logits, F.linear(found["pooled"], model.head.weight, model.head.bias))
-            loss.backward()
-            gradients(vector, case, x, by_official_name(model, vector), double=double)
+    for case, double, prediction, loss in steps(vector, model, task):
+        tokens = prediction.extras["tokens"]
+        found = {
+            "logits": prediction.logits, "prob": task.scores(prediction.logits), "loss": loss, "tokens": tokens,
+            "pooled": tokens.amax(0), "argmax": tokens.argmax(0), "kernel": model.s4d.kernel(len(tokens), tokens.dtype)[:, :7],
+        }  # fmt: skip
+        outputs(vector, case, {**seen, **found}, double=double)
+        assert torch.equal(prediction.logits, F.linear(found["pooled"], model.head.weight, model.head.bias))

@@ -1,10 +1,8 @@
 """WiKG: both kinds of update and all readouts; the neighbours themselves, too."""
 
-import torch
-
-from milbench import Bag, plugins
+from milbench import plugins
 from milbench.tasks import Subtyping
-from tests.fidelity.harness import adapter, by_official_name, gradients, outputs
+from tests.fidelity.harness import adapter, outputs, steps
 
 READOUTS = {"attn": "attention", "mean": "mean", "max": "max"}
 
@@ -19,18 +17,11 @@ def wikg(vector):
     unused = sum(value.numel() for name, value in vector.weights.items() if name.startswith("gate_"))
     assert sum(p.numel() for p in model.parameters()) + unused == vector.about["n_params"]
     task = Subtyping(["?"] * setup["n_classes"])
-    for double in (False, True):
-        model.to(torch.float64 if double else torch.float32)
-        for case in vector.cases():
-            x = case.tensor("x", double=double, grad=True)
-            model.zero_grad()
-            prediction = model(Bag(x))
-            loss, seen = model.training_loss(prediction, case.label, task), prediction.extras
-            ours = {"neighbours": seen["neighbours"], "neighbour_logit": seen["neighbour_logits"], "nodes": seen["nodes"]}
-            ours |= {"neighbour_prob": seen["neighbour_logits"].softmax(1), "message_weight": seen["message_weights"]}
-            ours |= {"pooled": seen["pooled"], "logits": prediction.logits, "prob": task.scores(prediction.logits), "loss": loss}
-            if readout == "attention":
-                ours["attention"] = prediction.attention
-            outputs(vector, case, ours, double=double)
-            loss.backward()
-            gradients(vector, case, x, by_official_name(model, vector), double=double)
+    for case, double, prediction, loss in steps(vector, model, task):
+        seen = prediction.extras
+        ours = {"neighbours": seen["neighbours"], "neighbour_logit": seen["neighbour_logits"], "nodes": seen["nodes"]}
+        ours |= {"neighbour_prob": seen["neighbour_logits"].softmax(1), "message_weight": seen["message_weights"]}
+        ours |= {"pooled": seen["pooled"], "logits": prediction.logits, "prob": task.scores(prediction.logits), "loss": loss}
+        if readout == "attention":
+            ours["attention"] = prediction.attention
+        outputs(vector, case, ours, double=double)

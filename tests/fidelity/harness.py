@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from milbench import Bag, Prediction
 from tests import ROOT
 
 FORWARD, GRADIENT, DOUBLE = 2e-5, 1e-4, 1e-8  # largest deviation, relative to the largest value of the official array
@@ -141,6 +143,23 @@ def gradients(
     if official["param_grad_sum"] is not None:
         off, scale = np.abs(np.array(sums) - official["param_grad_sum"]).max(), official["param_grad_l2"].max()
         assert off <= tolerance * scale, f"{what % 'param_grad_sum'}: off by {off:.2e}, the largest norm is {scale:.2e}"
+
+
+def steps(vector: Vector, model: nn.Module, task: Any) -> Iterator[tuple[Case, bool, Prediction, Tensor]]:
+    """A forward pass and the loss of every case in float32 and in float64: (case, double, prediction, loss).
+
+    When the next one is asked for, the loss was differentiated and the gradients were held against the official ones.
+    """
+    for double in (False, True):
+        model.to(torch.float64 if double else torch.float32)
+        for case in vector.cases():
+            x = case.tensor("x", double=double, grad=True)
+            model.zero_grad()
+            prediction = model(Bag(x))
+            loss = model.training_loss(prediction, case.label, task)
+            yield case, double, prediction, loss
+            loss.backward()
+            gradients(vector, case, x, by_official_name(model, vector), double=double)
 
 
 def by_official_name(model: nn.Module, vector: Vector) -> dict[str, nn.Parameter]:

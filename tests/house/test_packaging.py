@@ -46,6 +46,10 @@ def test_docstrings_of_aggregators_name_their_source():
 
     for entry in plugins.entries():
         assert "Source:" in (entry.cls.__doc__ or ""), entry.where
+        assert "Checkpoints:" in (entry.cls.__doc__ or ""), f"{entry.where}: which public weights load?"
+        for task, recipe in entry.cls.official_recipe.items():
+            assert recipe.get("source"), f"{entry.where}: where the official recipe for {task} comes from"
+            assert "not_followed" in recipe, f"{entry.where}: what of it is not followed, or nothing"
 
 
 @pytest.mark.slow

@@ -139,6 +139,30 @@ def test_dsmil_stops_and_selects(curve, ends, epoch):
     assert play(BestEpoch(recipe), falling) == (ends, epoch)
 
 
+@pytest.mark.parametrize("name", ["mambamil", "s4mil"])
+@pytest.mark.parametrize(
+    ("curve", "ends", "epoch"),
+    [
+        ([1.0] + [2.0] * 199, 52, 1),
+        ([2.0] * 99 + [1.0] + [2.0] * 100, 52, 1),  # unlike CLAM's: an equal loss is no better, so the plateau waits
+        ([1.0] + [2.0] * 49 + [1.0] + [2.0] * 149, 52, 1),
+    ],
+)
+def test_mambamil_stops_and_selects(name, curve, ends, epoch):
+    assert play(BestEpoch(official(name)), losses(curve)) == (ends, epoch)
+
+
+@pytest.mark.parametrize("name", ["mambamil", "s4mil"])
+def test_mambamil_selects_on_the_c_index_in_survival(name):
+    falling = [(0.5 + at / 1000 if at < 30 else 0.4, 1.0 + at) for at in range(200)]
+    assert play(BestEpoch(official(name, "survival")), falling) == (50, 30), "whatever the loss"
+    assert play(BestEpoch(official(name, "survival")), [(0.5, 1.0)] * 200) == (42, 1)
+
+
+def test_rrt_stops_at_epoch_72_at_the_earliest():
+    assert play(BestEpoch(official("rrt")), [(0.9, 1.0)] + [(0.5, 1.0)] * 199) == (72, 1)
+
+
 @pytest.mark.parametrize("name", ["dtfd-afs", "dtfd-maxs", "dtfd-maxmins"])
 def test_dtfd_selects_from_the_last_fifth(name):
     falling = [(1 - at / 1000, 1.0) for at in range(200)]

@@ -1,0 +1,173 @@
+"""`milbench profile harness`: what milbench itself costs around the training of a model: per step, per trial, per worker."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from milbench import plugins, recipes, tasks
+from milbench.bags import Bag
+from milbench.datasets.files import manifest
+from milbench.datasets.files.adding import joined
+from milbench.engines import Done, Event, Started
+from milbench.profiling import data as files
+from milbench.training import Steps
+
+METHOD = "abmil"  # the method that is trained: of the cheap ones, so that what surrounds a step shows
+SPLIT = "kfold5"
+SUITE = """title = "Cost of the harness"
+[grid]
+dataset = ["{dataset}"]
+encoder = ["generated"]
+split = ["{split}"]
+fold = [0]
+seed = {seeds}
+aggregator = ["{method}"]
+[recipe]
+name = "paper"
+max_epochs = {epochs}
+[table]
+name = "{dataset}"
+metrics = ["macro_auc"]
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One number, and the bar that it is held against.
+
+    Args:
+        what: in words.
+        value: the number. unit: of it.
+        limit: the bar; None where there is none.
+        at_least: whether the value must reach the bar, instead of staying below it.
+    """
+
+    what: str
+    value: float
+    unit: str
+    limit: float | None = None
+    at_least: bool = False
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the value keeps to its bar; None without one."""
+        if self.limit is None:
+            return None
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+def step(patches: int = 4096, *, slides: int = 8, epochs: int = 5) -> list[Cost]:
+    """A training step of AB-MIL in milbench, beside the loop that anybody would write with torch alone.
+
+    Both train equal models on the same bags in memory; epochs alternate after one that warms up, and medians are compared.
+
+    Args:
+        patches: of a bag, of 1,024 features.
+        slides: bags of an epoch.
+        epochs: of each kind.
+    """
+    task, recipe = tasks.Subtyping(("negative", "positive")), recipes.get("paper", "subtyping")
+    bags = [Bag(torch.randn(patches, files.WIDTH), slide_id=f"slide-{i}", case_id=f"slide-{i}") for i in range(slides)]
+    targets = [torch.tensor(i % 2) for i in range(slides)]
+    ours, bare = (plugins.resolve(METHOD).build(files.WIDTH, 2) for _ in range(2))
+    bare.load_state_dict(ours.state_dict())
+    bare.train()
+    steps = Steps(ours, bags, targets, task, recipe, lambda epoch: range(slides))
+    optimiser = torch.optim.AdamW(bare.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+    def loop() -> None:
+        for bag, target in zip(bags, targets, strict=True):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(bare(bag).logits[None], target[None]).backward()
+            optimiser.step()
+
+    taken = [(_seconds(partial(steps.epoch, number)), _seconds(loop)) for number in range(1, epochs + 2)][1:]
+    milbench, alone = (1e3 * statistics.median(column) / slides for column in zip(*taken, strict=True))
+    return [
+        Cost(f"a training step at n = {patches:,}", milbench, "ms"),
+        Cost("the same in a bare loop", alone, "ms"),
+        Cost("milbench over the bare loop", 100 * (milbench / alone - 1), "%", 3.0),
+    ]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+class Clock:
+    """Notes when an engine starts its first trial and ends its last, in seconds from its own start."""
+
+    def __init__(self) -> None:
+        self.first = self.last = 0.0
+        self._started = 0.0
+
+    def start(self) -> None:
+        """The engine starts now."""
+        self._started = time.perf_counter()
+
+    def __call__(self, event: Event) -> None:
+        """Take an event of the engine."""
+        now = time.perf_counter() - self._started
+        if isinstance(event, Started) and not self.first:
+            self.first = now
+        if isinstance(event, Done):
+            self.last = now
+
+
+Run = Callable[[Path, Path, int, Clock], Sequence[float]]
+
+
+def trials(run: Run, *, tiny: int = 100, large: int = 12, patches: int = 4096) -> list[Cost]:
+    """Start-up of a worker, what a tiny trial costs beyond its training, and trials an hour with one and with two workers.
+
+    Args:
+        run: runs the suite in the TOML file, with results in the folder and so many workers, and tells the clock; returns of
+            each trial the seconds that its training steps took.
+        tiny: trials on 20 bags of about 10 patches, one epoch each.
+        large: trials on 10 bags of about `patches` patches.
+        patches: see `large`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        small, big = (_suite(home, *of) for of in (("tiny", 20, 10, tiny, 1), ("large", 10, patches, large, 4)))
+        alone = Clock()
+        trained = run(small, home, 1, alone)
+        times = []
+        for workers in (1, 2):
+            clock = Clock()
+            run(big, home / f"{workers}", workers, clock)
+            times.append(clock.last - clock.first)
+    hourly = [large / seconds * 3600 for seconds in times]
+    return [
+        Cost("a worker until its first trial", alone.first, "s"),
+        Cost("a tiny trial beyond its training", 1e3 * (alone.last - alone.first - sum(trained)) / tiny, "ms", 30.0),
+        Cost("trials an hour, one worker", hourly[0], ""),
+        Cost("trials an hour, two workers", hourly[1], ""),
+        Cost("two workers over one", hourly[1] / hourly[0], "x", 1.8, at_least=True),
+    ]
+
+
+def _suite(home: Path, name: str, slides: int, patches: int, seeds: int, epochs: int) -> Path:
+    """A dataset of generated files in `home`, and the suite of so many trials on it."""
+    features = home / name
+    features.mkdir()
+    sizes = files.write_files(features, slides, patches, {"dtype": "float32"})
+    with (home / f"{name}.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("slide_id", "label"), *((id, "ab"[at % 2]) for at, id in enumerate(sizes))])
+    added = joined(name, features=features, encoder="generated", step=512.0, labels=home / f"{name}.csv", home=home / "data")
+    manifest.save(added)
+    suite = home / f"{name}-suite.toml"
+    suite.write_text(SUITE.format(dataset=name, split=SPLIT, seeds=list(range(seeds)), method=METHOD, epochs=epochs))
+    return suite
