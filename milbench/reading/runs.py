@@ -1,6 +1,7 @@
 """The trials of a plan with their results: which stands where, and what it predicted."""
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Run:
     status: str
     result: Mapping[str, Any] = field(repr=False)
     store: Store = field(repr=False)
+    _metrics: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def identity(self) -> str:
@@ -50,10 +52,12 @@ class Run:
         Raises:
             MilbenchError: this task has no such metric.
         """
-        test = self.result["metrics"]["test"]
-        if name not in test:
-            raise MilbenchError(f"trial {self.cell.trial_id} has no metric {name!r}; it has {', '.join(sorted(test))}")
-        return float("nan") if test[name] is None else stats.rounded(test[name], step=stats.STEP)
+        if name not in self._metrics:
+            test = self.result["metrics"]["test"]
+            if name not in test:
+                raise MilbenchError(f"trial {self.cell.trial_id} has no metric {name!r}; it has {', '.join(sorted(test))}")
+            self._metrics[name] = math.nan if test[name] is None else stats.rounded(test[name], step=stats.STEP)
+        return self._metrics[name]
 
     @cached_property
     def predictions(self) -> predictions.Columns:

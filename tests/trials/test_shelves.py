@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from contextlib import suppress
 
+import numpy as np
 import pytest
 
 from milbench import MilbenchError
@@ -12,14 +13,15 @@ from milbench.api import results as api
 from milbench.trials import exchange, predictions, shelves
 from milbench.trials.shelves import pack
 from milbench.trials.store import MODEL, Store
-from tests.builders.results import finished, made_up_suite, spec
+from tests.builders.results import finished, made_up_suite, predictions_file, spec
 
 
 @pytest.fixture
 def suite(tmp_path):
     """A store of six finished trials, one that failed and one that keeps its weights."""
     store, _ = made_up_suite(tmp_path / "results", {"abmil": 0.5, "max": 0.7}, skip={("max", 2, 0): "failed"})
-    store.write(finished(spec(seed=9)), {MODEL: lambda path: path.write_bytes(b"weights")})
+    tested = predictions_file(["a", "b"], [0, 1], np.array([[0.75, 0.25], [0.25, 0.75]]))
+    store.write(finished(spec(seed=9), {"macro_auc": 1.0}), {**tested, MODEL: lambda path: path.write_bytes(b"weights")})
     return store
 
 
