@@ -8,6 +8,7 @@ a trial is in its folder, in its shelf, or in both, and readers look in this ord
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import zipfile
 from collections import defaultdict
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from milbench.trials.store import Store
 
 PREFIX = 2  # digits of an id that name its shelf: at most 256 shelves
+_SHELF = re.compile(rf"([0-9a-f]{{{PREFIX}}})\.zip")
 _THEN = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can tell, so that equal shelves have equal bytes
 
 
@@ -45,9 +47,12 @@ class Shelves:
 
     def stamp(self, trial_id: str) -> str | None:
         """What tells whether the trial is still what was read; None where no shelf has it."""
-        shelf = trial_id[:PREFIX]
-        stamp = self._stamp(shelf)
-        return stamp if stamp and trial_id in self._opened(shelf, stamp)[1] else None
+        stamp = self.stamp_of_shelf(trial_id)
+        return stamp if stamp and trial_id in self._opened(trial_id[:PREFIX], stamp)[1] else None
+
+    def stamp_of_shelf(self, trial_id: str) -> str | None:
+        """The stamp that the trial has if it is in its shelf; None where there is no such shelf."""
+        return self._stamp(trial_id[:PREFIX])
 
     def place(self, trial_id: str) -> zipfile.Path | None:
         """The trial's folder inside its shelf; None where no shelf has it.
@@ -67,7 +72,7 @@ class Shelves:
             MilbenchError: a shelf is damaged, or cannot be read.
         """
         try:
-            shelves = [name.removesuffix(".zip") for name in os.listdir(self.folder) if name.endswith(".zip")]
+            shelves = [match[1] for name in os.listdir(self.folder) if (match := _SHELF.fullmatch(name))]
         except FileNotFoundError:
             return set()
         except OSError as error:
@@ -126,6 +131,8 @@ def pack(store: Store, progress: Callable[[int, int], None] = lambda done, total
         return packed, wrong
     try:
         with held(store.shelves.folder / ".claim"):
+            for left in store.shelves.folder.glob(".*.zip"):  # of a pack that was killed: nobody else writes now
+                left.unlink()
             for done, ids in enumerate(groups.values()):
                 progress(done * total // len(groups), total)
                 packed += _pack_shelf(store, ids, wrong)

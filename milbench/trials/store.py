@@ -130,17 +130,20 @@ class Store:
         folder = self.folder(trial_id)
         return folder if folder.is_dir() else self.shelves.place(trial_id) or folder
 
-    def _file(self, trial_id: str, name: str) -> bytes | None:
-        """What is in a file of the trial; None where there is none."""
-        data = read_bytes(self.folder(trial_id) / name)
+    def _file(self, trial_id: str, name: str) -> tuple[bytes | None, Path, str]:
+        """What is in a file of the trial, None where there is none; where that is, and how to run the trial again."""
+        path = self.folder(trial_id) / name
+        data = read_bytes(path)
         if data is not None or (place := self.shelves.place(trial_id)) is None:
-            return data
+            return data, path, f"remove the folder {path.parent} and run the suite again"
+        shelf = self.shelves.path(trial_id)
+        again = f"take it out with: zip -d {shelf} '{trial_id}/*', and run the suite again"
         try:
-            return (place / name).read_bytes()
+            return (place / name).read_bytes(), shelf / trial_id / name, again
         except FileNotFoundError:
-            return None
+            return None, shelf / trial_id / name, again
         except (OSError, zipfile.BadZipFile) as error:
-            raise damaged(self.shelves.path(trial_id), error) from error
+            raise damaged(shelf, error) from error
 
     def raw(self, trial_id: str) -> dict[str, Any] | None:
         """trial.json as it stands, checked against itself, or None when the trial has no result yet.
@@ -151,9 +154,7 @@ class Store:
         Raises:
             MilbenchError: the file is broken, of another trial, or of another schema version.
         """
-        path = self.folder(trial_id) / TRIAL
-        again = "remove the folder to run the trial again"
-        data = self._file(trial_id, TRIAL)
+        data, path, again = self._file(trial_id, TRIAL)
         if data is None:
             return None
         content = parse_json(data, path, again)
@@ -180,7 +181,9 @@ class Store:
         Raises:
             MilbenchError: as :meth:`raw`.
         """
-        if (stamp := self.stamp(trial_id)) is None:
+        # A line with the stamp of a shelf is of a trial in it: nobody has to look inside.
+        stamp = self._stamp_of_folder(trial_id) or self.shelves.stamp_of_shelf(trial_id)
+        if stamp is None:
             return None
         if line := self._index.find(trial_id, stamp, self.ids):
             return Kept(self._index, trial_id, line, self._untraced)
@@ -208,13 +211,16 @@ class Store:
 
         None where there is none. Of a packed trial it is that of its shelf.
         """
+        return self._stamp_of_folder(trial_id) or self.shelves.stamp(trial_id)
+
+    def _stamp_of_folder(self, trial_id: str) -> str | None:
         if not names.is_trial_id(trial_id):
             self.folder(trial_id)
         path = f"{self._trials}/{trial_id}/{TRIAL}"
         try:
             s = os.stat(path)
         except FileNotFoundError:
-            return self.shelves.stamp(trial_id)
+            return None
         except OSError as error:
             raise unusable(path, error) from error
         return f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}"
@@ -268,15 +274,13 @@ class Store:
         Raises:
             MilbenchError: it is missing, or is another file.
         """
-        path = self.place(result["trial_id"]) / name
-        again = f"remove the folder {path.parent} and run the suite again"
-        data = self._file(result["trial_id"], name)
+        data, path, again = self._file(result["trial_id"], name)
         if data is None:
             raise MilbenchError(f"{path} is missing; {again}")
         digest = hashlib.sha256(data).hexdigest()
         if result["sha256"].get(name) != digest:
             raise MilbenchError(f"{path} is not the file that the trial wrote (another SHA-256 than in {TRIAL}); {again}")
-        return path
+        return self.place(result["trial_id"]) / name
 
     def status(self, trial_id: str) -> Status | Literal["pending"]:
         """The trial's status without checking the whole result."""
