@@ -48,7 +48,7 @@ def suites_run(results: str | Path | None = None) -> list[str]:
     return plans.chosen(store_of(results), None)
 
 
-class TestMetrics(Mapping[str, Any]):
+class _Tested(Mapping[str, Any]):
     """The metrics of the test part, read when they are looked at.
 
     Args:
@@ -59,6 +59,9 @@ class TestMetrics(Mapping[str, Any]):
 
     def __init__(self, result: Mapping[str, Any]) -> None:
         self._result = result
+
+    def __reduce__(self) -> tuple[type[dict], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)
 
     def __getitem__(self, key: str) -> Any:
         return self._result["metrics"].get("test", {})[key]
@@ -92,7 +95,7 @@ class Trial:
         if result is None:
             return cls(cell, "pending")
         status = result["status"]
-        return cls(cell, status, "" if status == "ok" else result["reason"] or "", TestMetrics(result))
+        return cls(cell, status, "" if status == "ok" else result["reason"] or "", _Tested(result))
 
     @property
     def trial_id(self) -> str:

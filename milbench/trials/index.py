@@ -27,6 +27,7 @@ _HEAD = re.compile(
 _CHECKED_FROM = len('{"crc":"01234567",')
 _REPEAT = re.compile(rb',"fold":(\d+),"seed":(\d+),')  # in a spec
 _REMEMBERED = 4096  # parts that stay parsed
+_LONG = 2048  # bytes of a part that does not
 
 
 class Line(NamedTuple):
@@ -113,11 +114,7 @@ class Index:
         Raises:
             LookupError: the file no longer has that line, or the result has no such key.
         """
-        known, at, parts = self._last
-        if (known, at) != (trial_id, line.at):
-            parts = self._parts(trial_id, line)
-            self._last = trial_id, line.at, parts
-        text = parts[key]
+        text = self.parts(trial_id, line)[key]
         if key == "spec" and len(repeats := _REPEAT.findall(text)) == 1:
             rest = self._parse(_REPEAT.sub(b",", text))  # which many other trials have, too
             if "fold" not in rest:
@@ -125,16 +122,29 @@ class Index:
                 return {**rest, "fold": fold, "seed": seed}
         return self._parse(text)
 
+    def parts(self, trial_id: str, line: Line) -> dict[str, bytes]:
+        """Key -> its JSON.
+
+        Raises:
+            LookupError: the file no longer has that line.
+        """
+        known, at, found = self._last
+        if (known, at) != (trial_id, line.at):
+            found = self._read(trial_id, line)
+            self._last = trial_id, line.at, found
+        return found
+
     def _parse(self, text: bytes) -> Any:
-        """Equal texts become one object, as many trials have parts in common."""
+        """Equal texts become one object, as many trials have parts in common; long ones are curves, which none shares."""
+        if len(text) > _LONG:
+            return pydantic_core.from_json(text, allow_inf_nan=False)
         if text not in self._parsed:
             if len(self._parsed) >= _REMEMBERED:
                 self._parsed.clear()
             self._parsed[text] = pydantic_core.from_json(text, allow_inf_nan=False)
         return self._parsed[text]
 
-    def _parts(self, trial_id: str, line: Line) -> dict[str, bytes]:
-        """Key -> its JSON."""
+    def _read(self, trial_id: str, line: Line) -> dict[str, bytes]:
         assert self._handle is not None
         try:
             text = os.pread(self._handle, line.length, line.at)
@@ -243,6 +253,9 @@ class Kept(Mapping[str, Any]):
     def __init__(self, index: Index, trial_id: str, line: Line, again: Callable[[str], Mapping[str, Any]]) -> None:
         self._index, self._trial_id, self._line, self._again = index, trial_id, line, again
 
+    def __reduce__(self) -> tuple[type[dict], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)  # in another process, or as a copy
+
     def __getitem__(self, key: str) -> Any:
         if key == "status":
             return self._line.status
@@ -252,10 +265,13 @@ class Kept(Mapping[str, Any]):
             return self._again(self._trial_id)[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._again(self._trial_id))
+        try:
+            return iter(self._index.parts(self._trial_id, self._line))
+        except LookupError:
+            return iter(self._again(self._trial_id))
 
     def __len__(self) -> int:
-        return len(self._again(self._trial_id))
+        return len(list(iter(self)))
 
     def __bool__(self) -> bool:
         return True

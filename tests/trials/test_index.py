@@ -1,8 +1,10 @@
 """The index is a cache: whatever becomes of it, readers say what the trials' files say."""
 
+import copy
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import shutil
 
@@ -82,6 +84,7 @@ def test_it_says_what_raw_says_but_for_the_traceback(tmp_path):
             assert isinstance(kept, index.Kept)
             assert dict(kept) == raw
             assert {key: kept[key] for key in raw} == raw
+            assert pickle.loads(pickle.dumps(kept)) == copy.deepcopy(kept) == raw
 
 
 def test_every_line_is_json(tmp_path):
