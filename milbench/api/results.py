@@ -60,6 +60,9 @@ class _Tested(Mapping[str, Any]):
     def __init__(self, result: Mapping[str, Any]) -> None:
         self._result = result
 
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
     def __reduce__(self) -> tuple[type[dict], tuple[dict[str, Any]]]:
         return dict, (dict(self),)
 

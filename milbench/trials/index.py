@@ -253,6 +253,9 @@ class Kept(Mapping[str, Any]):
     def __init__(self, index: Index, trial_id: str, line: Line, again: Callable[[str], Mapping[str, Any]]) -> None:
         self._index, self._trial_id, self._line, self._again = index, trial_id, line, again
 
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
     def __reduce__(self) -> tuple[type[dict], tuple[dict[str, Any]]]:
         return dict, (dict(self),)  # in another process, or as a copy
 
