@@ -14,6 +14,7 @@ from milbench.errors import MilbenchError
 
 LONGEST = 160  # bytes: a file system takes 255, and names are composed
 TRIAL_ID = r"^[0-9a-f]{16}$"
+_A_TRIAL = re.compile(TRIAL_ID)
 Family = Literal["pooling", "attention", "distillation", "structure", "transformer", "linear", "local"]  # of aggregators
 
 
@@ -70,7 +71,7 @@ def is_trial_id(text: str) -> bool:
     >>> is_trial_id("0123456789abcdef"), is_trial_id("../other")
     (True, False)
     """
-    return re.fullmatch(TRIAL_ID, text) is not None and not text.endswith("\n")
+    return _A_TRIAL.fullmatch(text) is not None and not text.endswith("\n")
 
 
 def slug(text: str) -> str:

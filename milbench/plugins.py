@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -84,7 +84,7 @@ class Entry:
         found = re.search(r"(?:19|20)\d\d", self.cite)
         return int(found[0]) if found else None
 
-    @property
+    @cached_property
     def parameters(self) -> type[BaseModel]:
         """A model that checks the keyword-only parameters of the class, and those of a start from trained weights."""
         hints = get_type_hints(self.cls.__init__)
@@ -93,7 +93,7 @@ class Entry:
             fields = {**dict.fromkeys(START, (str | None, None)), **fields}
         return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
 
-    @property
+    @cached_property
     def own(self) -> dict[str, inspect.Parameter]:
         """The keyword-only parameters of the class, by name."""
         return {p.name: p for p in inspect.signature(self.cls.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY}

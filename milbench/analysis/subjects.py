@@ -99,7 +99,8 @@ class Trained:
             raise MilbenchError(
                 f"trial {result.trial_id} ({result.status}) kept no weights; run its suite with --keep-models all"
             )
-        weights = store.verified(result.model_dump(), MODEL)
+        store.verified(result.model_dump(), MODEL)
+        weights = store.folder(result.trial_id) / MODEL  # trials with weights are never packed
         entry = plugins.resolve(spec.aggregator).entry
         usual = entry.parameters().model_dump()
         changes = {name: value for name, value in spec.params.items() if value != usual.get(name)}

@@ -48,7 +48,35 @@ def suites_run(results: str | Path | None = None) -> list[str]:
     return plans.chosen(store_of(results), None)
 
 
-@dataclass(frozen=True)
+class _Tested(Mapping[str, Any]):
+    """The metrics of the test part, read when they are looked at.
+
+    Args:
+        result: trial.json.
+    """
+
+    __slots__ = ("_result",)
+
+    def __init__(self, result: Mapping[str, Any]) -> None:
+        self._result = result
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def __reduce__(self) -> tuple[type[dict], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._result["metrics"].get("test", {})[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._result["metrics"].get("test", {}))
+
+    def __len__(self) -> int:
+        return len(self._result["metrics"].get("test", {}))
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One trial and how it ended.
 
@@ -69,7 +97,8 @@ class Trial:
         """From trial.json, or from None where there is no result."""
         if result is None:
             return cls(cell, "pending")
-        return cls(cell, result["status"], result["reason"] or "", result["metrics"].get("test", {}))
+        status = result["status"]
+        return cls(cell, status, "" if status == "ok" else result["reason"] or "", _Tested(result))
 
     @property
     def trial_id(self) -> str:
@@ -290,7 +319,7 @@ def _cells(store: Store, suite: str | Path | None) -> list[Cell]:
 def _strays(store: Store, ids: Iterable[str]) -> Iterator[Cell]:
     """The places of trials as their results say it, which know no suite."""
     for trial_id in ids:
-        if (result := store.raw(trial_id)) is None:
+        if (result := store.known(trial_id)) is None:
             continue
         spec, labels = result["spec"], result["labels"]
         place = {key: spec[key] for key in ("dataset", "encoder", "magnification", "patch_size", "split", "fold", "seed")}
@@ -301,7 +330,7 @@ def _strays(store: Store, ids: Iterable[str]) -> Iterator[Cell]:
 
 
 def _trials(store: Store, cells: Iterable[Cell]) -> Iterator[Trial]:
-    return (Trial.of(cell, store.raw(cell.trial_id)) for cell in cells)
+    return (Trial.of(cell, store.known(cell.trial_id)) for cell in cells)
 
 
 def as_row(trial: Trial) -> dict[str, Any]:
@@ -339,7 +368,7 @@ def load_results(path: str | Path | None = None, suite: str | Path | None = None
 def _frame(store: Store, cells: Iterable[Cell]) -> DataFrame:
     import pandas as pd
 
-    return pd.DataFrame([_row(cell, store.raw(cell.trial_id)) for cell in cells])
+    return pd.DataFrame([_row(cell, store.known(cell.trial_id)) for cell in cells])
 
 
 _PLACE = (
@@ -411,7 +440,7 @@ def _predictions(store: Store, cells: Iterable[Cell]) -> DataFrame:
 
     tables = []
     for cell in cells:
-        result = store.raw(cell.trial_id)
+        result = store.known(cell.trial_id)
         if result is None or result["status"] != "ok":
             continue
         columns = predictions.read(store, result)
@@ -433,6 +462,23 @@ def check_results(
     store = store_of(results)
     wrong = audit(store, progress)
     return len(store.ids()), wrong
+
+
+def pack_results(
+    results: str | Path | None = None, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[int, dict[str, str]]:
+    """Move finished trials without weights into at most 256 files; everything reads them there as in their folders.
+
+    Returns:
+        How many were packed, and of each that is damaged its id with what is wrong; those stay where they are.
+
+    Raises:
+        MilbenchError: a file of packed trials is damaged, or cannot be written.
+    """
+    from milbench.trials.shelves import pack
+
+    packed, wrong = pack(store_of(results), progress)
+    return len(packed), wrong
 
 
 def migrate_results(

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -194,7 +194,7 @@ class Work:
     lasted: Mapping[str, float] = field(default_factory=dict)
     trial: Callable[..., Status] | None = None
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """Where their results go."""
         return Store(self.settings.results)
@@ -262,7 +262,7 @@ class Planned:
     grids: list[Plan] = field(repr=False)
     jobs: list[Job] = field(repr=False)
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """Where results go."""
         return Store(self.settings.results)
@@ -279,7 +279,9 @@ class Planned:
 
     def state(self) -> dict[str, str]:
         """Trial id -> "ok", "failed", "oom", "skipped" or "pending"."""
-        return {job.spec.trial_id: self.store.status(job.spec.trial_id) for job in self.jobs}
+        store = self.store
+        found = ((job.trial_id, store.known(job.trial_id)) for job in self.jobs)
+        return {trial_id: result["status"] if result else "pending" for trial_id, result in found}
 
     def prepare(self, say: Callable[[str], None] = _nothing) -> Work:
         """Pack the features, write the suite's plan and its splits, and return what is to run.
@@ -293,14 +295,14 @@ class Planned:
         self.need_data()
         store, state = self.store, self.state()
         part, parts = self.options.shard
-        todo = [job for job in self.jobs[part - 1 :: parts] if state[job.spec.trial_id] in self.options.again]
+        todo = [job for job in self.jobs[part - 1 :: parts] if state[job.trial_id] in self.options.again]
         suites.pack(todo, say, self.load)
         for plan in [*self.grids, *composed(self.suite)]:
             plans.merge(store, suites.with_known(plan))
         suites.save_splits(self.jobs, store, self.load)
-        seeds = {job.spec.seed for job in self.jobs}
+        seeds = {job.cell.seed for job in self.jobs}
         kept: dict[Keep, set[int]] = {"none": set(), "first-seed": {min(seeds)}, "all": seeds}
-        done = [job for job in self.jobs if state[job.spec.trial_id] == "ok"] if self.options.until else []
+        done = [job for job in self.jobs if state[job.trial_id] == "ok"] if self.options.until else []
         already = len(self.jobs[part - 1 :: parts]) - len(todo)
         keep = frozenset(kept[self.options.keep_models])
         return Work(todo, self.settings, self.options, already, keep, _longest(done, store))
@@ -319,7 +321,7 @@ class Planned:
     def results(self, ran: int) -> Results:
         """Every trial as it stands now, of which `ran` were run just now."""
         store = self.store
-        trials = tuple(Trial.of(job.cell, store.raw(job.spec.trial_id)) for job in self.jobs)
+        trials = tuple(Trial.of(job.cell, store.known(job.trial_id)) for job in self.jobs)
         return Results(self.suite.name, self.settings.results, trials, ran)
 
 
@@ -327,7 +329,7 @@ def _longest(jobs: Sequence[Job], store: Store) -> dict[str, float]:
     """Of each method, the seconds of the longest of its finished trials."""
     longest: dict[str, float] = {}
     for job in jobs:
-        seconds = (store.raw(job.spec.trial_id) or {"cost": {}})["cost"].get("seconds", 0.0)
+        seconds = (store.known(job.trial_id) or {"cost": {}})["cost"].get("seconds", 0.0)
         longest[job.cell.aggregator] = max(longest.get(job.cell.aggregator, 0.0), seconds)
     return longest
 
@@ -368,7 +370,7 @@ def plan(suite: str | Path | Suite, options: RunOptions, settings: Settings, loa
     ]
     if load is None:
         plans.refuse_rehearsal(Store(settings.results))
-    jobs = list({job.spec.trial_id: job for _, some in expanded for job in some}.values())
+    jobs = list({job.trial_id: job for _, some in expanded for job in some}.values())
     return Planned(asked, options, settings, give, [grid for grid, _ in expanded], jobs)
 
 

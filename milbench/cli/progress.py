@@ -26,44 +26,59 @@ if TYPE_CHECKING:
 class _Clock:
     """Time left: what is still to run, at the mean duration of its own aggregator, shared by the workers.
 
-    Kept as sums, so that asking costs the same however many trials wait.
+    Kept as sums that change with each event, so that asking costs the same however many trials and aggregators there are.
     """
 
     def __init__(self, jobs: Sequence[Job], workers: int) -> None:
         self._kind = {job.spec.trial_id: job.cell.aggregator for job in jobs}
         self._waiting = Counter(self._kind.values())  # not begun, by aggregator
+        self._unknown = len(self._kind)  # of these, those of aggregators of which nothing is done
+        self._expected = 0.0  # seconds that the others of these take
         self._workers = workers
         self._since: dict[str, float] = {}
         self._took: dict[str, float] = defaultdict(float)
         self._done: Counter[str] = Counter()
-        self._elsewhere = 0
+        self._seconds, self._finished, self._elsewhere = 0.0, 0, 0
+
+    def _count(self, kind: str, *, waiting: int = 0, took: float | None = None) -> None:
+        """Change what is known of an aggregator, and the sums with it."""
+        known = self._done[kind]
+        self._unknown -= 0 if known else self._waiting[kind]
+        self._expected -= self._waiting[kind] * self._took[kind] / known if known else 0.0
+        self._waiting[kind] += waiting
+        if took is not None:
+            self._took[kind] += took
+            self._done[kind] += 1
+        known = self._done[kind]
+        self._unknown += 0 if known else self._waiting[kind]
+        self._expected += self._waiting[kind] * self._took[kind] / known if known else 0.0
 
     def start(self, trial_id: str) -> None:
-        self._waiting[self._kind[trial_id]] -= 1
+        self._count(self._kind[trial_id], waiting=-1)
         self._since[trial_id] = time.monotonic()
 
     def stop(self, trial_id: str) -> float:
         took = time.monotonic() - self._since.pop(trial_id)
-        self._took[self._kind[trial_id]] += took
-        self._done[self._kind[trial_id]] += 1
+        self._count(self._kind[trial_id], took=took)
+        self._seconds += took
+        self._finished += 1
         return took
 
     def pass_over(self, trial_id: str) -> None:
         """Another run has given it a result."""
         if self._since.pop(trial_id, None) is None:
-            self._waiting[self._kind[trial_id]] -= 1
+            self._count(self._kind[trial_id], waiting=-1)
         self._elsewhere += 1
 
     def left(self) -> str:
-        if not self._done or self._done.total() + self._elsewhere == len(self._kind):
+        if not self._finished or self._finished + self._elsewhere == len(self._kind):
             return ""
-        mean = sum(self._took.values()) / self._done.total()
-        now = time.monotonic()
+        mean, now = self._seconds / self._finished, time.monotonic()
 
         def whole(kind: str) -> float:
             return self._took[kind] / self._done[kind] if self._done[kind] else mean
 
-        total = sum(count * whole(kind) for kind, count in self._waiting.items())
+        total = max(0.0, self._expected) + self._unknown * mean
         total += sum(max(0.0, whole(self._kind[trial_id]) - (now - since)) for trial_id, since in self._since.items())
         return f"{duration(total / self._workers)} left"
 
@@ -117,7 +132,7 @@ class _Silence:
 
     def __init__(self, work: Work) -> None:
         self._work, self._clock, self.done = work, _Clock(work.jobs, work.workers), 0
-        self._jobs = {job.spec.trial_id: job for job in work.jobs}
+        self._jobs = {job.trial_id: job for job in work.jobs}
         self._several = len({job.cell.column for job in work.jobs}) > 1
 
     def __enter__(self) -> None:
@@ -185,7 +200,7 @@ class _Bars(_Silence):
             case Started():
                 self._clock.start(event.trial_id)
                 self._lines[event.trial_id] = self._each.add_task(
-                    _name(job.cell, where=self._several), total=job.spec.recipe.max_epochs, score=""
+                    _name(job.cell, where=self._several), total=job.like.recipe.max_epochs, score=""
                 )
             case Epoch():
                 self._each.update(self._lines[event.trial_id], completed=event.epoch, score=_score(event.row))

@@ -1,4 +1,4 @@
-"""`milbench results`: check stored results, hand them on, and bring old ones over."""
+"""`milbench results`: check stored results, hand them on, pack them, and bring old ones over."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from milbench.words import counted
 
 @click.group()
 def results() -> None:
-    """Check stored results, hand them on, and bring old ones over."""
+    """Check stored results, hand them on, pack them, and bring old ones over."""
 
 
 @results.command()
@@ -80,6 +80,23 @@ def merge(source: Path, results: Path, as_json: bool) -> None:
 
 
 results.add_command(merge, "import")
+
+
+@results.command()
+@RESULTS
+def pack(results: Path) -> None:
+    """Move finished trials without weights from their folders into at most 256 files, RESULTS/shelves/*.zip.
+
+    Everything reads them there. Runs may go on meanwhile. Exit code 1 when a trial is damaged; it stays where it is.
+    """
+    from milbench.api import results as api
+
+    with show.bar() as bar:
+        count, wrong = api.pack_results(results, progress=partial(bar, "packing trials"))
+    for why in wrong.values():
+        click.echo(why)
+    click.echo(f"{counted(count, 'trial')} packed into {results / 'shelves'}.")
+    raise SystemExit(1 if wrong else 0)
 
 
 @results.command()

@@ -93,6 +93,7 @@ class Dataset:
     sides: Mapping[str, float] = field(default_factory=dict)
     former_fingerprint: str | None = None
     _folds: dict[str, tuple[Fold, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _prints: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def folds(self, split: str) -> tuple[Fold, ...]:
         """The folds of the split `split`, computed once.
@@ -107,8 +108,10 @@ class Dataset:
         return self._folds[split]
 
     def split_fingerprint(self, split: str) -> str:
-        """Hash of who is in which part of which fold."""
-        return "sha256:" + hashlib.sha256(json.dumps(self.folds(split)).encode()).hexdigest()[:16]
+        """Hash of who is in which part of which fold, computed once."""
+        if split not in self._prints:
+            self._prints[split] = "sha256:" + hashlib.sha256(json.dumps(self.folds(split)).encode()).hexdigest()[:16]
+        return self._prints[split]
 
     def sample(self, id: str) -> Sample:
         """The sample with that id."""

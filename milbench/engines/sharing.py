@@ -204,10 +204,6 @@ class Shared:
         lasts = self._lasted.get(job.cell.aggregator) or max(self._lasted.values(), default=0.0)
         return time.monotonic() + lasts <= self._until
 
-    def _version(self, job: Job) -> tuple[int, int] | None:
+    def _version(self, job: Job) -> str | None:
         """Tells a new result of a trial from the failed one of an earlier run."""
-        try:
-            file = (self._store.folder(job.spec.trial_id) / "trial.json").stat()
-        except FileNotFoundError:
-            return None
-        return file.st_ino, file.st_mtime_ns
+        return self._store.stamp(job.spec.trial_id)

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from milbench.stats import STEP, rounded
@@ -21,7 +21,7 @@ class HasResult(Protocol):
         """`ok`, `pending` or why there is no number."""
 
     @property
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Mapping[str, Any]:
         """trial.json, empty without one."""
 
 

@@ -1,8 +1,9 @@
 """The trials of a plan with their results: which stands where, and what it predicted."""
 
 import csv
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -25,14 +26,15 @@ class Run:
     Args:
         cell: its place in the tables.
         status: "ok", "failed", "oom", "skipped", "pending", or "absent" where its features are not here.
-        result: trial.json, empty without one.
+        result: trial.json without its traceback, empty without one.
         store: where its predictions are.
     """
 
     cell: Cell
     status: str
-    result: dict[str, Any] = field(repr=False)
+    result: Mapping[str, Any] = field(repr=False)
     store: Store = field(repr=False)
+    _metrics: dict[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def identity(self) -> str:
@@ -50,10 +52,12 @@ class Run:
         Raises:
             MilbenchError: this task has no such metric.
         """
-        test = self.result["metrics"]["test"]
-        if name not in test:
-            raise MilbenchError(f"trial {self.cell.trial_id} has no metric {name!r}; it has {', '.join(sorted(test))}")
-        return float("nan") if test[name] is None else stats.rounded(test[name], step=stats.STEP)
+        if name not in self._metrics:
+            test = self.result["metrics"]["test"]
+            if name not in test:
+                raise MilbenchError(f"trial {self.cell.trial_id} has no metric {name!r}; it has {', '.join(sorted(test))}")
+            self._metrics[name] = math.nan if test[name] is None else stats.rounded(test[name], step=stats.STEP)
+        return self._metrics[name]
 
     @cached_property
     def predictions(self) -> predictions.Columns:
@@ -76,7 +80,7 @@ def read(store: Store, plan: Plan) -> list[Run]:
     """
     runs = []
     for cell in plan.cells:
-        result = None if cell.missing else store.raw(cell.trial_id)
+        result = None if cell.missing else store.known(cell.trial_id)
         if result and (wrong := _elsewhere(cell, result)):
             raise MilbenchError(
                 f"{plans.path_of(store, plan.suite)}: trial {cell.trial_id} {wrong}; remove it and run the suite again"
@@ -88,7 +92,7 @@ def read(store: Store, plan: Plan) -> list[Run]:
 _PLACE = ("dataset", "encoder", "magnification", "patch_size", "split", "fold", "seed")
 
 
-def _elsewhere(cell: Cell, result: dict[str, Any]) -> str:
+def _elsewhere(cell: Cell, result: Mapping[str, Any]) -> str:
     """What a trial is of instead of the cell that lists it; empty where it is in its place."""
     spec = result["spec"]
     for name in _PLACE:
@@ -97,8 +101,8 @@ def _elsewhere(cell: Cell, result: dict[str, Any]) -> str:
     inside = cell.aggregator.removeprefix(spec["aggregator"])
     if inside == cell.aggregator or not (inside == "" or inside.startswith("[")):
         return f"is of aggregator {spec['aggregator']}, not {cell.aggregator}"
-    held = _parameters(spec)
-    for key, value in parsed(f"x{inside}")[1].items():
+    held = _parameters(spec) if inside else {}
+    for key, value in parsed(f"x{inside}")[1].items() if inside else ():
         if key in held and parsed(spelled("x", {key: held[key]}))[1][key] != value:
             return f"has {key}={held[key]}, not {value}"
     if result["status"] == "ok" and "test" not in result["metrics"]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -215,15 +215,16 @@ def learning(runs: Sequence[Run], place: Place) -> Figure | None:
 def _epochs(method: dict[str, str], runs: Sequence[Run]) -> Numbers:
     """Of each epoch the quartiles of the losses over the runs that reach it, and how many runs chose it."""
     rows = []
-    chosen = [run.result["selected"]["epoch"] for run in runs]
-    for epoch in range(1, max(len(run.result["curve"]) for run in runs) + 1):
-        still = [run.result["curve"][epoch - 1] for run in runs if len(run.result["curve"]) >= epoch]
+    chosen = Counter(run.result["selected"]["epoch"] for run in runs)
+    curves = [run.result["curve"] for run in runs]
+    for epoch in range(1, max(map(len, curves)) + 1):
+        still = [curve[epoch - 1] for curve in curves if len(curve) >= epoch]
         row: dict[str, Any] = {**method, "epoch": epoch, "runs": len(still)}
         for part in ("train_loss", "val_loss"):
             if values := [r[part] for r in still if r.get(part) is not None]:
                 quartiles = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
                 row |= dict(zip((f"{part}_low", part, f"{part}_high"), quartiles, strict=True))
-        rows.append({**row, "chosen": chosen.count(epoch)})
+        rows.append({**row, "chosen": chosen[epoch]})
     return rows
 
 

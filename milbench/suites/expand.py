@@ -13,10 +13,11 @@ from milbench.errors import MilbenchError, NotHere
 from milbench.suites.model import Grid, Suite
 from milbench.suites.rows import Row, SuiteRecipes, SuiteRows
 from milbench.trials.plan import Cell, Job, Plan
-from milbench.trials.spec import TrialSpec
+from milbench.trials.spec import TrialSpec, ids_of
 
 Load = Callable[..., datasets.Dataset]
 Dtype = Literal["float32", "float16"]
+_Like = tuple[Row, TrialSpec, Callable[[int, int], str], dict[str, str]]  # a row; of its trials spec, id by fold and seed, labels
 
 
 def expand(
@@ -146,28 +147,39 @@ class _Trials:
         recipe = self.fitted.values(name)
         if self.suite.search:
             recipe["search"] = self.suite.search.model_dump()
-        parts, split_fingerprint = dataset.folds(split), dataset.split_fingerprint(split)
+        parts = dataset.folds(split)
+        likes: dict[bool, list[_Like]] = {}  # by whether the fold has a validation part
         for fold in _folds(self.folds, len(parts), f"{name}, split {split}"):
-            has_validation = bool(parts[fold].val)
-            for row, seed in product(self.drawn, self.seeds):
-                spec = self._spec(column, dataset, split_fingerprint, fold, row, seed, has_validation)
+            some = likes.setdefault(bool(parts[fold].val), [])
+            some += [] if some else self._likes(column, dataset, has_validation=bool(parts[fold].val))
+            context = some[0][1].context(recipe)
+            for (row, like, id_of, labels), seed in product(some, self.seeds):
                 cell = Cell(
-                    trial_id=spec.trial_id, context=spec.context(recipe), aggregator=row.name, label=row.label,
+                    trial_id=id_of(fold, seed), context=context, aggregator=row.name, label=row.label,
                     dataset_label=dataset.label, fold=fold, seed=seed, draw=row.draw,
                     family=row.variant.entry.family, member=row.variant.entry.member, **column,
                 )  # fmt: skip
-                yield Job(spec, {"aggregator": row.label, "dataset": dataset.label, "encoder": column["encoder"]}, cell)
+                yield Job(like, labels, cell)
+
+    def _likes(self, column: dict[str, Any], dataset: datasets.Dataset, *, has_validation: bool) -> list[_Like]:
+        """Every row with what its trials in this column share."""
+        encoder, found = column["encoder"], []
+        split_fingerprint = dataset.split_fingerprint(column["split"])
+        for row in self.drawn:
+            spec = self._spec(column, dataset, split_fingerprint, row, has_validation)
+            labels = {"aggregator": row.label, "dataset": dataset.label, "encoder": encoder}
+            found.append((row, spec, ids_of(spec.model_dump()), labels))
+        return found
 
     def _spec(
         self,
         column: dict[str, Any],
         dataset: datasets.Dataset,
         split_fingerprint: str,
-        fold: int,
         row: Row,
-        seed: int,
         has_validation: bool,
     ) -> TrialSpec:
+        """Of the first of its trials."""
         standardise = self.grid.standardise
         return TrialSpec(
             **column,
@@ -180,8 +192,8 @@ class _Trials:
             params=row.variant.params,
             implementation=self._implementations[row.name],
             split_fingerprint=split_fingerprint,
-            fold=fold,
-            seed=seed,
+            fold=0,
+            seed=0,
             recipe=self.fitted.of(row.variant, row.changes, dataset=column["dataset"], has_validation=has_validation),
             threads=self.threads,
             device=self.device,

@@ -27,7 +27,7 @@ def pack(jobs: Iterable[Job], say: Callable[[str], None], load: Load = datasets.
     """
     from milbench.datasets.packed import Pack  # loads torch, which a list of suites does not need
 
-    for dataset in _datasets((job.spec for job in jobs), load):
+    for dataset in _datasets(_specs(jobs), load):
         if isinstance(dataset.read, Pack):
             dataset.read.build(say)
 
@@ -57,8 +57,7 @@ def save_splits(jobs: Iterable[Job], store: Store, load: Load = datasets.load) -
         The files of these splits.
     """
     paths: dict[Path, TrialSpec] = {}
-    for job in jobs:
-        s = job.spec
+    for s in _specs(jobs):
         paths.setdefault(store.root / "splits" / f"{s.dataset}-{s.split}-{s.split_fingerprint.removeprefix('sha256:')}.csv", s)
     for path, s in paths.items():
         if path.exists():
@@ -72,6 +71,11 @@ def save_splits(jobs: Iterable[Job], store: Store, load: Load = datasets.load) -
                 writer.writerows([number, part, csv_cell(id), csv_cell(dataset.sample(id).case_id)] for id in ids)
         write_atomically(path, out.getvalue())
     return list(paths)
+
+
+def _specs(jobs: Iterable[Job]) -> Iterable[TrialSpec]:
+    """The specs of the jobs, one of those that differ in fold and seed only."""
+    return {id(job.like): job.like for job in jobs}.values()
 
 
 def _datasets(specs: Iterable[TrialSpec], load: Load) -> Iterator[datasets.Dataset]:

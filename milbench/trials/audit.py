@@ -33,7 +33,7 @@ def audit(store: Store, progress: Callable[[int, int], None] = lambda done, tota
 
 
 def _audit(store: Store, trial_id: str) -> None:
-    folder, result = store.folder(trial_id), store.raw(trial_id)
+    folder, result = store.place(trial_id), store.raw(trial_id)
     if result is None:
         raise MilbenchError(f"{folder} has no {TRIAL}; remove the folder to run the trial again")
     for name in result["sha256"].keys() - {PREDICTIONS}:

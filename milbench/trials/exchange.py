@@ -173,7 +173,7 @@ def _merge_trial(source: Store, target: Store, trial_id: str, done: Merged) -> N
     for name in theirs["sha256"]:
         source.verified(theirs, name)
     if ours is None or (_unfinished(ours) and not _unfinished(theirs)):
-        target.adopt(source.folder(trial_id), [TRIAL, *theirs["sha256"]])
+        target.adopt(source.place(trial_id), [TRIAL, *theirs["sha256"]])
         (done.added if ours is None else done.replaced).append(trial_id)
     elif _unfinished(theirs) or _alike(ours, theirs):
         done.same.append(trial_id)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,7 @@ def _renamed(plan: Plan, specs: Mapping[str, TrialSpec], old_specs: Mapping[str,
     cells = []
     for cell in plan.cells:
         new_id = specs[cell.trial_id].trial_id if cell.trial_id in specs else cell.trial_id
-        cells.append(cell.model_copy(update={"trial_id": new_id, "context": contexts.get(cell.context, cell.context)}))
+        cells.append(replace(cell, trial_id=new_id, context=contexts.get(cell.context, cell.context)))
     return plan.model_copy(update={"cells": cells})
 
 
@@ -268,7 +268,7 @@ def _put_plan(
         write_atomically(source.root / KEPT / "suites" / path.name, path.read_text())
     elif where.exists():
         plan = plans.read(target, path.stem)
-    write_atomically(where, json.dumps(_renamed(plan, specs, old_specs).model_dump(mode="json"), indent=1) + "\n")
+    plans.write(where, _renamed(plan, specs, old_specs))
 
 
 def _remembering(load: Load) -> Load:

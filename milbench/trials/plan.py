@@ -3,26 +3,29 @@
 A trial belongs to no suite; a suite is a list of trial ids, so that suites which share a cell share the trial.
 """
 
-import json
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from milbench.claims import held
 from milbench.errors import MilbenchError, NothingYet, from_validation, unknown
-from milbench.files import parse_json, read_bytes, unusable, write_atomically
+from milbench.files import parse_json, read_bytes, replacing, unusable
 from milbench.metrics import Column
 from milbench.names import TRIAL_ID, Encoder, Name, checked
 from milbench.trials.spec import SCHEMA, TrialSpec
 from milbench.trials.store import REHEARSAL, Store
 
 
-class Cell(BaseModel):
-    """One trial's place in a table.
+@checked_dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class Cell:
+    """One trial's place in a table. A plan may have 100,000: their fields stand in slots.
 
     Args:
         trial_id: the trial; empty where the data is not here.
@@ -35,9 +38,7 @@ class Cell(BaseModel):
         missing: the reason why there is no trial, such as features of this encoder that are not here.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    trial_id: str = Field(pattern=f"^$|{TRIAL_ID}")
+    trial_id: Annotated[str, Field(pattern=f"^$|{TRIAL_ID}")]
     context: str
     aggregator: str
     label: str
@@ -71,19 +72,29 @@ class Cell(BaseModel):
         return (*self.column, self.aggregator, self.fold, self.seed, self.draw)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One trial to run.
 
     Args:
-        spec: its identity.
+        like: its identity, but for fold and seed: one object for all trials of a row that differ in nothing else.
         labels: its names for tables.
-        cell: its place in a table.
+        cell: its place in a table, with fold and seed.
     """
 
-    spec: TrialSpec
+    like: TrialSpec
     labels: dict[str, str]
     cell: Cell
+
+    @property
+    def trial_id(self) -> str:
+        """The trial's name."""
+        return self.cell.trial_id
+
+    @property
+    def spec(self) -> TrialSpec:
+        """Its identity, made anew each time."""
+        return self.like.model_copy(update={"fold": self.cell.fold, "seed": self.cell.seed})
 
 
 class Plan(BaseModel):
@@ -171,17 +182,21 @@ def read(store: Store, suite: str) -> Plan:
     if data is None:
         known = names(store)
         raise NothingYet(str(unknown(f"suite in {store.root}", suite, known))) if known else _nothing_yet(store)
+    digest = hashlib.sha256(data).digest()
+    if suite in store.plans and store.plans[suite][0] == digest:
+        return store.plans[suite][1]
     again = "remove it and run the suite again"
     content = parse_json(data, path, again)
     if isinstance(content, dict) and content.get("schema") != SCHEMA:
         version = content.get("schema")
         raise MilbenchError(f"{path}: schema {version!r:.20}, this milbench reads {SCHEMA}; {store.other_schema(version)}")
     try:
-        plan = Plan.model_validate_json(data)
+        plan = Plan.model_validate(content)
     except ValidationError as error:
         raise MilbenchError(f"{from_validation(error, path)}; {again}") from error
     if plan.suite != suite:
         raise MilbenchError(f"{path}: is the plan of suite {plan.suite}; give the file its name, or {again}")
+    store.plans[suite] = digest, plan
     return plan
 
 
@@ -200,6 +215,9 @@ def merge(store: Store, new: Plan) -> Plan:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with held(path.with_suffix(".claim")):
+            alone = new.model_copy(update={"cells": _in_order(new.cells, new)})
+            if path.exists() and _is(path, alone):  # nothing new; to parse a large plan takes long
+                return alone
             earlier = read(store, new.suite).cells if path.exists() else []
             contexts = {cell.column: cell.context for cell in new.cells if not cell.missing}
             ran = {cell.column for cell in earlier if not cell.missing}
@@ -207,19 +225,45 @@ def merge(store: Store, new: Plan) -> Plan:
             places = {cell.place for cell in cells}
             kept = [c for c in earlier if c.place not in places and contexts.get(c.column, c.context) == c.context]
             merged = new.model_copy(update={"cells": _in_order(kept + cells, new)})
-            write_atomically(path, json.dumps(merged.model_dump(mode="json"), indent=1) + "\n")
+            write(path, merged)
     except OSError as error:
         raise unusable(path, error) from error
     return merged
 
 
+def write(path: Path, plan: Plan) -> None:
+    """Write a plan in one step.
+
+    Raises:
+        MilbenchError: it cannot be written.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.writelines(_text(plan))
+
+
+def _is(path: Path, plan: Plan) -> bool:
+    """Whether the file says exactly that."""
+    with path.open("rb") as file:
+        return all(file.read(len(piece)) == piece for piece in _text(plan)) and not file.read(1)
+
+
+def _text(plan: Plan) -> Iterator[bytes]:
+    """The plan as JSON, cell by cell: in one piece 100,000 cells would take much memory."""
+    before, _, after = plan.model_copy(update={"cells": []}).model_dump_json(indent=1).rpartition("[]")
+    yield before.encode() + b"["
+    for number, cell in enumerate(plan.cells):
+        yield b"," * bool(number) + b"\n  " + pydantic_core.to_json(cell, indent=1).replace(b"\n", b"\n  ")
+    yield b"\n " * bool(plan.cells) + b"]" + after.encode() + b"\n"
+
+
 def _in_order(cells: Sequence[Cell], new: Plan) -> list[Cell]:
     """By column, then row as the suite lists them (additions last), then seed and fold."""
-    rows = list((new.definition.get("grid") or {}).get("aggregator", []))
-    columns = list(dict.fromkeys(cell.column for cell in [*new.cells, *cells]))
+    listed = dict.fromkeys((new.definition.get("grid") or {}).get("aggregator", []))
+    row = {name: at for at, name in enumerate(listed)}
+    column = {one: at for at, one in enumerate(dict.fromkeys(cell.column for cell in [*new.cells, *cells]))}
 
     def key(cell: Cell) -> tuple[object, ...]:
-        row = rows.index(cell.aggregator) if cell.aggregator in rows else len(rows)
-        return (columns.index(cell.column), row, cell.aggregator, cell.seed, cell.fold, cell.draw or 0)
+        at = row.get(cell.aggregator, len(row))
+        return (column[cell.column], at, cell.aggregator, cell.seed, cell.fold, cell.draw or 0)
 
     return sorted(cells, key=key)

@@ -6,6 +6,7 @@ without it.
 
 import csv
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -58,7 +59,7 @@ def read(store: Store, result: Mapping[str, Any]) -> Columns:
     return columns
 
 
-def parsed(path: Path, *, apostrophes: bool = True) -> Columns:
+def parsed(path: Path | zipfile.Path, *, apostrophes: bool = True) -> Columns:
     """The columns of the file as they are, by slide.
 
     Args:

@@ -4,12 +4,16 @@
 A folder appears by a rename, so a crash leaves either nothing or everything, and two writers of one trial cannot mix.
 """
 
+import hashlib
 import json
+import os
 import shutil
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from milbench import names
 from milbench.errors import MilbenchError, Unwritable, from_validation
 from milbench.files import flush, parse_json, read_bytes, sha256, unusable
+from milbench.trials.index import Index, Kept
+from milbench.trials.shelves import Shelves, damaged, removed
 from milbench.trials.spec import SCHEMA, TrialSpec, id_of
 
 Status = Literal["ok", "failed", "oom", "skipped"]
@@ -25,6 +31,7 @@ TRIAL = "trial.json"
 PREDICTIONS = "predictions.csv"
 MODEL = "model.safetensors"
 REHEARSAL = "REHEARSAL.json"  # the file that marks a store as a rehearsal's
+SETTLED = 2 * 10**9  # nanoseconds after which a file system tells another write of a file by its time; some count in 2 s
 
 # The range of a metric, by name; a metric without an entry can be any finite number.
 _LARGEST = dict.fromkeys(("macro_auc", "macro_f1", "balanced_accuracy", "accuracy", "per_class_auc", "c_index"), 1.0)
@@ -99,11 +106,14 @@ class Store:
         self.root = Path(root)
         self.checkpoints = self.root / "unfinished"
         self.trials = self.root / "trials"
+        self.shelves = Shelves(self.root / "shelves")
+        self._trials = str(self.trials)  # joining paths takes longer than asking the disk
         self.claims = self.root / "claims"
+        self.plans: dict[str, tuple[bytes, Any]] = {}  # suite -> hash of its file, and what it says
         self.writer = writer or uuid.uuid4().hex[:12]
 
     def folder(self, trial_id: str) -> Path:
-        """Where the trial is, or would be.
+        """Where the trial is, or would be, unless it is packed.
 
         Raises:
             MilbenchError: no trial can have that id.
@@ -111,6 +121,30 @@ class Store:
         if not names.is_trial_id(trial_id):
             raise MilbenchError(f"{trial_id!r:.60} is not the id of a trial, which has 16 digits of 0-9 and a-f")
         return self.trials / trial_id
+
+    def place(self, trial_id: str) -> Path | zipfile.Path:
+        """Where the trial's files are: its folder, or the same inside a shelf.
+
+        Raises:
+            MilbenchError: no trial can have that id, or its shelf is damaged.
+        """
+        folder = self.folder(trial_id)
+        return folder if folder.is_dir() else self.shelves.place(trial_id) or folder
+
+    def _file(self, trial_id: str, name: str) -> tuple[bytes | None, Path, str]:
+        """What is in a file of the trial, None where there is none; where that is, and how to run the trial again."""
+        path = self.folder(trial_id) / name
+        data = read_bytes(path)
+        if data is not None or (place := self.shelves.place(trial_id)) is None:
+            return data, path, f"remove the folder {path.parent} and run the suite again"
+        shelf = self.shelves.path(trial_id)
+        again = f"take it out with: zip -d {shelf} '{trial_id}/*', and run the suite again"
+        try:
+            return (place / name).read_bytes(), shelf / trial_id / name, again
+        except FileNotFoundError:
+            return None, shelf / trial_id / name, again
+        except (OSError, zipfile.BadZipFile) as error:
+            raise damaged(shelf, error) from error
 
     def raw(self, trial_id: str) -> dict[str, Any] | None:
         """trial.json as it stands, checked against itself, or None when the trial has no result yet.
@@ -121,9 +155,7 @@ class Store:
         Raises:
             MilbenchError: the file is broken, of another trial, or of another schema version.
         """
-        path = self.folder(trial_id) / TRIAL
-        again = "remove the folder to run the trial again"
-        data = read_bytes(path)
+        data, path, again = self._file(trial_id, TRIAL)
         if data is None:
             return None
         content = parse_json(data, path, again)
@@ -144,6 +176,56 @@ class Store:
             )
         return content
 
+    def known(self, trial_id: str) -> Mapping[str, Any] | None:
+        """trial.json without its traceback, checked as :meth:`raw` does, once: then the index has it until the file changes.
+
+        Raises:
+            MilbenchError: as :meth:`raw`.
+        """
+        # A line with the stamp of a shelf is of a trial in it: nobody has to look inside.
+        stamp = self._stamp_of_folder(trial_id) or self.shelves.stamp_of_shelf(trial_id)
+        if stamp is None:
+            return None
+        if line := self._index.find(trial_id, stamp, self.ids):
+            return Kept(self._index, trial_id, line, self._untraced)
+        return self._noted(trial_id, stamp)
+
+    def _noted(self, trial_id: str, stamp: str) -> Mapping[str, Any] | None:
+        """Read a trial, and append it to the index when it is sure that a later change of its file shows."""
+        now = self._index.clock()
+        content = self._untraced(trial_id)
+        settled = int(stamp.split()[1]) < now - SETTLED and stamp == self.stamp(trial_id)
+        if content and settled and (line := self._index.add(trial_id, stamp, content)):
+            return Kept(self._index, trial_id, line, self._untraced)
+        return content or None
+
+    def _untraced(self, trial_id: str) -> Mapping[str, Any]:
+        content = self.raw(trial_id) or {}
+        return {key: value for key, value in content.items() if key != "traceback"}
+
+    @cached_property
+    def _index(self) -> Index:
+        return Index(self.root / "index.jsonl")
+
+    def stamp(self, trial_id: str) -> str | None:
+        """What tells whether a trial.json is the one that was read: size, times of the last write and change, and inode.
+
+        None where there is none. Of a packed trial it is that of its shelf.
+        """
+        return self._stamp_of_folder(trial_id) or self.shelves.stamp(trial_id)
+
+    def _stamp_of_folder(self, trial_id: str) -> str | None:
+        if not names.is_trial_id(trial_id):
+            self.folder(trial_id)
+        path = f"{self._trials}/{trial_id}/{TRIAL}"
+        try:
+            s = os.stat(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise unusable(path, error) from error
+        return f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}"
+
     def other_schema(self, version: object) -> str:
         """Advice for results or plans of another schema version."""
         if (self.root / REHEARSAL).exists():
@@ -162,20 +244,28 @@ class Store:
         return None if content is None else Result.model_validate(content)
 
     def ids(self) -> list[str]:
-        """Every trial that has a folder here.
+        """Every trial that is here, in a folder or a shelf.
+
+        Raises:
+            MilbenchError: the folder cannot be read, or a shelf is damaged.
+        """
+        return sorted({*self.in_folders(), *self.shelves.ids()})
+
+    def in_folders(self) -> list[str]:
+        """Every trial that has a folder.
 
         Raises:
             MilbenchError: the folder cannot be read.
         """
         try:
-            folders = [path.name for path in self.trials.iterdir()]
+            folders = os.listdir(self.trials)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise unusable(self.trials, error) from error
         return sorted(filter(names.is_trial_id, folders))
 
-    def verified(self, result: Mapping[str, Any], name: str) -> Path:
+    def verified(self, result: Mapping[str, Any], name: str) -> Path | zipfile.Path:
         """A file of a trial, whose bytes are those that the trial wrote.
 
         Args:
@@ -185,17 +275,13 @@ class Store:
         Raises:
             MilbenchError: it is missing, or is another file.
         """
-        path = self.folder(result["trial_id"]) / name
-        again = f"remove the folder {path.parent} and run the suite again"
-        try:
-            digest = sha256(path)
-        except FileNotFoundError:
-            raise MilbenchError(f"{path} is missing; {again}") from None
-        except OSError as error:
-            raise unusable(path, error) from error
+        data, path, again = self._file(result["trial_id"], name)
+        if data is None:
+            raise MilbenchError(f"{path} is missing; {again}")
+        digest = hashlib.sha256(data).hexdigest()
         if result["sha256"].get(name) != digest:
             raise MilbenchError(f"{path} is not the file that the trial wrote (another SHA-256 than in {TRIAL}); {again}")
-        return path
+        return self.place(result["trial_id"]) / name
 
     def status(self, trial_id: str) -> Status | Literal["pending"]:
         """The trial's status without checking the whole result."""
@@ -224,8 +310,10 @@ class Store:
             for name, save in (files or {}).items():
                 save(temporary / name)
                 result.sha256[name] = sha256(temporary / name)
-            (temporary / TRIAL).write_text(json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
-            return self._put(temporary, final)
+            written = temporary / TRIAL
+            written.write_text(json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+            self.date_back(written)
+            return self._put(temporary, final) and self.note(result.trial_id)
         except OSError as error:
             raise Unwritable(
                 f"{self.trials}: a result cannot be written: {error.strerror or error}; "
@@ -234,7 +322,7 @@ class Store:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def adopt(self, folder: Path, names: Iterable[str]) -> bool:
+    def adopt(self, folder: Path | zipfile.Path, names: Iterable[str]) -> bool:
         """Put a trial of another store in place, atomically, as :meth:`write` does.
 
         Args:
@@ -252,18 +340,37 @@ class Store:
             self.trials.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
             for name in names:
-                shutil.copyfile(folder / name, temporary / name)
+                (temporary / name).write_bytes((folder / name).read_bytes())
             return self._put(temporary, self.folder(folder.name))
         except OSError as error:
             raise Unwritable(f"{self.trials}: trial {folder.name} cannot be written: {error.strerror or error}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    @staticmethod
+    def date_back(path: Path) -> None:
+        """So that whoever edits the file gives it another time, and what was written can be noted at once."""
+        before = path.stat().st_mtime_ns - 2 * SETTLED
+        os.utime(path, ns=(before, before))
+
+    def note(self, trial_id: str) -> bool:
+        """Have the index know a trial that was just written."""
+        if stamp := self.stamp(trial_id):
+            with suppress(MilbenchError):  # who reads it hears of that
+                self._noted(trial_id, stamp)
+        return True
+
+    def drop(self, trial_id: str) -> None:
+        """Remove the folder of a trial that is packed."""
+        removed(self.folder(trial_id), self._hidden("replaced", trial_id))
+
     def _hidden(self, what: str, trial_id: str) -> Path:
         """A name for a folder that readers do not look at."""
         return self.trials / f".{what}-{trial_id}-{self.writer}-{uuid.uuid4().hex[:8]}"
 
     def _put(self, temporary: Path, final: Path) -> bool:
+        if self.shelves.stamp(final.name):  # only finished trials are packed
+            return False
         for path in [*temporary.iterdir(), temporary]:
             flush(path)
         (self.checkpoints / f"{final.name}.safetensors").unlink(missing_ok=True)  # before: no result and a checkpoint at once

@@ -333,6 +333,33 @@ def test_time_left_is_what_waits_at_the_mean_of_its_kind(monkeypatch):
         assert clock.left() == (f"{expected / 3:.9f} left" if waiting else "")
 
 
+def test_an_event_costs_the_same_however_many_trials_there_are():
+    """Counted in lines of Python that run, with an aggregator for each trial."""
+
+    def lines(count):
+        jobs = [
+            SimpleNamespace(spec=SimpleNamespace(trial_id=str(i)), cell=SimpleNamespace(aggregator=f"a{i}")) for i in range(count)
+        ]
+        clock, ran = progress._Clock(jobs, 2), [0]
+
+        def trace(frame, event, arg):
+            ran[0] += event == "line"
+            return trace
+
+        clock.start("0")
+        sys.settrace(trace)
+        try:
+            clock.stop("0")
+            clock.start("1")
+            clock.pass_over("2")
+            clock.left()
+        finally:
+            sys.settrace(None)
+        return ran[0]
+
+    assert lines(10) == lines(10_000)
+
+
 def test_a_folder_that_takes_nothing_is_one_line(tmp_path, here, monkeypatch):
     def refused(path):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -70,7 +71,7 @@ def stored(root, runs, *, suite="made-up", **changes):
         trial = spec(aggregator=method.split("[")[0], fold=fold, seed=seed, params={"hidden": 8, "gated": True}, **changes)
         if "[" in method:
             trial = trial.model_copy(update={"params": {"hidden": 8, "gated": "gated=true" in method}})
-        cells.append(cell_of(trial, method.upper()).model_copy(update={"aggregator": method}))
+        cells.append(replace(cell_of(trial, method.upper()), aggregator=method))
         if run == "failed":
             store.write(finished(trial, status="failed", metrics={}, reason="because"))
         elif run != "pending":
@@ -312,7 +313,7 @@ def test_who_is_better_follows_the_direction_of_the_metric(tmp_path):
 
 def test_a_method_whose_features_are_not_here(tmp_path):
     root = stored(tmp_path, two_methods())
-    cell = cell_of(spec(aggregator="max")).model_copy(update={"trial_id": "", "missing": "no features"})
+    cell = replace(cell_of(spec(aggregator="max")), trial_id="", missing="no features")
     merge(
         Store(root),
         Plan(suite="more", definition=json.loads((root / "suites" / "made-up.json").read_text())["definition"], cells=[cell]),

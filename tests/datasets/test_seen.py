@@ -344,3 +344,27 @@ def test_the_last_dataset_stays_until_anything_of_it_changes(tmp_path, monkeypat
     (files / "S-03.h5").unlink()
     with pytest.raises(MilbenchError, match="1 of 12 slides without"):
         datasets.load("mine", "enc")
+
+
+def test_a_worker_keeps_the_datasets_that_it_meets_in_turn(tmp_path, monkeypatch):
+    """With their folds and fingerprints; a file that was written anew is noticed all the same."""
+    monkeypatch.setattr(own, "too_young", lambda state, at: False)
+    files = {}
+    for name in ("a", "b"):
+        root = folders.cohort(tmp_path / name)
+        manifest.save(joined(name, features=root / "features", encoder="enc", labels=root / "labels.csv"))
+        files[name] = root / "features" / "h5_files"
+    first = {name: datasets.load(name, "enc") for name in files}
+    folds = first["a"].folds("kfold5")
+    for name in ("a", "b", "a", "b"):
+        assert datasets.load(name, "enc") is first[name]
+    assert datasets.load("a", "enc").folds("kfold5") is folds
+    assert first["a"].split_fingerprint("kfold5") is first["a"].split_fingerprint("kfold5")
+    change_unseen(files["a"] / "S-03.h5")
+    assert datasets.load("a", "enc").fingerprint != first["a"].fingerprint
+    assert datasets.load("b", "enc") is first["b"]
+    for number in range(own.KEPT):
+        root = folders.cohort(tmp_path / f"more-{number}")
+        manifest.save(joined(f"more-{number}", features=root / "features", encoder="enc", labels=root / "labels.csv"))
+        datasets.load(f"more-{number}", "enc")
+    assert datasets.load("b", "enc") is not first["b"], "only so many stay in memory"

@@ -113,7 +113,7 @@ def ablation_suite(root, key, values, reference_value, failed=()):
             short = key.removeprefix("recipe.")
             own = {"recipe": Recipe(name="paper", **{short: value})} if key != short else {"params": {short: value}}
             trial = spec(aggregator="longmil", seed=seed, **{"params": {}, **own})
-            cells.append(cell_of(trial).model_copy(update={"aggregator": name, "label": name}))
+            cells.append(replace(cell_of(trial), aggregator=name, label=name))
             if value in failed:
                 store.write(finished(trial, status="skipped", metrics={}, reason="do not fit"))
                 continue

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -411,7 +412,7 @@ def test_the_draw_that_validation_chose_is_the_one_reported(tmp_path):
     target = np.array([1, 1, 0, 0, 0, 0, 0])
     for draw, (val, test) in enumerate([(0.6, 0.9), (0.7, 0.8)]):
         trial = spec(params={"draw": draw})
-        cells.append(cell_of(trial, "AB-MIL").model_copy(update={"draw": draw}))
+        cells.append(replace(cell_of(trial, "AB-MIL"), draw=draw))
         result = finished(trial, {"macro_auc": test})
         result.metrics["val"] = {"macro_auc": val}
         one = np.array([0.5, 0.5, 0.4, 0.4, 0.4, 0.4, 0.5 + draw / 10])  # of class 1: of 10 pairs one is a tie, or two are wrong

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 
 import pytest
 
@@ -115,7 +116,7 @@ def test_folders_that_were_mixed_by_a_copy_are_noticed(tmp_path, here):
 def test_plans_of_other_settings_do_not_mix(tmp_path, here):
     other = Store(tmp_path / "there")
     plan = plans.read(here, "made-up")
-    plans.merge(other, plan.model_copy(update={"cells": [c.model_copy(update={"context": "other"}) for c in plan.cells]}))
+    plans.merge(other, plan.model_copy(update={"cells": [replace(c, context="other") for c in plan.cells]}))
     done = exchange.merge(other, here)
     assert "toy none was run with other data or another recipe" in done.conflicts["suite made-up"]
     assert plans.read(here, "made-up") == plan

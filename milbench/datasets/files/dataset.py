@@ -31,8 +31,8 @@ def dataset(
 ) -> Dataset:
     """The dataset with one set of features, after its files were checked.
 
-    The last dataset stays in memory and is returned again as long as none of its tables and files changed, so that a worker
-    does not parse, check and verify it for every trial.
+    The last few datasets stay in memory and are returned again as long as none of their tables and files changed, so that a
+    worker does not parse, check and verify them for every trial.
 
     Args:
         manifest, features: which.
@@ -49,15 +49,17 @@ def dataset(
         if states and known == key and not any(too_young(state, seen) for _, state in states):
             return last
     checked = _checked(manifest, features, settings, dtype)
-    _last[:] = [(key, now, checked)]
+    others = [one for one in _last if one[0][:-1] != key[:-1]]
+    _last[:] = [(key, now, checked), *others][:KEPT]
     return checked
 
 
+KEPT = 4  # datasets that stay in memory: a worker that runs several columns meets them in turn
 _last: list[tuple[Any, int, Dataset]] = []  # what it depends on, when that was looked at, and the dataset
 
 
 def forget() -> None:
-    """Drop the dataset that is kept in memory, as a new process would."""
+    """Drop the datasets that are kept in memory, as a new process would."""
     _last.clear()
 
 
