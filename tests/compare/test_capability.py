@@ -1,6 +1,7 @@
 """The capability matrix: verdicts from numbers, predictions held against them, and the suite files that make them."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,9 +62,9 @@ def test_what_was_never_learnt_is_no_failure(tmp_path):
     last = {"sharp": 0.69, "blurred": 0.69, "blind": 0.69}
 
     def judged():
-        for run in runs:
-            run.result["curve"] = [{"epoch": 1, "train_loss": 0.7}, {"epoch": 2, "train_loss": last[run.cell.aggregator]}]
-        (matrix, _), _ = capability.build(plan, runs)
+        curves = {name: [{"epoch": 1, "train_loss": 0.7}, {"epoch": 2, "train_loss": loss}] for name, loss in last.items()}
+        seen = [replace(run, result={**run.result, "curve": curves[run.cell.aggregator]}) for run in runs]
+        (matrix, _), _ = capability.build(plan, seen)
         assert rows(matrix)["blind"]["loss_ratio"] == pytest.approx(last["blind"] / 0.7)
         return {row.label: (row.entries[0].text.split()[0], row.entries[0].mark) for row in matrix.rows[3:]}
 

@@ -110,7 +110,7 @@ def test_every_official_recipe_is_valid_and_trains(entry):
     fold = data.folds("one")[0]
     train, val, _ = fold_bags(data, fold)
     recipe = get_recipe("official", "subtyping", official=entry.cls.official_recipe, max_epochs=2, min_epochs=0, select_after=0)
-    params = {"landmarks": 8} if entry.name == "transmil" else {}
+    params = {"transmil": {"landmarks": 8}, "dgrmil": {"dim": 32}}.get(entry.name, {})
     model = entry.cls(data.in_dim, 2, **{**plugins.resolve(entry.name).params, **params})
     assert len(fit(model, train, val, for_fold(data, fold.train), recipe, ("x",)).curve) == 2
 

@@ -51,7 +51,7 @@ def test_an_authors_suite_has_an_item_for_each_check(tmp_path):
     assert "test_mine.py::test_contract[mine-parameters] PASSED" in done.stdout
     assert "test_mine.py::test_contract[mine-shapes] FAILED" in done.stdout
     assert "mine.py:12: forward returned a Tensor; return Prediction(logits=...)" in done.stdout
-    assert len(CHECKS) == 16
+    assert len(CHECKS) == 17
 
 
 def test_importing_it_loads_nothing_heavy():
