@@ -67,6 +67,7 @@ def test_options_leave_nothing_behind(tmp_path, monkeypatch):
     assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 def test_a_worker_in_another_folder_leaves_its_result_where_the_run_looks(tmp_path):
     """As on a cluster; spawned workers run this file under another name, and go elsewhere first."""
     (tmp_path / "away").mkdir()

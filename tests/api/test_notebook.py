@@ -241,6 +241,7 @@ def test_status_and_report(ran):
     assert written.tables[0].name == "small"
 
 
+@pytest.mark.slow
 def test_a_script_that_each_worker_would_run_again_is_refused(ran, tmp_path):
     _, path, _, _ = ran
     script = tmp_path / "script.py"

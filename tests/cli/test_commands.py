@@ -190,6 +190,7 @@ def test_lists():
         assert len(milbench("ls", what).splitlines()) > 3
 
 
+@pytest.mark.slow
 def test_a_new_aggregator_holds_from_the_start(tmp_path, here):
     check = ["check", "aggregator", "my-own", "--plugin", "my_own.py"]
     assert "Next: milbench check aggregator my-own --plugin my_own.py" in milbench("new", "aggregator", "my-own")
@@ -227,6 +228,7 @@ def test_trials_in_a_list(tmp_path, here):
     assert words == f"abmil:fold0:seed0 ok macro auc {rows[0]['metrics']['macro_auc']:.3f}"
 
 
+@pytest.mark.slow
 def test_quiet_commands_say_errors_only_and_end_alike(tmp_path, here, run_here):
     few = ["run", "--suite", "quickstart", "--aggregators", "mean", "--folds", "0", "--epochs", "1"]
     assert started(*few, "--workers", 1, "--quiet", cwd=tmp_path) == "", "nor do its workers say anything"

@@ -15,9 +15,22 @@ from milbench.errors import SkipTrial
 from milbench.ops import full_attention
 from tests.builders.aggregators import SMALL
 
+# Of these methods learning takes seconds; it is watched by the slow tests.
+LEARN_SLOWLY = {
+    "amisl", "dgrmil", "gigapath-random", "gla", "hipt", "longmil", "longmil-gla", "longmil-mamba-random", "longmil-mamba-single",
+    "longmil-retnet", "longmil-vmamba", "mambamil", "retnet", "rrt", "transmil", "vmamba", "wikg",
+}  # fmt: skip
 
-@pytest.mark.parametrize("check", [c for c in contract.CHECKS if c.name != "elsewhere"], ids=lambda check: check.name)
-@pytest.mark.parametrize("name", [entry.name for entry in plugins.entries()])
+
+def every_check():
+    """Of each registered method; what is registered tomorrow is watched at once."""
+    for entry in plugins.entries():
+        for check in (check for check in contract.CHECKS if check.name != "elsewhere"):
+            marks = [pytest.mark.slow] if check.name == "learns" and entry.name in LEARN_SLOWLY else []
+            yield pytest.param(entry.name, check, marks=marks, id=f"{entry.name}-{check.name}")
+
+
+@pytest.mark.parametrize(("name", "check"), list(every_check()))
 def test_registered_aggregator_keeps_the_contract(name, check):
     try:
         check.run(plugins.resolve(SMALL.get(name, name)))

@@ -198,6 +198,7 @@ def troubled(tmp_path_factory):
         return jobs, {job.spec.aggregator: store.read(job.spec.trial_id) for job in jobs}, events
 
 
+@pytest.mark.slow
 def test_trouble_is_recorded_and_siblings_go_on(troubled):
     """Whatever a plug-in does to its process costs one trial, and the run comes to its end."""
     jobs, found, events = troubled
@@ -209,6 +210,7 @@ def test_trouble_is_recorded_and_siblings_go_on(troubled):
     assert all(result.labels["aggregator"] and result.provenance["python"] for result in found.values())
 
 
+@pytest.mark.slow
 def test_the_reason_of_a_trouble_is_told(troubled):
     """Errors, signals, exits, closed descriptors, a child that outlives its worker."""
     _, found, _ = troubled

@@ -172,6 +172,7 @@ def test_a_run_stops_at_fifty_moments(folder):
     assert "1 trials, 1 ok." in done.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_run_takes_its_workers_along(folder):
     """Even one that is in the midst of a call into C."""
     command = Command(folder, *RUN, "--aggregators", "endless")

@@ -119,6 +119,7 @@ def test_a_disk_too_small_for_the_pack_stops_the_run_before_anything_is_written(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_lung_tiles(shared, tmp_path):
     """Real tissue in CLAM's layout: trained on a fifth of the slides, as the folder's README advises."""
     source = shared / "data" / "lung_tiles"
@@ -164,6 +165,7 @@ def test_lung_tiles(shared, tmp_path):
     assert "Lung tiles: 119 slides, 39 adenocarcinoma, 40 normal, 40 squamous" in report
 
 
+@pytest.mark.slow
 def test_nsclc_cells(shared, tmp_path):
     """Real tissue of 50 patients with survival: a case is a patient with its four or five regions, its instances are cells."""
     source = shared / "data" / "nsclc_cells"

@@ -102,6 +102,7 @@ class Run:
         return int(worker)
 
 
+@pytest.mark.slow
 def test_a_killed_trial_ends_as_one_that_was_not(tmp_path):
     """First its worker is killed, and the same run goes on; then the run itself, and another goes on."""
     quiet, whole = Run(tmp_path / "quiet").done()

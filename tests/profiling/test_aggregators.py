@@ -138,6 +138,7 @@ class Wrong(Dies):
 """
 
 
+@pytest.mark.slow
 def test_what_happens_to_a_process_is_said(tmp_path):
     path = tmp_path / "trouble.py"
     path.write_text(TROUBLE)
@@ -212,6 +213,7 @@ def test_the_figures_mark_the_cohorts(tmp_path):
     assert one.pdf.read_bytes() == two.pdf.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "others", lambda: None)
     methods, sizes = ("--aggregators", "mean[hidden=8],gigapath-pretrained"), ("--sizes", "64,128,256")

@@ -33,6 +33,7 @@ def test_generated_files_give_the_same_bags_from_both(tmp_path):
             assert torch.equal(pack(id).coords, read(id).coords)
 
 
+@pytest.mark.slow
 def test_rows_say_what_was_read(monkeypatch):
     asked = []
     monkeypatch.setattr(profile_data, "read_all", lambda read, ids: asked.append((type(read).__name__, len(ids))))
@@ -46,6 +47,7 @@ def test_rows_say_what_was_read(monkeypatch):
     assert all(row.bags == 3 and row.ratio == row.direct_seconds / row.packed_seconds for row in rows)
 
 
+@pytest.mark.slow
 def test_the_command(monkeypatch):
     rows = profile_data.synthetic(2, epochs=1, patches=100)
     monkeypatch.setattr(profile_data, "synthetic", lambda count, epochs: rows)

@@ -15,6 +15,7 @@ def rows():
     return {row["what"]: row for row in told["rows"]}
 
 
+@pytest.mark.slow
 def test_steps_trials_and_workers_are_measured(rows):
     assert len(rows) == 8
     assert all(row["value"] > 0 for what, row in rows.items() if "over the bare" not in what and "beyond" not in what)
@@ -24,6 +25,7 @@ def test_steps_trials_and_workers_are_measured(rows):
     assert rows["two workers over one"]["value"] == pytest.approx(two / one)
 
 
+@pytest.mark.slow
 def test_small_trials_are_held_against_nothing(rows):
     assert {row["holds"] for row in rows.values()} == {None}
 

@@ -298,6 +298,7 @@ def test_a_folder_of_results_never_becomes_a_rehearsals(tmp_path):
     assert not plans.marker(store).exists()
 
 
+@pytest.mark.slow
 def test_a_rehearsal_from_the_command_line(tmp_path, monkeypatch, run_here):
     """One dataset that is here and one that is made up; LongMIL needs coordinates, which the first has not."""
     path = suite(tmp_path, ["mean", "longmil"], ["ucsb-breast", "bracs"], "kfold5")

@@ -106,6 +106,7 @@ def test_the_document_compiles_without_a_warning_whatever_it_holds(tmp_path):
     assert not re.findall(r".*(?:Warning|Overfull|Underfull|undefined).*", log)
 
 
+@pytest.mark.slow
 @needs_pdflatex
 @pytest.mark.parametrize("published", ["side", "below"])
 def test_the_papers_tables_compile_without_a_warning(published, tmp_path):

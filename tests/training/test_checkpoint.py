@@ -134,12 +134,12 @@ STATEFUL = {  # name: recipe
 }
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name == "amisl" else []) for name in STATEFUL])
 def test_methods_with_a_state_of_their_own(name, runs):
     same(runs(name, lattice_dataset(), **STATEFUL[name]))
 
 
-@pytest.mark.parametrize("name", ["abmil[hidden=16]", "dgrmil[dim=32,plain_epochs=1]"])
+@pytest.mark.parametrize("name", ["abmil[hidden=16]", pytest.param("dgrmil[dim=32,plain_epochs=1]", marks=pytest.mark.slow)])
 def test_survival_with_gradients_that_wait(name, runs):
     """Eight bags an epoch, a step every fifth."""
     for left_over in ("carry", "restart", "flush"):
