@@ -105,6 +105,23 @@ def read_bytes(path: Path) -> bytes | None:
         raise unusable(path, error) from error
 
 
+def stamp(path: str | Path) -> str | None:
+    """What tells whether a file is still the one that was read: size, times of the last write and change, and inode.
+
+    None where there is none.
+
+    Raises:
+        MilbenchError: the system does not let us look.
+    """
+    try:
+        s = os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unusable(path, error) from error
+    return f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}"
+
+
 def sha256(path: Path) -> str:
     """Hash of what is in the file, as 64 hex digits."""
     with path.open("rb") as file:

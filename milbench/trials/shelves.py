@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from milbench.claims import held
 from milbench.errors import MilbenchError
-from milbench.files import flush, replacing, unusable
+from milbench.files import flush, replacing, stamp, unusable
 from milbench.names import is_trial_id
 
 if TYPE_CHECKING:
@@ -80,14 +80,8 @@ class Shelves:
         return {trial_id for shelf in shelves if (stamp := self._stamp(shelf)) for trial_id in self._opened(shelf, stamp)[1]}
 
     def _stamp(self, shelf: str) -> str | None:
-        path = f"{self.folder}/{shelf}.zip"
-        try:
-            s = os.stat(path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise unusable(path, error) from error
-        return f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino} shelf"
+        of_file = stamp(f"{self.folder}/{shelf}.zip")
+        return of_file and f"{of_file} shelf"
 
     def _opened(self, shelf: str, stamp: str) -> tuple[zipfile.Path, frozenset[str]]:
         known, top, ids = self._open.get(shelf, ("", None, frozenset[str]()))

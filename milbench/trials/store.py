@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from milbench import names
 from milbench.errors import MilbenchError, Unwritable, from_validation
-from milbench.files import flush, parse_json, read_bytes, sha256, unusable
+from milbench.files import flush, parse_json, read_bytes, sha256, stamp, unusable
 from milbench.trials.index import Index, Kept
 from milbench.trials.shelves import Shelves, damaged, removed
 from milbench.trials.spec import SCHEMA, TrialSpec, id_of
@@ -208,23 +208,16 @@ class Store:
         return Index(self.root / "index.jsonl")
 
     def stamp(self, trial_id: str) -> str | None:
-        """What tells whether a trial.json is the one that was read: size, times of the last write and change, and inode.
+        """What tells whether a trial.json is the one that was read (:func:`milbench.files.stamp`); None where there is none.
 
-        None where there is none. Of a packed trial it is that of its shelf.
+        Of a packed trial it is that of its shelf.
         """
         return self._stamp_of_folder(trial_id) or self.shelves.stamp(trial_id)
 
     def _stamp_of_folder(self, trial_id: str) -> str | None:
         if not names.is_trial_id(trial_id):
             self.folder(trial_id)
-        path = f"{self._trials}/{trial_id}/{TRIAL}"
-        try:
-            s = os.stat(path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise unusable(path, error) from error
-        return f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}"
+        return stamp(f"{self._trials}/{trial_id}/{TRIAL}")
 
     def other_schema(self, version: object) -> str:
         """Advice for results or plans of another schema version."""

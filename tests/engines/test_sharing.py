@@ -37,9 +37,8 @@ def of(events, kind):
     return [event for event in events if isinstance(event, kind)]
 
 
-@pytest.mark.parametrize("runs", [2, 4, 8])
-def test_several_runs_share_the_trials_and_none_is_run_twice(store, monkeypatch, runs):
-    some, begun, heard = jobs(24), [], []
+def brief(begun):
+    """A worker whose trials end well and soon; it notes which it began."""
 
     def works(pipe, store):
         while True:
@@ -49,7 +48,14 @@ def test_several_runs_share_the_trials_and_none_is_run_twice(store, monkeypatch,
             store.write(finished(job.spec))
             say(pipe, said="done", trial=job.spec.trial_id)
 
-    stage = Stage(works)
+    return works
+
+
+@pytest.mark.parametrize("runs", [2, 4, 8])
+def test_several_runs_share_the_trials_and_none_is_run_twice(store, monkeypatch, runs):
+    some, begun, heard = jobs(24), [], []
+
+    stage = Stage(brief(begun))
     monkeypatch.setattr(local.multiprocessing, "get_context", lambda kind: stage)
     threads = [threading.Thread(target=lambda: heard.append(run(store, some, workers=2))) for _ in range(runs)]
     [thread.start() for thread in threads]
@@ -222,15 +228,7 @@ def test_a_run_beside_a_worker_that_does_not_wait(store, monkeypatch):
     """`milbench run` and `milbench work` on one folder: each trial once, and the run sees all of them through."""
     some, begun, heard = jobs(12), [], {}
 
-    def works(pipe, store):
-        while True:
-            job = take(pipe)
-            begun.append(job.spec.trial_id)
-            time.sleep(0.02)
-            store.write(finished(job.spec))
-            say(pipe, said="done", trial=job.spec.trial_id)
-
-    stage = Stage(works)
+    stage = Stage(brief(begun))
     monkeypatch.setattr(local.multiprocessing, "get_context", lambda kind: stage)
     threads = [
         threading.Thread(target=lambda wait=wait: heard.update({wait: run(store, some, wait=wait)})) for wait in (True, False)
