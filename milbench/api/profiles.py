@@ -128,7 +128,7 @@ def _timed(suite: Path, home: Path, workers: int, clock: around.Clock) -> list[f
     work.start(clock)
     seconds = []
     for job in planned.jobs:
-        spec, result = job.spec, planned.store.read(job.spec.trial_id)
+        spec, result = job.spec, planned.store.read(job.trial_id)
         if result is None or result.status != "ok":
             raise MilbenchError(f"{suite}: a trial was not measured: {result.reason if result else 'it has no result'}")
         data = planned.load(spec.dataset, spec.encoder, spec.magnification, spec.patch_size, dtype=spec.feature_dtype)

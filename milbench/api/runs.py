@@ -206,7 +206,7 @@ class Work:
 
     def now(self, job: Job) -> Trial:
         """One of its trials as it stands now."""
-        return Trial.of(job.cell, self.store.raw(job.spec.trial_id))
+        return Trial.of(job.cell, self.store.raw(job.trial_id))
 
     def start(self, on_event: Callable[[Event], None] = _nothing) -> None:
         """Run all of them; returns when each has a result.
@@ -478,7 +478,7 @@ class Rehearsal:
     @property
     def models(self) -> list[Job]:
         """The distinct models, each once."""
-        return list({job.spec.trial_id: job for job in self.chosen.values()}.values())
+        return list({job.trial_id: job for job in self.chosen.values()}.values())
 
     def prepare(self) -> Work:
         """Mark the folder as a rehearsal's, and return what is to run.
@@ -488,7 +488,7 @@ class Rehearsal:
         """
         store, models = self.store, self.models
         rehearsals.mark(store, self.scale)
-        waiting = [job for job in models if store.status(job.spec.trial_id) in self.planned.options.again]
+        waiting = [job for job in models if store.status(job.trial_id) in self.planned.options.again]
         body = partial(rehearsals.measured, scale=self.scale, settings=self.settings.absolute())
         trial = partial(run_trial, body=body)
         return Work(waiting, self.settings, self.planned.options, len(models) - len(waiting), trial=trial)
@@ -501,7 +501,7 @@ class Rehearsal:
         head = {"REHEARSAL": "stand-in bags: nothing in this file is a result", "workers": self.planned.options.workers}
         text = {**head, **dataclasses.asdict(needs), "hours": needs.hours}
         write_atomically(path, json.dumps(text, indent=1, allow_nan=False) + "\n")
-        trials = [Trial.of(job.cell, store.raw(job.spec.trial_id)) for job in self.models]
+        trials = [Trial.of(job.cell, store.raw(job.trial_id)) for job in self.models]
         return Rehearsed(needs, path, self.planned.options, [trial for trial in trials if trial.status != "ok"])
 
 

@@ -30,7 +30,7 @@ class _Clock:
     """
 
     def __init__(self, jobs: Sequence[Job], workers: int) -> None:
-        self._kind = {job.spec.trial_id: job.cell.aggregator for job in jobs}
+        self._kind = {job.trial_id: job.cell.aggregator for job in jobs}
         self._waiting = Counter(self._kind.values())  # not begun, by aggregator
         self._unknown = len(self._kind)  # of these, those of aggregators of which nothing is done
         self._expected = 0.0  # seconds that the others of these take

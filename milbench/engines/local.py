@@ -184,8 +184,8 @@ class _Supervisor:
         """A job for every worker that has none, and for those that may still be started."""
         while not stop_asked() and self._busy() < self._run.workers and (job := self._jobs.next(self._busy())):
             if self._jobs.hopeless(job):
-                if job.spec.trial_id not in self._fell:
-                    self._on_event(Started(job.spec.trial_id))
+                if job.trial_id not in self._fell:
+                    self._on_event(Started(job.trial_id))
                 self._conclude(job, "failed", f"begun {FALLS} times, and each time whoever ran it ended before it did", 0.0)
                 continue
             idle = next((worker for worker in self._pool if worker.job is None), None)
@@ -213,7 +213,7 @@ class _Supervisor:
                         worker.robbed = True  # whoever took the trial over has removed what it had written of it
                         continue
                     raise Unwritable(reason)
-                case {"trial": trial} if job is None or trial != job.spec.trial_id:
+                case {"trial": trial} if job is None or trial != job.trial_id:
                     pass
                 case {"said": "started", "trial": trial} if job is not None and not worker.started:
                     worker.started = worker.proven = True
@@ -232,7 +232,7 @@ class _Supervisor:
         for worker in self._pool:
             if worker.job is None:
                 continue
-            worker.robbed = worker.robbed or worker.job.spec.trial_id in lost
+            worker.robbed = worker.robbed or worker.job.trial_id in lost
             worker.overdue = bool(limit and worker.started and time.monotonic() - worker.since > limit)
             if worker.robbed or worker.overdue:
                 worker.kill()
@@ -244,7 +244,7 @@ class _Supervisor:
         self._pool.remove(worker)
         if (job := worker.job) is None:
             return
-        trial_id = job.spec.trial_id
+        trial_id = job.trial_id
         if worker.robbed:
             self._jobs.lose(job)
         elif worker.overdue:
@@ -261,7 +261,7 @@ class _Supervisor:
 
     def _blame(self, worker: _Worker, job: Job, why: str) -> None:
         """A worker ended before it could start the job."""
-        trial_id = job.spec.trial_id
+        trial_id = job.trial_id
         self._refused[trial_id] += not worker.proven
         if self._refused[trial_id] < TRIES:
             self._jobs.put_back(job, "first")
@@ -280,7 +280,7 @@ class _Supervisor:
 
         A trial that ran out of memory beside others is run again alone.
         """
-        trial_id = job.spec.trial_id
+        trial_id = job.trial_id
         if not self._jobs.news(job):
             record(job, self._store, status, reason)
         result = self._store.raw(trial_id) or {"status": status, "reason": reason}

@@ -39,7 +39,7 @@ class Shared:
         self._wait = run.wait
         self._until = None if run.seconds is None else time.monotonic() + run.seconds
         self._lasted = dict(run.lasted)
-        now = {job.spec.trial_id: self._version(job) for job in run.jobs} if run.before is None else run.before
+        now = {job.trial_id: self._version(job) for job in run.jobs} if run.before is None else run.before
         self.before: dict[str, object] = {trial_id: at for trial_id, at in now.items() if at}
         self._looked = self._beaten = time.monotonic()
 
@@ -57,7 +57,7 @@ class Shared:
         claimed, taken = {path.name for path in self._store.claims.glob("[0-9a-f]*")}, 0
         still: deque[Job] = deque()
         for job in self._waiting:
-            trial_id, settled = job.spec.trial_id, self._settled(job)
+            trial_id, settled = job.trial_id, self._settled(job)
             has = not settled and trial_id in claimed and claims.alive(self._store.claims / trial_id)
             if (settled or has) and trial_id not in self._seen:
                 self._seen.add(trial_id)
@@ -85,7 +85,7 @@ class Shared:
         job = self._first_of(self._waiting)
         if job is None and not busy:
             job = self._first_of(self._alone)
-            self._lonely = job.spec.trial_id if job else ""
+            self._lonely = job.trial_id if job else ""
         return job
 
     def _first_of(self, jobs: deque[Job]) -> Job | None:
@@ -107,7 +107,7 @@ class Shared:
 
     def _settled(self, job: Job) -> bool:
         """Whether another run has given the job a result, and is not about to try again."""
-        trial_id = job.spec.trial_id
+        trial_id = job.trial_id
         if trial_id in self._claims or not self.news(job):
             return False  # what ran out of memory here, beside others, is begun again
         return self._store.status(trial_id) in ("ok", "skipped") or not claims.alive(self._store.claims / trial_id)
@@ -117,15 +117,15 @@ class Shared:
         now = self._version(job)
         if now is None:
             return False
-        return now != self.before.get(job.spec.trial_id) or self._store.status(job.spec.trial_id) in ("ok", "skipped")
+        return now != self.before.get(job.trial_id) or self._store.status(job.trial_id) in ("ok", "skipped")
 
     def begin(self, job: Job) -> None:
         """A worker has started the job."""
-        self._claims[job.spec.trial_id].begin()
+        self._claims[job.trial_id].begin()
 
     def hopeless(self, job: Job) -> bool:
         """Whether the job was begun so often, here and elsewhere, without coming to an end, that it is left alone."""
-        return self._claims[job.spec.trial_id].begun >= FALLS
+        return self._claims[job.trial_id].begun >= FALLS
 
     def finish(self, job: Job, seconds: float) -> None:
         """The job has its result, after so many seconds."""
@@ -135,7 +135,7 @@ class Shared:
     def put_back(self, job: Job, where: Literal["first", "last", "alone"]) -> None:
         """The job has to be begun again, by this run: before the others, after them, or with nothing beside it."""
         if at := self._version(job):
-            self.before[job.spec.trial_id] = at
+            self.before[job.trial_id] = at
         match where:
             case "first":
                 self._waiting.appendleft(job)
@@ -167,12 +167,12 @@ class Shared:
 
     def owns(self, job: Job) -> bool:
         """Whether the job is still this run's: another takes it over when this one has given no sign of life for long."""
-        claim = self._claims.get(job.spec.trial_id)
+        claim = self._claims.get(job.trial_id)
         return claim is not None and not claim.lost
 
     def _take(self, job: Job) -> bool:
         """Make the job this run's, where it is nobody's; what a dead run has not finished of it is removed."""
-        trial_id = job.spec.trial_id
+        trial_id = job.trial_id
         try:
             claim = None if self.owns(job) else claims.take(self._store.claims / trial_id, self._store.writer)
         except OSError as error:
@@ -189,13 +189,13 @@ class Shared:
         return self.owns(job)
 
     def _release(self, job: Job) -> None:
-        if claim := self._claims.pop(job.spec.trial_id, None):
+        if claim := self._claims.pop(job.trial_id, None):
             claim.release()
 
     def _tell(self, job: Job, *, elsewhere: bool = True) -> None:
-        result = self._store.raw(job.spec.trial_id)
+        result = self._store.raw(job.trial_id)
         if result is not None:
-            self._on_event(Done(job.spec.trial_id, result["status"], result["reason"], elsewhere=elsewhere))
+            self._on_event(Done(job.trial_id, result["status"], result["reason"], elsewhere=elsewhere))
 
     def _ends_in_time(self, job: Job) -> bool:
         """Of a method that was never run here, the longest of the others is expected."""
@@ -206,4 +206,4 @@ class Shared:
 
     def _version(self, job: Job) -> str | None:
         """Tells a new result of a trial from the failed one of an earlier run."""
-        return self._store.stamp(job.spec.trial_id)
+        return self._store.stamp(job.trial_id)

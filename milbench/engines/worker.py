@@ -71,7 +71,7 @@ def work(pipe: Connection, supervisor: int) -> None:
             job, keep = pipe.recv()
         except (EOFError, ConnectionError):
             return
-        _run_job(job, store, partial(trial, keep_model=keep), partial(_send, pipe, trial=job.spec.trial_id))
+        _run_job(job, store, partial(trial, keep_model=keep), partial(_send, pipe, trial=job.trial_id))
 
 
 def _end_with(supervisor: int) -> None:

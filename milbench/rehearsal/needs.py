@@ -126,7 +126,7 @@ def needs(jobs: Sequence[Job], chosen: Mapping[str, Job], store: Store, scale: f
         scale: of the rehearsal.
         settings: where datasets are; what the environment says unless given.
     """
-    rehearsed = {job.spec.trial_id for job in chosen.values()}
+    rehearsed = {job.trial_id for job in chosen.values()}
     results = {trial_id: store.raw(trial_id) or {} for trial_id in rehearsed}
     rows: dict[str, Need] = {}
     features: dict[tuple[object, ...], float] = {}
@@ -137,7 +137,7 @@ def needs(jobs: Sequence[Job], chosen: Mapping[str, Job], store: Store, scale: f
         s, data = job.spec, dataset_of(job, scale, settings)
         bytes_each = 2 if s.feature_dtype == "float16" else 4
         features[job.cell.column[:4]] = float(sum(sizes_of(data).values()) * data.in_dim * bytes_each)
-        result = results[chosen[s.trial_id].spec.trial_id]
+        result = results[chosen[s.trial_id].trial_id]
         if result.get("status") == "skipped":
             skipped += 1
         elif result.get("status") != "ok":

@@ -313,11 +313,9 @@ def test_time_left_is_what_waits_at_the_mean_of_its_kind(monkeypatch):
     now, took, waiting = [100.0], {}, {}
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(progress, "duration", lambda seconds: f"{seconds:.9f}")
-    jobs = [
-        SimpleNamespace(spec=SimpleNamespace(trial_id=str(i)), cell=SimpleNamespace(aggregator=f"a{i % 4}")) for i in range(40)
-    ]
+    jobs = [SimpleNamespace(trial_id=str(i), cell=SimpleNamespace(aggregator=f"a{i % 4}")) for i in range(40)]
     clock = progress._Clock(jobs, 3)
-    waiting = {job.spec.trial_id: job.cell.aggregator for job in jobs}
+    waiting = {job.trial_id: job.cell.aggregator for job in jobs}
     since = {}
     for i in range(40):
         for j in range(i, min(40, i + 3)):
@@ -339,9 +337,7 @@ def test_an_event_costs_the_same_however_many_trials_there_are():
     """Counted in lines of Python that run, with an aggregator for each trial."""
 
     def lines(count):
-        jobs = [
-            SimpleNamespace(spec=SimpleNamespace(trial_id=str(i)), cell=SimpleNamespace(aggregator=f"a{i}")) for i in range(count)
-        ]
+        jobs = [SimpleNamespace(trial_id=str(i), cell=SimpleNamespace(aggregator=f"a{i}")) for i in range(count)]
         clock, ran = progress._Clock(jobs, 2), [0]
 
         def trace(frame, event, arg):
