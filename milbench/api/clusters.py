@@ -11,6 +11,7 @@ from milbench.config import Settings
 from milbench.engines import slurm
 from milbench.engines.slurm import Profile, Submitted
 from milbench.errors import MilbenchError
+from milbench.trials.store import Store
 
 __all__ = ["Profile", "Submitted", "command", "submit"]
 
@@ -63,6 +64,7 @@ def command(suite: str | Path, options: RunOptions, settings: Settings) -> Itera
     for file in options.plugin:
         yield from ("--plugin", str(Path(file).absolute()))
     if options.retry_failed:
-        yield "--retry-failed"
+        # Now, for all workers: one that starts later must not run again what failed under this submission.
+        yield from ("--retry-failed", "--failed-before", Store(settings.results).clock().isoformat())
     if not settings.pack:
         yield "--no-pack"

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -65,6 +66,7 @@ class RunOptions:
         engine: where trials run: "local" is this machine, "ray" a Ray cluster.
         keep_models: which weights are stored.
         retry_failed: run failed and out-of-memory trials again.
+        failed_before: of these only what failed before this moment, by the clock of the results folder; with `retry_failed`.
         trial_timeout: seconds after which a trial is ended and recorded as failed.
         until: seconds after which no trial is begun that would not end in time.
         wait: whether to wait for trials that other runs on the same results folder have claimed.
@@ -89,6 +91,7 @@ class RunOptions:
     engine: str = "local"
     keep_models: Keep = "first-seed"
     retry_failed: bool = False
+    failed_before: datetime | None = None
     trial_timeout: float | None = None
     until: float | None = None
     wait: bool = True
@@ -283,6 +286,11 @@ class Planned:
         found = ((job.trial_id, store.known(job.trial_id)) for job in self.jobs)
         return {trial_id: result["status"] if result else "pending" for trial_id, result in found}
 
+    def _failed_since(self, trial_id: str) -> bool:
+        """Whether a trial failed after the moment before which failures are to be run again."""
+        at = self.options.failed_before and self.store.put_at(trial_id)
+        return bool(at and self.options.failed_before and at > self.options.failed_before)
+
     def prepare(self, say: Callable[[str], None] = _nothing) -> Work:
         """Pack the features, write the suite's plan and its splits, and return what is to run.
 
@@ -296,6 +304,7 @@ class Planned:
         store, state = self.store, self.state()
         part, parts = self.options.shard
         todo = [job for job in self.jobs[part - 1 :: parts] if state[job.trial_id] in self.options.again]
+        todo = [job for job in todo if not self._failed_since(job.trial_id)]
         suites.pack(todo, say, self.load)
         for plan in [*self.grids, *composed(self.suite)]:
             plans.merge(store, suites.with_known(plan))

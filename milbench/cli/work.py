@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,31 @@ def _shard(_context: click.Context, _option: click.Parameter, text: str | None) 
     return int(first), int(of)
 
 
+def _moment(_context: click.Context, _option: click.Parameter, text: str | None) -> datetime | None:
+    """`2026-11-30T12:00` as a moment; without a zone it is local time.
+
+    Raises:
+        MilbenchError: it is none.
+    """
+    from milbench.errors import MilbenchError
+
+    try:
+        return None if text is None else datetime.fromisoformat(text).astimezone()
+    except ValueError as error:
+        raise MilbenchError(f"--failed-before {text!r}: write date and time, such as 2026-11-30T12:00") from error
+
+
 @click.command()
 @click.option("--suite", required=True, help="A built-in suite (milbench ls suites) or a TOML file.")
 @how_to_run
 @click.option("--shard", metavar="I/N", callback=_shard, help="Only the I-th of N parts of the trials. Seldom needed: see above.")
+@click.option(
+    "--failed-before",
+    metavar="MOMENT",
+    callback=_moment,
+    help="With --retry-failed: only trials that failed before, such as 2026-11-30T12:00, so that a worker which starts "
+    "later does not run the same failures again.",
+)
 @UNTIL
 @QUIET
 @RESULTS

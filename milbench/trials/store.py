@@ -13,6 +13,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -213,6 +214,23 @@ class Store:
         Of a packed trial it is that of its shelf.
         """
         return self._stamp_of_folder(trial_id) or self.shelves.stamp(trial_id)
+
+    def put_at(self, trial_id: str) -> datetime | None:
+        """When the folder of a trial got its result, by the clock of :meth:`clock`; None where it has none."""
+        found = self._stamp_of_folder(trial_id)
+        return datetime.fromtimestamp(int(found.split()[2]) / 1e9, UTC) if found else None
+
+    def clock(self) -> datetime:
+        """Now, by the clock that stamps files of this folder: on a file server that of this machine may be another.
+
+        Raises:
+            Unwritable: nothing can be written here.
+        """
+        with suppress(OSError):
+            self.root.mkdir(parents=True, exist_ok=True)
+        if now := self._index.clock():
+            return datetime.fromtimestamp(now / 1e9, UTC)
+        raise Unwritable(f"{self.root}: cannot be written to; make room or allow writing")
 
     def _stamp_of_folder(self, trial_id: str) -> str | None:
         if not names.is_trial_id(trial_id):

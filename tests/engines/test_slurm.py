@@ -1,16 +1,19 @@
 """What is handed to Slurm: one array of workers, whose command is the run that was asked for."""
 
 import shlex
+import time
+from dataclasses import replace
 
 import click
 import pytest
 
-from milbench.api import clusters
+from milbench.api import clusters, runs
 from milbench.api.runs import RunOptions
 from milbench.cli.work import work
 from milbench.config import Settings
 from milbench.engines.slurm import Profile, submit
 from milbench.errors import MilbenchError
+from milbench.trials.run import failure
 
 SBATCH = """#!/bin/sh
 cp "$2" {folder}/submitted.sh
@@ -120,6 +123,8 @@ def test_the_worker_s_command_is_the_run_that_was_asked_for(tmp_path, monkeypatc
     assert said.pop("plugin_files") == tuple(str(tmp_path / file) for file in options.plugin)
     assert said.pop("workers") == (4 if options.gpus else 1), "a task of the array has its GPUs for itself"
     said.pop("quiet")
+    asked_at = said.pop("failed_before")
+    assert (asked_at is not None) == options.retry_failed
     for name, value in said.items():
         expected = getattr(options, name)
         assert value == (tuple(expected) if name == "backends" else expected), name
@@ -133,3 +138,17 @@ def test_a_submission_needs_a_number_of_workers_and_a_suite(tmp_path, site):
     with pytest.raises(MilbenchError, match="did you mean quickstart"):
         clusters.submit("quikstart", RunOptions(workers=2), settings)
     assert clusters.submit("quickstart", RunOptions(workers=2), settings).job == "17"
+
+
+def test_a_worker_that_starts_later_leaves_alone_what_failed_since_the_submission(tmp_path):
+    how = RunOptions(aggregators="mean", folds=[0, 1, 2], device="cpu", retry_failed=True)
+    planned = runs.plan("quickstart", how, Settings(results=tmp_path, data=tmp_path / "data", cache=tmp_path / "cache"))
+    failed, failed_since, pending = planned.jobs
+    store = planned.store
+    store.write(failure(failed.spec, "failed", "no luck"))
+    moment = store.clock()
+    time.sleep(0.05)
+    store.write(failure(failed_since.spec, "oom", "no luck again"))
+    assert [*planned.prepare().jobs] == planned.jobs, "a command given now asks for all of them"
+    later = replace(planned, options=replace(how, failed_before=moment))
+    assert [*later.prepare().jobs] == [failed, pending]
