@@ -119,22 +119,17 @@ def harness(*, small: bool = False, noisy: bool = False) -> tuple[list[around.Co
     return [dataclasses.replace(each, limit=None) for each in costs] if unheld else costs, noise
 
 
-def _timed(suite: Path, home: Path, workers: int, clock: around.Clock) -> list[float]:
+def _timed(suite: Path, home: Path, workers: int, clock: around.Clock) -> None:
     """Run a suite; the clock starts with the engine, when everything is planned and packed."""
     settings = Settings.from_environment(data=suite.parent / "data", results=home / "results")
     planned = runs.plan(suite, runs.RunOptions(device="cpu", workers=workers, keep_models="none"), settings)
     work = planned.prepare()
     clock.start()
     work.start(clock)
-    seconds = []
     for job in planned.jobs:
-        spec, result = job.spec, planned.store.read(job.trial_id)
+        result = planned.store.read(job.trial_id)
         if result is None or result.status != "ok":
             raise MilbenchError(f"{suite}: a trial was not measured: {result.reason if result else 'it has no result'}")
-        data = planned.load(spec.dataset, spec.encoder, spec.magnification, spec.patch_size, dtype=spec.feature_dtype)
-        steps = len(result.curve) * len(data.folds(spec.split)[spec.fold].train)
-        seconds.append(steps * result.cost["seconds_per_step"])
-    return seconds
 
 
 @dataclass(frozen=True)

@@ -212,8 +212,12 @@ def test_ctrl_c_ends_the_workers(store, cluster, monkeypatch):
 
     monkeypatch.setattr(ray, "run_local", lambda run: stay.wait(5))
     made = cluster(waits)
-    with pytest.raises(KeyboardInterrupt):
-        run(store, jobs(2), workers=1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(store, jobs(2), workers=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(made.canceled) == 1 and made.ended
     assert told == [signal.SIGTERM], "a worker ends by itself, whether its node heeds a SIGINT or not"
     stay.set()

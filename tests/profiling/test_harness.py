@@ -17,10 +17,12 @@ def rows():
 
 @pytest.mark.slow
 def test_steps_trials_and_workers_are_measured(rows):
-    assert len(rows) == 8
-    assert all(row["value"] > 0 for what, row in rows.items() if "over the bare" not in what and "beyond" not in what)
+    assert len(rows) == 11
+    assert all(row["value"] > 0 for what, row in rows.items() if "over the bare" not in what)
     ours, bare = rows["a training step at n = 64"]["value"], rows["the same in a bare loop"]["value"]
     assert rows["milbench over the bare loop"]["value"] == pytest.approx(100 * (ours / bare - 1))
+    trial, script = rows["a tiny trial"]["value"], rows["the same in a bare script"]["value"]
+    assert rows["milbench over the bare script"]["value"] == pytest.approx(trial - script)
     one, two = (rows[f"trials an hour, {word}"]["value"] for word in ("one worker", "two workers"))
     assert rows["two workers over one"]["value"] == pytest.approx(two / one)
 
@@ -44,14 +46,14 @@ def test_a_number_is_held_against_its_bar(cost, holds):
     assert cost.holds is holds
 
 
-def test_the_clock_takes_the_first_start_and_the_last_end(monkeypatch):
+def test_the_clock_takes_the_first_start_and_end_and_the_last_end(monkeypatch):
     times = iter([10.0, 11.0, 12.0, 13.0, 15.0, 16.0])
     monkeypatch.setattr("milbench.profiling.harness.time.perf_counter", lambda: next(times))
     clock = Clock()
     clock.start()
     for event in (Started("a"), Epoch("a", 1, {}), Done("a", "ok"), Started("b"), Done("b", "ok")):
         clock(event)
-    assert (clock.first, clock.last) == (1.0, 6.0)
+    assert (clock.first, clock.warm, clock.last) == (1.0, 3.0, 6.0)
 
 
 def test_a_noisy_machine_is_said(monkeypatch):
