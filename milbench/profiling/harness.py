@@ -151,7 +151,7 @@ Run = Callable[[Path, Path, int, Clock], None]
 def trials(run: Run, *, tiny: int = 100, large: int = 12, patches: int = 4096) -> list[Cost]:
     """Start-up of a worker, a tiny trial beside a script that does the same, and trials an hour with one and with two workers.
 
-    A worker's first trial belongs to its start-up: torch loads its compiler when it makes the first optimiser, which takes seconds.
+    A worker's first trial belongs to its start-up: torch loads its compiler with the first optimiser, which takes seconds.
 
     Args:
         run: runs the suite in the TOML file, with results in the folder and so many workers, and tells the clock.
