@@ -45,7 +45,7 @@ def test_from_run_to_report(tmp_path, here):
     assert "4 trials: 4 to run. Nothing was run." in dry
     assert list(tmp_path.iterdir()) == [], "a dry run writes nothing"
 
-    first = started(*few, cwd=tmp_path)
+    first = started(*few, "--workers", 1, cwd=tmp_path)
     assert "4 trials, 4 ok." in first
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
     assert len(before) == 5
@@ -65,7 +65,7 @@ def test_from_run_to_report(tmp_path, here):
     }
     assert "4 trials: 4 done. Nothing was run." in milbench(*few, "--dry-run")
 
-    told = started("report", "--suite", "quickstart", cwd=tmp_path)
+    told = milbench("report", "--suite", "quickstart")
     assert "(n = 24 slides)" in told or "(n = 23 slides)" in told
     for path in told.split("Written:")[1].split():
         assert (tmp_path / path).stat().st_size > 0
@@ -73,7 +73,7 @@ def test_from_run_to_report(tmp_path, here):
     milbench("report")
     assert again == {path: path.read_bytes() for path in again}, "same results, same bytes"
 
-    state = json.loads(started("status", "--json", cwd=tmp_path))
+    state = json.loads(milbench("status", "--json"))
     assert state == {
         "suites": [
             {"suite": "quickstart", "trials": 4, "ok": 4, "failed": 0, "oom": 0, "skipped": 0, "pending": 0, "not_here": 0}

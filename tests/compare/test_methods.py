@@ -437,9 +437,9 @@ def test_json_has_everything_and_no_nan(tmp_path):
     "before",
     [
         "",
-        "import milbench.compare",
-        "from milbench.compare.pairing import Pairing",
         "milbench.compare; import milbench.compare.methods",
+        pytest.param("import milbench.compare", marks=pytest.mark.slow),
+        pytest.param("from milbench.compare.pairing import Pairing", marks=pytest.mark.slow),
     ],
 )
 def test_compare_is_the_function_though_a_package_has_its_name(before, tmp_path):

@@ -15,18 +15,16 @@ from milbench.errors import SkipTrial
 from milbench.ops import full_attention
 from tests.builders.aggregators import SMALL
 
-# Of these methods learning takes seconds; it is watched by the slow tests.
-LEARN_SLOWLY = {
-    "amisl", "dgrmil", "gigapath-random", "gla", "hipt", "longmil", "longmil-gla", "longmil-mamba-random", "longmil-mamba-single",
-    "longmil-retnet", "longmil-vmamba", "mambamil", "retnet", "rrt", "transmil", "vmamba", "wikg",
-}  # fmt: skip
+# Training takes seconds: that of the other methods is watched by the slow tests.
+TRAINED_HERE = {"abmil", "dsmil", "gcn-mil"}
 
 
 def every_check():
     """Of each registered method; what is registered tomorrow is watched at once."""
     for entry in plugins.entries():
         for check in (check for check in contract.CHECKS if check.name != "elsewhere"):
-            marks = [pytest.mark.slow] if check.name == "learns" and entry.name in LEARN_SLOWLY else []
+            slow = check.name in ("learns", "resumes") and entry.name not in TRAINED_HERE
+            marks = [pytest.mark.slow] if slow else []
             yield pytest.param(entry.name, check, marks=marks, id=f"{entry.name}-{check.name}")
 
 
@@ -47,6 +45,7 @@ def test_registered_aggregators_give_the_same_bytes_in_other_processes():
     assert contract.in_other_processes(variants) == [here, here]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in plugins.entries()])
 def test_every_variant_calls_no_more_than_its_class_names(name):
     """By the choices that a parameter offers: each value of each Literal, and dropout, which may ask for another backend."""
@@ -328,6 +327,7 @@ class ByHash(Aggregator):
 """
 
 
+@pytest.mark.slow
 def test_the_order_of_a_set_and_hashes_of_text_are_noticed(tmp_path):
     (tmp_path / "hashes.py").write_text(HASHES)
     plugins.discover([tmp_path / "hashes.py"])

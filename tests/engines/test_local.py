@@ -131,16 +131,16 @@ def predictions(store, jobs):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The suite with one worker, and in another order with two, which keep the weights: jobs, both stores, and events of the first."""
+    """The suite in this process, and in another order with two workers, which keep the weights: jobs, both stores, their events."""
     folder = tmp_path_factory.mktemp("ran")
     _, jobs = suites.expand(suites.load(str(written(folder))))
     one, two, events = Store(folder / "1"), Store(folder / "2"), []
-    run_local(Run(jobs, Settings(results=one.root)), events.append)
-    run_local(Run(jobs[::-1], Settings(results=two.root), workers=2, kept_seeds=frozenset({0})))
+    run_here(Run(jobs, Settings(results=one.root)), lambda event: None)
+    run_local(Run(jobs[::-1], Settings(results=two.root), workers=2, kept_seeds=frozenset({0})), events.append)
     return jobs, one, two, events
 
 
-def test_same_bytes_with_one_worker_and_with_two(ran):
+def test_same_bytes_in_one_process_and_with_two_workers(ran):
     jobs, one, two, events = ran
     assert predictions(one, jobs) == predictions(two, jobs)
     assert len(set(predictions(one, jobs).values())) == 6, "and they are not all the same file"

@@ -7,7 +7,7 @@ from tests.fidelity.harness import Vector, close
 from tests.fidelity.trajectory import SINGLE, folder, looked_at, paths, run, setup_of
 
 
-@pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
+@pytest.mark.parametrize("double", [pytest.param(False, id="float32", marks=pytest.mark.slow), pytest.param(True, id="float64")])
 @pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
 def test_trajectory(path, double):
     vector = Vector(path)

@@ -100,17 +100,16 @@ def bytes_of(store, jobs):
     return {job.spec.aggregator: (store.folder(job.spec.trial_id) / "predictions.csv").read_bytes() for job in jobs}
 
 
-def test_order_and_workers_change_nothing(jobs_of, tmp_path):
+def test_order_changes_nothing(jobs_of, tmp_path):
+    """Nor do workers: tests/engines/test_local.py, and below for all methods."""
     jobs, settings = jobs_of(SENSITIVE)
-    here, back, two = (Store(tmp_path / name) for name in ("here", "back", "two"))
+    here, back = (Store(tmp_path / name) for name in ("here", "back"))
     for store, some in ((here, jobs), (back, jobs[::-1])):
         for job in some:
             run_trial(job.spec, store, {}, settings=settings)
-    run_local(Run(jobs, replace(settings, results=two.root), workers=2))
     expected = bytes_of(here, jobs)
     assert len(set(expected.values())) == len(jobs), "and they are not all the same file"
     assert bytes_of(back, jobs) == expected
-    assert bytes_of(two, jobs) == expected
 
 
 def test_the_backend_that_computes_is_part_of_a_trial(jobs_of, tmp_path, unforced):
@@ -157,23 +156,37 @@ def test_order_and_workers_change_nothing_for_the_whole_registry(jobs_of, tmp_pa
         assert [name for name, file in files.items() if file != found["alone"][name]] == [], how
 
 
-def test_what_a_plugin_leaves_behind_or_sets_when_imported_changes_nothing(jobs_of, tmp_path):
-    """Its effects end with its trial; and the file may do all of it at its import, even if nothing of it is run."""
+@pytest.fixture
+def spoiled(jobs_of, tmp_path):
+    """Trials of which the first leaves things behind; and the bytes of the others without it."""
     expected = Store(tmp_path / "alone")
     jobs, settings = jobs_of(["abmil[hidden=16]", SENSITIVE[1]])
     for job in jobs:
         run_trial(job.spec, expected, {}, settings=settings)
     (tmp_path / "spoiler.py").write_text(LEAVES_THINGS_BEHIND)
-    (tmp_path / "spoils.py").write_text(LEAVES_THINGS_BEHIND.replace('"spoiler"', '"spoils"') + "\nspoil()\n")
-    given = [tmp_path / "spoiler.py", tmp_path / "spoils.py"]
-    plugins.discover([given[0]])
+    plugins.discover([tmp_path / "spoiler.py"])
     every, _ = jobs_of(["spoiler", "abmil[hidden=16]", SENSITIVE[1]])
-    after, imported = Store(tmp_path / "after"), Store(tmp_path / "imported")
+    return every, settings, bytes_of(expected, jobs)
+
+
+def test_what_a_plugin_leaves_behind_changes_nothing(spoiled, tmp_path):
+    """Its effects end with its trial."""
+    every, settings, expected = spoiled
+    store = Store(tmp_path / "after")
     for job in every:
-        run_trial(job.spec, after, {}, settings=settings)
-    run_local(Run(every, replace(settings, results=imported.root), plugins=given))
-    for store in (after, imported):
-        assert bytes_of(store, jobs) == bytes_of(expected, jobs)
-        assert store.read(every[0].spec.trial_id).status == "ok"
+        assert run_trial(job.spec, store, {}, settings=settings) == "ok"
+    assert bytes_of(store, every[1:]) == expected
     assert Path.cwd() == tmp_path
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
+
+
+@pytest.mark.slow
+def test_what_a_plugin_sets_when_imported_changes_nothing(spoiled, tmp_path):
+    """Even if nothing of that file is run."""
+    every, settings, expected = spoiled
+    store = Store(tmp_path / "imported")
+    (tmp_path / "spoils.py").write_text(LEAVES_THINGS_BEHIND.replace('"spoiler"', '"spoils"') + "\nspoil()\n")
+    given = [tmp_path / "spoiler.py", tmp_path / "spoils.py"]
+    run_local(Run(every, replace(settings, results=store.root), plugins=given))
+    assert bytes_of(store, every[1:]) == expected
+    assert store.read(every[0].spec.trial_id).status == "ok"

@@ -150,6 +150,7 @@ def test_what_happens_to_a_process_is_said(tmp_path):
     assert cost.in_a_process("wrong", 64, setting).stopped == "ValueError: no such thing"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited and measured on Linux only")
 def test_memory_is_measured_and_limited(tmp_path):
     def take(megabytes):

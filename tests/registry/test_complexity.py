@@ -44,6 +44,7 @@ def stored_and_multiplied(model, bag):
     return stored, counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in plugins.entries()])
 def test_doubling_a_bag_doubles_its_cost(name):
     torch.manual_seed(0)

@@ -31,9 +31,12 @@ ODD = [
 METHODS = {"abmil": 1.0, **dict.fromkeys(ODD, 1.5)}
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, unflushed):
-    monkeypatch.setattr("milbench.compare.pairing.REPLICATES", 100)
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("milbench.compare.pairing.REPLICATES", 100)
+        patch.setattr("milbench.trials.store.flush", lambda path: None)
+        yield
 
 
 def drawn(name, width, title="A title with 100 % & _"):
@@ -88,6 +91,15 @@ def odd_report(root, **changes):
     return report
 
 
+@pytest.fixture(scope="module")
+def odd(quick, tmp_path_factory):
+    """Such a report, and the folder in which it is written in every form."""
+    root = tmp_path_factory.mktemp("odd")
+    report = odd_report(root)
+    write(report, root / "report")
+    return report, root / "report"
+
+
 def compile_tex(folder):
     """Run pdflatex once, in the folder; returns its log."""
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "report.tex"]
@@ -100,9 +112,8 @@ needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pd
 
 
 @needs_pdflatex
-def test_the_document_compiles_without_a_warning_whatever_it_holds(tmp_path):
-    write(odd_report(tmp_path), tmp_path / "report", ["latex"])
-    log = compile_tex(tmp_path / "report")
+def test_the_document_compiles_without_a_warning_whatever_it_holds(odd):
+    log = compile_tex(odd[1])
     assert not re.findall(r".*(?:Warning|Overfull|Underfull|undefined).*", log)
 
 
@@ -126,13 +137,13 @@ def test_the_papers_tables_compile_without_a_warning(published, tmp_path):
     assert 10 <= pages <= 30
 
 
-def test_tables_need_booktabs_and_xcolor_only(tmp_path):
-    paths = write(odd_report(tmp_path), tmp_path / "report", ["latex"])
-    commands = {c for path in paths if path.parent.name == "tables" for c in re.findall(r"\\([A-Za-z]+)", path.read_text())}
+def test_tables_need_booktabs_and_xcolor_only(odd):
+    _, folder = odd
+    commands = {c for path in (folder / "tables").glob("*.tex") for c in re.findall(r"\\([A-Za-z]+)", path.read_text())}
     ours = {"toprule", "midrule", "bottomrule", "cmidrule", "textcolor"}
     assert not {"multirow", "resizebox", "SI", "num", "tnote", "includegraphics", "rowcolor", "makecell"} & commands
     assert ours - {"cmidrule", "textcolor"} <= commands
-    assert r"\usepackage{booktabs,xcolor,graphicx}" in (tmp_path / "report" / "report.tex").read_text()
+    assert r"\usepackage{booktabs,xcolor,graphicx}" in (folder / "report.tex").read_text()
 
 
 @pytest.mark.parametrize(
@@ -216,13 +227,12 @@ def test_markdown_shows_every_name_as_it_is():
     assert shown[3 + 3 * len(ODD) :] == names
 
 
-def test_markdown_shows_the_figures_and_all_tables(tmp_path):
-    report = odd_report(tmp_path)
-    write(report, tmp_path / "report", ["md"])
-    text = (tmp_path / "report" / "report.md").read_text()
+def test_markdown_shows_the_figures_and_all_tables(odd):
+    report, folder = odd
+    text = (folder / "report.md").read_text()
     for name in ("narrow", "wide", "analysis-1"):
         assert f"](figures/{name}.png)" in text
-        assert (tmp_path / "report" / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert [text.count(markdown.table(table)) for table in report.tables] == [1] * len(report.tables)
     order = [
         text.index(part)
@@ -270,10 +280,9 @@ def read_page(path):
     return page
 
 
-def test_the_page_holds_every_table_and_needs_nothing_else(tmp_path):
-    report = odd_report(tmp_path)
-    write(report, tmp_path / "report", ["html"])
-    path = tmp_path / "report" / "report.html"
+def test_the_page_holds_every_table_and_needs_nothing_else(odd):
+    report, folder = odd
+    path = folder / "report.html"
     page = read_page(path)
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
     assert not re.search(r"@import|url\(|fetch\(|https?://(?!x\))", re.sub(r"data:[^\"]*", "", path.read_text()))
@@ -327,6 +336,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(tmp_path):
     first = contents(written(tmp_path / "one"))
     assert first == contents(written(tmp_path / "two"))

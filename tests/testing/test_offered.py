@@ -43,6 +43,7 @@ class Mine(Aggregator):
 """
 
 
+@pytest.mark.slow
 def test_an_authors_suite_has_an_item_for_each_check(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "test_mine.py").write_text(SUITE)

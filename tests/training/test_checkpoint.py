@@ -134,7 +134,13 @@ STATEFUL = {  # name: recipe
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name == "amisl" else []) for name in STATEFUL])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name.startswith(("amisl", "transmil", "dgrmil")) else [])
+        for name in STATEFUL
+    ],
+)
 def test_methods_with_a_state_of_their_own(name, runs):
     same(runs(name, lattice_dataset(), **STATEFUL[name]))
 
