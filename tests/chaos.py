@@ -387,8 +387,22 @@ def full_packs(ground: Ground, rounds: Iterator[int]) -> None:
     ground.environment["MILBENCH_CACHE"] = str(ground.home / "packs")
     for _ in rounds:
         with mounted(ground.home / "packs", "300k") as change:
-            ground.true(*ground.command(), 2, "are free; set MILBENCH_CACHE to a folder with more room")
+            ground.true(*ground.command(), 2, "are free; set MILBENCH_CACHE to a folder with room")
             change("size=64m")
+            ground.row.rounds += 1
+            ground.settle()
+
+
+def read_only_packs(ground: Ground, rounds: Iterator[int]) -> None:
+    """Refused before anything is packed; a pack that is there is read all the same."""
+    ground.environment["MILBENCH_CACHE"] = str(ground.home / "packs")
+    for _ in rounds:
+        with mounted(ground.home / "packs", "64m") as change:
+            change("ro")
+            ground.true(*ground.command(), 2, "ead-only file system", "set MILBENCH_CACHE to a folder with room")
+            change("rw")
+            ground.command(*ground.run_words, "--folds", "0")
+            change("ro")
             ground.row.rounds += 1
             ground.settle()
 
@@ -509,6 +523,7 @@ FAULTS: dict[str, tuple[Callable[[Ground, Iterator[int]], None], tuple[str, str,
     "disk full: reports": (full_reports, MUSK, 0.04, True),
     "disk full: TMPDIR": (full_temporary, MUSK, 0.02, True),
     "read-only results": (read_only, MUSK, 0.02, True),
+    "read-only packs": (read_only_packs, OWN, 0.02, True),
     "features cut short": (truncated, OWN, 0.04, False),
     "features rewritten": (rewritten, OWN, 0.04, False),
     "features become NaN": (not_a_number, OWN, 0.04, False),

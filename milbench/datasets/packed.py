@@ -31,7 +31,7 @@ from milbench.interrupt import unfinished
 MAGIC = b"milbench pack 2\n"
 FORMER = b"milbench pack 1\n"  # which nothing reads any more
 ALIGNMENT = 64  # bytes, of every array in the file
-_ADVICE = "set MILBENCH_CACHE to a folder with more room, or read the files directly with --no-pack"
+_ADVICE = "set MILBENCH_CACHE to a folder with room that can be written to, or read the files directly with --no-pack"
 _log = logging.getLogger("milbench.datasets")
 
 

@@ -115,7 +115,7 @@ def test_a_disk_too_small_for_the_pack_stops_the_run_before_anything_is_written(
     told = milbench("run", "--suite", "s.toml", code=2)
     assert re.fullmatch(
         r"milbench: packing made-up-enc needs 0\.1 MB in data/\.packed, where 0\.0 MB are free; set MILBENCH_CACHE to a folder "
-        r"with more room, or read the files directly with --no-pack\n",
+        r"with room that can be written to, or read the files directly with --no-pack\n",
         told,
     )
     assert not (tmp_path / "results").exists()

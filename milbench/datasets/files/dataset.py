@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -70,7 +71,7 @@ def _states(manifest: Manifest, features: Features) -> list[tuple[Path, State]]:
     given = [*filter(None, labels), *manifest.splits.values()]
     named = [manifest.resolved(path) for path in given] + ([place.patches] if place.patches else [])
     try:
-        inside = [sorted(path.iterdir()) if path.is_dir() else [path] for path in named]
+        inside = [[path / name for name in sorted(os.listdir(path))] if path.is_dir() else [path] for path in named]
         return [(path, state_of(path, None)) for path in (*place.files(), *(path for some in inside for path in some))]
     except (OSError, MilbenchError):  # the check says what it is
         return []
