@@ -123,7 +123,7 @@ class _LocalAttention(torch.autograd.Function):
         def run(tiles: tuple[int, int]) -> tuple[int, int, np.ndarray, np.ndarray]:
             first, end = cpu.key_range(tiles, plan)
             sums = [np.zeros((len(x), end - first + cpu.PAD, x.shape[2]), x.dtype) for x in inputs[1:]]
-            cpu.backward(tiles, plan, *inputs, *ctx.options, *given, first, dq.numpy(), *sums)  # type: ignore[call-arg]
+            cpu.backward(tiles, plan, *inputs, *ctx.options, *given, first, dq.numpy(), *sums)
             return first, end, *sums
 
         # Each thread sums the gradients of the keys it meets; neighbours overlap by a window and are added in a fixed order.

@@ -452,6 +452,7 @@ def test_rank_of_a_stored_trial(tmp_path, monkeypatch):
     np.testing.assert_allclose([[float(r[f"column_{c}"]) for c in range(50)] for r in picture], 50 * share, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_rank_of_fresh_models_on_a_feature_file(tmp_path):
     path = feature_file(tmp_path / "slide.h5", lattice(60), patch_size_level0=32)
     milbench(

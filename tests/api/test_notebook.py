@@ -79,6 +79,7 @@ except milbench.MilbenchError as error: print('again')
 """
 
 
+@pytest.mark.slow
 def test_a_function_is_not_hidden_by_the_package_of_its_name():
     """Whatever was imported before: `milbench.report(...)` is the function, and its package's modules can be reached."""
     anew = (

@@ -38,14 +38,14 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_from_run_to_report(tmp_path, here):
+def test_from_run_to_report(tmp_path, here, run_here):
     """The two commands of the README, in small."""
     few = ["run", "--suite", "quickstart", "--aggregators", "abmil,mean", "--folds", "0,1", "--epochs", "2"]
     dry = milbench(*few, "--dry-run")
     assert "4 trials: 4 to run. Nothing was run." in dry
     assert list(tmp_path.iterdir()) == [], "a dry run writes nothing"
 
-    first = started(*few, "--workers", 1, cwd=tmp_path)
+    first = milbench(*few)
     assert "4 trials, 4 ok." in first
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
     assert len(before) == 5
@@ -147,7 +147,11 @@ def one_line(told, says):
     ("words", "says"),
     [
         (["run", "--suite", "quickstart", "--plugin", "nowhere.py"], "--plugin nowhere.py: no such file"),
-        (["report", "--suite", "quickstart"], "nothing was run into results yet; start with: milbench run --suite quickstart"),
+        pytest.param(
+            ["report", "--suite", "quickstart"],
+            "nothing was run into results yet; start with: milbench run --suite quickstart",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_mistake_is_one_line_in_a_process_of_its_own(words, says, tmp_path):

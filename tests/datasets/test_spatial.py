@@ -163,6 +163,7 @@ def test_the_oracle_is_always_right(task, part):
         assert TASKS[task].rule(slide) is positive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", SPACE)
 def test_composition_and_size_say_nothing_where_the_task_is_about_space(task):
     """A classifier that sees how many patches there are of each type, and their shares, stays at chance on other slides."""
@@ -179,6 +180,7 @@ def test_composition_and_size_say_nothing_where_the_task_is_about_space(task):
     assert abs(stats.auc(y_test, score) - 0.5) < 3 * np.sqrt(301 / (12 * 150 * 150)), "three standard errors of a guess"
 
 
+@pytest.mark.slow
 def test_the_places_of_one_type_say_nothing_about_adjacency():
     """Where A are, and where B are, is distributed alike on both labels: only where they are to each other differs."""
     told = {True: [], False: []}

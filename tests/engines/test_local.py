@@ -247,6 +247,7 @@ class Full(Aggregator):
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_with_one_line(tmp_path, suite_file, monkeypatch):
     """What is finished stays, the rest is pending and not failed; with room the same command goes on."""
     (tmp_path / "full.py").write_text(FULL)

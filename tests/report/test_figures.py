@@ -171,6 +171,7 @@ def test_extrapolation_bars_carry_anova_and_the_paired_interval(tmp_path):
             assert (row["difference"] is None) == (row["aggregator"] == "abmil")
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(tmp_path):
     store, plan = sized_suite(tmp_path, {name: CHANCES[name] for name in ("abmil", "transmil")}, splits=("extrapolation",))
     for figure in figures_of(store, plan).values():

@@ -88,6 +88,7 @@ def test_pairing_sees_what_an_unpaired_interval_cannot():
     assert c.high - c.low < 0.5 * np.ptp(np.quantile(alone, [0.025, 0.975]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("metric", "sizes", "folds"), [(stats.macro_auc, [20, 20, 20], 1), (stats.macro_f1, [4, 10], 6)])
 def test_p_is_uniform_where_the_methods_are_equally_good(metric, sizes, folds):
     """300 pairs of equally good methods that share half of their noise: the promise behind every dagger."""

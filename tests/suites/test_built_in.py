@@ -203,7 +203,9 @@ def here_or_stand_in(*where, **more):
         return STAND_IN(*where, **more)
 
 
-@pytest.mark.parametrize("name", suites.names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("-full")) for name in suites.names()]
+)
 def test_every_built_in_suite_holds_together(name):
     for leaf in with_includes(suites.load(name)):
         plan, jobs = suites.expand(leaf, load=here_or_stand_in)

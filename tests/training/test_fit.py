@@ -17,7 +17,7 @@ from tests.builders.datasets import toy_dataset
 from tests.builders.training import Scripted, train
 
 
-@pytest.mark.parametrize("name", ["abmil[hidden=32]", "mean[hidden=32]", "dsmil"])
+@pytest.mark.parametrize("name", [pytest.param("abmil[hidden=32]", marks=pytest.mark.slow), "mean[hidden=32]", "dsmil"])
 def test_learns_subtyping(name):
     _, model, task, test = train(toy_dataset(40, shift=2.0), name, get_recipe("paper", "subtyping", lr=1e-3))
     assert task.metrics(test.samples, predict(model, test, task)[0])["macro_auc"] >= 0.88

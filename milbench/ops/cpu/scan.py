@@ -37,7 +37,7 @@ def _exp32(x: Any) -> Any:
     return (p * r * r + r + F32(1.0)) * I32((I32(k) + I32(127)) << I32(23)).view(F32)  # 2^k by its exponent bits
 
 
-@overload(_exp, inline="always")
+@overload(_exp, inline="always")  # type: ignore[untyped-decorator]
 def _compiled_exp(x: Any) -> Callable[[Any], Any]:
     return _exp32 if x == numba.float32 else _exp
 
