@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from milbench.profiling import data as reading
 from milbench.profiling import harness as around
 from milbench.profiling import measure
 from milbench.profiling import ops as operations
+from milbench.trials.plan import Job
+from milbench.trials.run import prepare_process
+from milbench.trials.store import Store
 
 Row = cost.Row
 Say = Callable[[str], None]
@@ -111,25 +114,41 @@ def harness(*, small: bool = False, noisy: bool = False) -> tuple[list[around.Co
     torch.set_num_threads(1)
     noise = measure.others()
     if small:
-        costs = [*around.step(64, slides=2, epochs=1), *around.trials(_timed, tiny=4, large=2, patches=64)]
+        costs = [*around.step(64, slides=2, epochs=1), *around.trials(_timed, _timed_here, tiny=4, large=2, patches=64)]
     else:
-        costs = [*around.step(), *around.trials(_timed)]
+        costs = [*around.step(), *around.trials(_timed, _timed_here)]
     noise = noise or measure.others()
     unheld = small or (noise is not None and not noisy)
     return [dataclasses.replace(each, limit=None) for each in costs] if unheld else costs, noise
 
 
-def _timed(suite: Path, home: Path, workers: int, clock: around.Clock) -> None:
+def _timed(suite: Path, home: Path, workers: int, clock: around.Clock) -> list[float]:
     """Run a suite; the clock starts with the engine, when everything is planned and packed."""
-    settings = Settings.from_environment(data=suite.parent / "data", results=home / "results")
-    planned = runs.plan(suite, runs.RunOptions(device="cpu", workers=workers, keep_models="none"), settings)
-    work = planned.prepare()
+    work = _planned(suite, home, workers)
     clock.start()
     work.start(clock)
-    for job in planned.jobs:
-        result = planned.store.read(job.trial_id)
-        if result is None or result.status != "ok":
-            raise MilbenchError(f"{suite}: a trial was not measured: {result.reason if result else 'it has no result'}")
+    return [_seconds_of(work.store, job) for job in work.jobs]
+
+
+def _timed_here(suite: Path, home: Path) -> Iterator[float]:
+    """Run a suite in this process."""
+    work = _planned(suite, home)
+    trial = prepare_process([], [])
+    for job in work.jobs:
+        trial(job.spec, work.store, job.labels, settings=work.settings)
+        yield _seconds_of(work.store, job)
+
+
+def _planned(suite: Path, home: Path, workers: int = 1) -> runs.Work:
+    settings = Settings.from_environment(data=suite.parent / "data", results=home / "results")
+    return runs.plan(suite, runs.RunOptions(device="cpu", workers=workers, keep_models="none"), settings).prepare()
+
+
+def _seconds_of(store: Store, job: Job) -> float:
+    result = store.read(job.trial_id)
+    if result is None or result.status != "ok":
+        raise MilbenchError(f"{store.root}: a trial was not measured: {result.reason if result else 'it has no result'}")
+    return float(result.cost["seconds"])
 
 
 @dataclass(frozen=True)
