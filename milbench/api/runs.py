@@ -33,6 +33,7 @@ from milbench.words import duration
 
 Keep = Literal["none", "first-seed", "all"]
 Dtype = Literal["float32", "float16"]
+Known = Mapping[str, Any] | None  # a trial's result, as :meth:`Store.known` gives it
 __all__ = [
     "COARSE", "Done", "Epoch", "Event", "Needs", "Planned", "Rehearsal", "Rehearsed", "RunOptions", "Started", "Work", "duration",
     "plan", "rehearse", "run",
@@ -187,6 +188,7 @@ class Work:
         kept_seeds: seeds whose weights are stored.
         lasted: the longest that a finished trial of a method took, in seconds.
         trial: what runs one trial, where it is not :func:`milbench.trials.run.run_trial`.
+        before: what there was of every trial of the plan, in its order: looking at 100,000 takes seconds.
     """
 
     jobs: Sequence[Job]
@@ -196,6 +198,7 @@ class Work:
     kept_seeds: frozenset[int] = frozenset()
     lasted: Mapping[str, float] = field(default_factory=dict)
     trial: Callable[..., Status] | None = None
+    before: Sequence[Known] = field(default=(), repr=False)
 
     @cached_property
     def store(self) -> Store:
@@ -282,9 +285,15 @@ class Planned:
 
     def state(self) -> dict[str, str]:
         """Trial id -> "ok", "failed", "oom", "skipped" or "pending"."""
+        return self._states(self._known())
+
+    def _known(self) -> list[Known]:
+        """What there is of each job."""
         store = self.store
-        found = ((job.trial_id, store.known(job.trial_id)) for job in self.jobs)
-        return {trial_id: result["status"] if result else "pending" for trial_id, result in found}
+        return [store.known(job.trial_id) for job in self.jobs]
+
+    def _states(self, known: Sequence[Known]) -> dict[str, str]:
+        return {job.trial_id: found["status"] if found else "pending" for job, found in zip(self.jobs, known, strict=True)}
 
     def _failed_since(self, trial_id: str) -> bool:
         """Whether a trial failed after the moment before which failures are to be run again."""
@@ -301,7 +310,8 @@ class Planned:
             MilbenchError: none of the suite's data is here, the disk is too small, or a bag cannot be read.
         """
         self.need_data()
-        store, state = self.store, self.state()
+        store, known = self.store, self._known()
+        state = self._states(known)
         part, parts = self.options.shard
         todo = [job for job in self.jobs[part - 1 :: parts] if state[job.trial_id] in self.options.again]
         todo = [job for job in todo if not self._failed_since(job.trial_id)]
@@ -314,7 +324,7 @@ class Planned:
         done = [job for job in self.jobs if state[job.trial_id] == "ok"] if self.options.until else []
         already = len(self.jobs[part - 1 :: parts]) - len(todo)
         keep = frozenset(kept[self.options.keep_models])
-        return Work(todo, self.settings, self.options, already, keep, _longest(done, store))
+        return Work(todo, self.settings, self.options, already, keep, _longest(done, store), before=known)
 
     def need_data(self) -> None:
         """Make sure that there is something to run.
@@ -327,11 +337,11 @@ class Planned:
                 f"suite {self.suite.name}: none of its data is here; add features with: milbench data add (--help tells how)"
             )
 
-    def results(self, ran: int) -> Results:
-        """Every trial as it stands now, of which `ran` were run just now."""
-        store = self.store
-        trials = tuple(Trial.of(job.cell, store.known(job.trial_id)) for job in self.jobs)
-        return Results(self.suite.name, self.settings.results, trials, ran)
+    def results(self, work: Work) -> Results:
+        """Every trial as it stands after that work."""
+        known = self._known() if work.jobs else work.before
+        trials = tuple(Trial.of(job.cell, found) for job, found in zip(self.jobs, known, strict=True))
+        return Results(self.suite.name, self.settings.results, trials, ran=len(work.jobs))
 
 
 def _longest(jobs: Sequence[Job], store: Store) -> dict[str, float]:
@@ -448,7 +458,7 @@ def run(
     planned = plan(suite, options or alone, settings)
     work = planned.prepare()
     work.start(progress or _nothing)
-    return planned.results(ran=len(work.jobs))
+    return planned.results(work)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def run(
         return
     work, what = planned.prepare(view.say), f"--dataset {dataset}" if dataset else f"--suite {suite}"
     view.run(work)
-    raise SystemExit(progress.summary(planned.results(ran=len(work.jobs)), what, view))
+    raise SystemExit(progress.summary(planned.results(work), what, view))
 
 
 def _submit(suite: str, options: RunOptions, settings: Settings, profile: Path | None, view: View) -> None:

@@ -74,4 +74,4 @@ def work(
     view = progress.View(quiet)
     todo = planned.prepare(view.say)
     view.run(todo)
-    raise SystemExit(progress.left(planned.results(ran=len(todo.jobs)), view))
+    raise SystemExit(progress.left(planned.results(todo), view))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from scipy import stats as scipy
+import scipy
 
 from milbench import reading, stats
 from milbench.compare.pairing import OtherCasesError, Shared
@@ -90,13 +90,13 @@ class Estimate(stats.Rounded):
     @property
     def detectable(self) -> float:
         """The true difference that would be significant with a chance of 80 %; NaN where the standard error is not known."""
-        return float(stats.rounded(self.se * scipy.t.ppf([0.975, POWER], self.df).sum()))
+        return float(stats.rounded(self.se * scipy.stats.t.ppf([0.975, POWER], self.df).sum()))
 
     def p_against(self, value: float) -> float:
         """Two-sided p-value against a true difference of `value`."""
         if value == 0 or not self.se > 0:
             return self.p if value == 0 else math.nan
-        return stats.rounded(2 * scipy.t.sf(abs(self.difference - value) / self.se, self.df))
+        return stats.rounded(2 * scipy.stats.t.sf(abs(self.difference - value) / self.se, self.df))
 
     def p_same(self, other: "Estimate") -> float:
         """Two-sided p-value of the same methods having been trained anew: the other's trainings on the same slides.
@@ -108,7 +108,7 @@ class Estimate(stats.Rounded):
         variance, df = satterthwaite(terms)
         if not variance > 0:
             return math.nan
-        return stats.rounded(2 * scipy.t.sf(abs(self.difference - other.difference) / math.sqrt(variance), df))
+        return stats.rounded(2 * scipy.stats.t.sf(abs(self.difference - other.difference) / math.sqrt(variance), df))
 
 
 class OnPaper:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from scipy import stats as scipy
+import scipy
 
 from milbench import stats
 from milbench.compare.evidence import Estimate
@@ -37,9 +37,9 @@ def exponent(folder: Path, quantity: str, aggregator: str) -> Estimate | str:
     if len(curve) < 3:
         return f"{quantity} of {aggregator} is measured at {len(curve)} sizes, an exponent needs 3; {PROFILE}"
     n, values = (np.log(list(numbers)[-FITTED:]) for numbers in (curve, curve.values()))
-    fit = scipy.linregress(n, values)
+    fit = scipy.stats.linregress(n, values)
     df = len(n) - 2
-    half = float(scipy.t.ppf(0.975, df)) * fit.stderr
+    half = float(scipy.stats.t.ppf(0.975, df)) * fit.stderr
     sizes = f"{len(n)} sizes to {max(curve):,}"
     return Estimate(fit.slope, fit.slope - half, fit.slope + half, fit.pvalue, fit.stderr, df, sizes)
 
@@ -73,8 +73,8 @@ def mixing(folder: Path, quantity: str, upper: tuple[str, str], lower: tuple[str
     if not se > stats.TINY:
         return Estimate.without_interval(math.nan, n, mean)
     df = len(common) - 1
-    half = float(scipy.t.ppf(0.975, df)) * se
-    return Estimate(mean, mean - half, mean + half, float(2 * scipy.t.sf(abs(mean) / se, df)), se, df, n)
+    half = float(scipy.stats.t.ppf(0.975, df)) * se
+    return Estimate(mean, mean - half, mean + half, float(2 * scipy.stats.t.sf(abs(mean) / se, df)), se, df, n)
 
 
 def rank_at_most_width(folder: Path, aggregator: str) -> tuple[int, int, int] | str:

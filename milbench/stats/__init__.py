@@ -2,7 +2,8 @@
 
 `variance` holds the primary test, over trainings and patients; `paired` the bootstrap over patients; `over_cases`, `over_runs`
 and `over_blocks` the others, by what they take as their sample; `patients` keeps the slides of a patient together; `stability`
-says what another training would show; `summary` what printed means and deviations allow.
+says what another training would show; `summary` what printed means and deviations allow. `scipy.stats` takes a second to load,
+and a worker never needs it, so it is written out: scipy loads its parts when they are first used.
 """
 
 from milbench.stats.metrics import (

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats as scipy
 
 from milbench.errors import MilbenchError
 from milbench.stats.outcome import Outcome
@@ -78,8 +78,8 @@ def ranking(methods: Sequence[str], values: ArrayLike, *, larger_is_better: bool
     x = _complete(methods, values)
     blocks, k = x.shape
     oriented = -x if larger_is_better else x  # rank 1 is best
-    mean = scipy.rankdata(oriented, axis=1).mean(0)
-    critical = float(scipy.studentized_range.isf(alpha, k, np.inf) / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * blocks)))
+    mean = scipy.stats.rankdata(oriented, axis=1).mean(0)
+    critical = float(scipy.stats.studentized_range.isf(alpha, k, np.inf) / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * blocks)))
     order = [int(i) for i in np.argsort(mean, kind="stable")]
     pairs = _pairs(methods, x, oriented, mean, order)
     return Ranking({methods[i]: rounded(float(mean[i])) for i in order}, critical, alpha, _friedman(x), pairs)
@@ -105,7 +105,7 @@ def _friedman(x: Array) -> Outcome:
     if (np.ptp(x, axis=1) < TINY).all():
         statistic, p = 0.0, 1.0  # all tied everywhere
     else:
-        test = scipy.friedmanchisquare(*x.T)
+        test = scipy.stats.friedmanchisquare(*x.T)
         statistic, p = float(test.statistic), float(test.pvalue)
     note = (
         f"chi-square approximation with {k - 1} degrees of freedom, rough for few blocks; blocks taken as independent, which "

@@ -7,13 +7,12 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import norm, rankdata
 
 from milbench.errors import MilbenchError
 from milbench.stats.metrics import f1_of, predicted
@@ -109,8 +108,8 @@ def delong(folds: Sequence[PairedFold]) -> Outcome:
         p = 1.0 if abs(effect) < TINY else math.nan
         note = note if p == 1 else "not computed (every case has the same placement, so the spread is unknown)"
         return Outcome(name, effect, math.nan, math.nan, n, note, 0.0, p, over=over)
-    half = float(norm.ppf(0.975)) * se
-    return Outcome(name, effect, effect - half, effect + half, n, note, 0.0, float(2 * norm.sf(abs(effect) / se)), over=over)
+    half, p = float(scipy.stats.norm.ppf(0.975)) * se, float(2 * scipy.stats.norm.sf(abs(effect) / se))
+    return Outcome(name, effect, effect - half, effect + half, n, note, 0.0, p, over=over)
 
 
 def _obuchowski(fold: PairedFold) -> tuple[float, float]:
@@ -156,7 +155,7 @@ def _auc_swaps(fold: PairedFold) -> Callable[[Array], Array]:
     linear = np.zeros(n)
     for a, b in zip(fold.method, fold.reference, strict=True):
         for c in range(classes):
-            rank = [rankdata(scores[:, c]) for scores in (a, b)]
+            rank = [scipy.stats.rankdata(scores[:, c]) for scores in (a, b)]
             positive = fold.target == c
             for side, own, others in ((1, positive, ~positive), (-1, ~positive, positive)):  # a negative on top counts against
                 aa, ab, ba, bb = (_below(x[own], y[others]) for x in rank for y in rank)
@@ -281,8 +280,8 @@ def _sums_of_signs(size: NDArray[np.int_], share: float) -> Array:
 
 def _shares(size: NDArray[np.int_], total: int) -> tuple[float, float]:
     """The shares of positive signs between which the sum `total` is in neither 2.5 % tail."""
-    at = int(size.sum()) + total
-    low = 0.0 if at == 0 else brentq(lambda share: _sums_of_signs(size, share)[at:].sum() - 0.025, 0, 1, xtol=1e-15)
+    at, solve = int(size.sum()) + total, partial(scipy.optimize.brentq, a=0, b=1, xtol=1e-15)
+    low = 0.0 if at == 0 else solve(lambda share: _sums_of_signs(size, share)[at:].sum() - 0.025)
     full = at == 2 * size.sum()
-    high = 1.0 if full else brentq(lambda share: _sums_of_signs(size, share)[: at + 1].sum() - 0.025, 0, 1, xtol=1e-15)
+    high = 1.0 if full else solve(lambda share: _sums_of_signs(size, share)[: at + 1].sum() - 0.025)
     return float(low), float(high)

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as scipy
 
 from milbench.errors import MilbenchError
 from milbench.stats.outcome import Outcome
@@ -59,8 +59,8 @@ def nadeau_bengio(differences: ArrayLike, train: ArrayLike, test: ArrayLike) -> 
         note = note if p == 1 else "not computed (all folds differ by the same amount, so the spread is unknown)"
         return Outcome(name, mean, math.nan, math.nan, folds, note, 0.0, p, over="folds")
     se = sd * math.sqrt(factor)
-    half = float(scipy.t.ppf(0.975, folds - 1)) * se
-    p = float(2 * scipy.t.sf(abs(mean) / se, folds - 1))
+    half = float(scipy.stats.t.ppf(0.975, folds - 1)) * se
+    p = float(2 * scipy.stats.t.sf(abs(mean) / se, folds - 1))
     return Outcome(name, mean, mean - half, mean + half, folds, note, 0.0, p, over="folds")
 
 
@@ -87,7 +87,7 @@ def wilcoxon(differences: ArrayLike) -> Outcome:
     if not len(left):
         return Outcome(name, 0.0, math.nan, math.nan, len(d), "all differences are 0", 1.0, 1.0, over="runs")
     # scipy's exact table knows no equal differences, so the distribution is built up here, rank by rank in halves.
-    ranks = np.rint(2 * scipy.rankdata(np.abs(left))).astype(int)
+    ranks = np.rint(2 * scipy.stats.rankdata(np.abs(left))).astype(int)
     chance = np.ones(1)  # of each sum of the positive ranks
     for rank in ranks:
         chance = (np.pad(chance, (0, rank)) + np.pad(chance, (rank, 0))) / 2
@@ -128,5 +128,5 @@ def anova(groups: Sequence[ArrayLike]) -> Outcome:
     if within < TINY**2:
         note = "not computed (no method's runs vary)"
         return Outcome(name, math.nan, math.nan, math.nan, n, note, 0.0, math.nan, over="runs")
-    p = float(scipy.f_oneway(*values).pvalue)
+    p = float(scipy.stats.f_oneway(*values).pvalue)
     return Outcome(name, float(between / (between + within)), math.nan, math.nan, n, note, 0.0, p, over="runs")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.special import ndtri
 
 from milbench.errors import MilbenchError
 from milbench.stats.paired import Metric, resamples, superiority
@@ -67,11 +66,11 @@ def outperforming(method: Sequence[ArrayLike], reference: Sequence[ArrayLike]) -
             return sum(q * (1 - q) / (J * L) * (1 + ((J + L) / 2 - 1) * shape) for J, L in counts) / len(counts) ** 2
 
         def outside(q: float) -> float:
-            return (chance - q) ** 2 - float(ndtri(0.975)) ** 2 * variance(q)
+            return (chance - q) ** 2 - float(scipy.special.ndtri(0.975)) ** 2 * variance(q)
 
         # The estimate itself is left out: where one side always wins it is a solution, too.
-        low = 0.0 if chance < TINY else float(brentq(outside, 0, chance * (1 - TINY)))
-        high = 1.0 if chance > 1 - TINY else float(brentq(outside, 1 - (1 - chance) * (1 - TINY), 1))
+        low = 0.0 if chance < TINY else float(scipy.optimize.brentq(outside, 0, chance * (1 - TINY)))
+        high = 1.0 if chance > 1 - TINY else float(scipy.optimize.brentq(outside, 1 - (1 - chance) * (1 - TINY), 1))
     return Outperforming(chance, low, high, (sum(J for J, _ in counts), sum(L for _, L in counts)))
 
 

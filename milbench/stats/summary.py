@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from scipy import stats as scipy
+import scipy
 
 from milbench.errors import MilbenchError
 from milbench.stats.rounding import Rounded, rounded
@@ -58,8 +58,8 @@ def welch_from_summary(mean1: float, sd1: float, n1: int, mean2: float, sd2: flo
     se, df = welch_error(sd1, n1, sd2, n2)
     if se == 0:
         return Welch(difference, math.nan, math.nan, math.nan)
-    half = float(scipy.t.ppf(0.975, df)) * se
-    return Welch(difference, difference - half, difference + half, float(2 * scipy.t.sf(abs(difference) / se, df)))
+    half = float(scipy.stats.t.ppf(0.975, df)) * se
+    return Welch(difference, difference - half, difference + half, float(2 * scipy.stats.t.sf(abs(difference) / se, df)))
 
 
 def power(difference: float, se: float, alpha: float = 0.05, df: float | None = None) -> float:
@@ -82,7 +82,7 @@ def power(difference: float, se: float, alpha: float = 0.05, df: float | None = 
         return math.nan
     shift = abs(difference) / se
     if df is None:
-        limit = scipy.norm.isf(alpha / 2)
-        return rounded(scipy.norm.sf(limit - shift) + scipy.norm.cdf(-limit - shift))
-    limit = scipy.t.isf(alpha / 2, df)
-    return rounded(scipy.nct.sf(limit, df, shift) + scipy.nct.cdf(-limit, df, shift))
+        limit = scipy.stats.norm.isf(alpha / 2)
+        return rounded(scipy.stats.norm.sf(limit - shift) + scipy.stats.norm.cdf(-limit - shift))
+    limit = scipy.stats.t.isf(alpha / 2, df)
+    return rounded(scipy.stats.nct.sf(limit, df, shift) + scipy.stats.nct.cdf(-limit, df, shift))

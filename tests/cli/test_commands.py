@@ -294,6 +294,13 @@ def test_help_loads_nothing_heavy(tmp_path):
     assert heavy(["--help"], ["torch", "pandas", "scipy", "numpy", "pydantic", "rich"], tmp_path) == {"--help": []}
 
 
+@pytest.mark.slow
+def test_running_loads_no_distributions(tmp_path):
+    """Each worker would load them, which takes a second."""
+    dry = "run --suite quickstart --dry-run"
+    assert heavy([dry], ["scipy.stats", "scipy.optimize"], tmp_path) == {dry: []}
+
+
 def test_a_trial_without_a_result_is_told(tmp_path, capsys):
     """The exit code is 0 only when everything that was asked for is there."""
     skip = {("abmil", 1, 0): "pending", ("abmil", 2, 0): "pending"}
