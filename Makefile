@@ -2,7 +2,7 @@
 # make test         linters, types, architecture and the test suite
 # make test-all     the slower checks: packaging, fuzzing, interruptions, every order of the registry
 # make test-engines  a real Slurm node and two real Ray nodes on this machine, where they are installed
-# make chaos        faults on purpose, in about ten minutes: kills, stops, full disks, changed files; ROUNDS=50 SEED=0;
+# make chaos        faults on purpose, in a quarter of an hour: kills, stops, full disks, changed files; ROUNDS=50 SEED=0;
 #                   then make test-engines, whose nodes are lost, requeued, cancelled and run out of time
 # make clean        remove the environment and caches; results stay
 
