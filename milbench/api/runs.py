@@ -111,6 +111,8 @@ class RunOptions:
                 raise MilbenchError(f"{what} = {number}: must be {least} or more")
         if not 1 <= self.shard[0] <= self.shard[1]:
             raise MilbenchError(f"shard {self.shard[0]}/{self.shard[1]}: write i/n with i from 1 to n, such as 2/8")
+        if self.failed_before and not self.retry_failed:
+            raise MilbenchError("--failed-before says which failures --retry-failed runs again; give both")
         if self.keep_models not in get_args(Keep):
             raise unknown("value of keep_models", self.keep_models, get_args(Keep))
         if self.engine not in ENGINES:

@@ -37,7 +37,7 @@ def _moment(_context: click.Context, _option: click.Parameter, text: str | None)
 
     try:
         return None if text is None else datetime.fromisoformat(text).astimezone()
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise MilbenchError(f"--failed-before {text!r}: write date and time, such as 2026-11-30T12:00") from error
 
 

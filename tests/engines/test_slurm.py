@@ -14,6 +14,7 @@ from milbench.config import Settings
 from milbench.engines.slurm import Profile, submit
 from milbench.errors import MilbenchError
 from milbench.trials.run import failure
+from tests.builders.command import milbench
 
 SBATCH = """#!/bin/sh
 cp "$2" {folder}/submitted.sh
@@ -152,3 +153,14 @@ def test_a_worker_that_starts_later_leaves_alone_what_failed_since_the_submissio
     assert [*planned.prepare().jobs] == planned.jobs, "a command given now asks for all of them"
     later = replace(planned, options=replace(how, failed_before=moment))
     assert [*later.prepare().jobs] == [failed, pending]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--failed-before", "2026-11-30T12:00"], "--failed-before says which failures --retry-failed runs again; give both"),
+        (["--retry-failed", "--failed-before", "noon"], "--failed-before 'noon': write date and time, such as 2026-11-30T12:00"),
+    ],
+)
+def test_a_moment_that_means_nothing_is_refused(words, says):
+    assert milbench("work", "--suite", "quickstart", *words, code=2) == f"milbench: {says}\n"
