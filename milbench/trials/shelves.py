@@ -31,7 +31,9 @@ _THEN = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can tell, so that 
 
 
 class Shelves:
-    """The shelves of a store, as a reader sees them. Each is opened once, and again when its file is another one.
+    """The shelves of a store, as a reader sees them. Each is listed once, and again when its file is another one.
+
+    One stays open from the first time that a file in it is read: where each of its files begins takes a kilobyte a trial.
 
     Args:
         folder: that they are in.
@@ -39,7 +41,8 @@ class Shelves:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._open: dict[str, tuple[str, zipfile.Path, frozenset[str]]] = {}  # shelf -> stamp, its top folder, its trials
+        self._listed: dict[str, tuple[str, frozenset[str]]] = {}  # shelf -> stamp, its trials
+        self._open: dict[str, tuple[str, zipfile.Path]] = {}  # shelf -> stamp, its top folder
 
     def path(self, trial_id: str) -> Path:
         """The shelf that the trial is in, or would be."""
@@ -48,7 +51,7 @@ class Shelves:
     def stamp(self, trial_id: str) -> str | None:
         """What tells whether the trial is still what was read; None where no shelf has it."""
         stamp = self.stamp_of_shelf(trial_id)
-        return stamp if stamp and trial_id in self._opened(trial_id[:PREFIX], stamp)[1] else None
+        return stamp if stamp and trial_id in self._ids(trial_id[:PREFIX], stamp) else None
 
     def stamp_of_shelf(self, trial_id: str) -> str | None:
         """The stamp that the trial has if it is in its shelf; None where there is no such shelf."""
@@ -62,8 +65,11 @@ class Shelves:
         """
         shelf = trial_id[:PREFIX]
         stamp = self._stamp(shelf)
-        top, ids = self._opened(shelf, stamp) if stamp else (None, frozenset[str]())
-        return top / trial_id if top is not None and trial_id in ids else None
+        if stamp is None or trial_id not in self._ids(shelf, stamp):
+            return None
+        if shelf not in self._open or self._open[shelf][0] != stamp:
+            self._open[shelf] = stamp, zipfile.Path(self._file(shelf))
+        return self._open[shelf][1] / trial_id
 
     def ids(self) -> set[str]:
         """Every trial that is in a shelf.
@@ -77,24 +83,25 @@ class Shelves:
             return set()
         except OSError as error:
             raise unusable(self.folder, error) from error
-        return {trial_id for shelf in shelves if (stamp := self._stamp(shelf)) for trial_id in self._opened(shelf, stamp)[1]}
+        return {trial_id for shelf in shelves if (stamp := self._stamp(shelf)) for trial_id in self._ids(shelf, stamp)}
 
     def _stamp(self, shelf: str) -> str | None:
         of_file = stamp(f"{self.folder}/{shelf}.zip")
         return of_file and f"{of_file} shelf"
 
-    def _opened(self, shelf: str, stamp: str) -> tuple[zipfile.Path, frozenset[str]]:
-        known, top, ids = self._open.get(shelf, ("", None, frozenset[str]()))
-        if known != stamp or top is None:
-            path = self.folder / f"{shelf}.zip"
-            try:
-                file = zipfile.ZipFile(path)
-            except (OSError, zipfile.BadZipFile) as error:
-                raise damaged(path, error) from error
-            ids = frozenset(filter(is_trial_id, {name.partition("/")[0] for name in file.namelist()}))
-            top = zipfile.Path(file)
-            self._open[shelf] = stamp, top, ids
-        return top, ids
+    def _ids(self, shelf: str, stamp: str) -> frozenset[str]:
+        if shelf not in self._listed or self._listed[shelf][0] != stamp:
+            with self._file(shelf) as file:
+                names = {name.partition("/")[0] for name in file.namelist()}
+            self._listed[shelf] = stamp, frozenset(filter(is_trial_id, names))
+        return self._listed[shelf][1]
+
+    def _file(self, shelf: str) -> zipfile.ZipFile:
+        path = self.folder / f"{shelf}.zip"
+        try:
+            return zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise damaged(path, error) from error
 
 
 def damaged(path: Path, error: Exception) -> MilbenchError:
