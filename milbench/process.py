@@ -70,7 +70,12 @@ def _settle_kernels() -> None:
 
 def seed(value: int) -> None:
     """Seed the global generators of torch, NumPy and Python."""
-    torch.manual_seed(value)
+    # As torch.manual_seed, which without a GPU writes down the whole stack for each kind of GPU that might come.
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(value)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002 - plug-ins and libraries draw from the global generator
     random.seed(value)
 
