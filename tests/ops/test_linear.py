@@ -117,7 +117,9 @@ def test_gradients_of_dilated_attention_hold_its_branch_weights_fixed():
     assert torch.autograd.gradcheck(lambda *qkv: dilated_attention(*qkv, (5,), (2,)), given)
 
 
-@pytest.mark.parametrize("name", ["retention", "gla", "scan", "conv"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("retention", "gla", "scan", "conv") else pytest.mark.slow) for name in OPS]
+)
 def test_results_repeat_and_do_not_depend_on_the_number_of_threads(name):
     op, _, given = OPS[name]
     threads = torch.get_num_threads()
