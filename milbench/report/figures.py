@@ -208,6 +208,8 @@ def learning(runs: Sequence[Run], place: Place) -> Figure | None:
         "over the runs that still train. Ticks below: epochs whose model was tested, the higher the more runs. Validation loss "
         "that rises while training loss falls is overfitting; ticks at the right end mean that training was cut short."
     )
+    if alone := [label for (name, label) in methods if sum(row["aggregator"] == name for row in rows) == 1]:
+        caption += f" Of a single epoch ({', '.join(alone)}) there is a dot, open on validation."
     title, looks = f"Learning curves{place.words}", styles(run.cell for run in runs)
     return Figure(f"{place.name}-learning", title, caption, rows, lambda: _draw_learning(list(methods), looks, rows))
 
@@ -234,10 +236,12 @@ def _draw_learning(methods: Sequence[tuple[str, str]], looks: Looks, rows: Numbe
     top = np.nanquantile(losses, 0.99) * 1.15
     for ax, method in zip(axes, methods, strict=True):
         of_method, colour = _of_method(rows, method), looks[method[0]]["color"]
-        for part, line in (("train_loss", "-"), ("val_loss", "--")):
+        for part, line, inside in (("train_loss", "-", colour), ("val_loss", "--", "white")):
             shown = [row for row in of_method if part in row]
             epochs = [row["epoch"] for row in shown]
-            ax.plot(epochs, [row[part] for row in shown], line, color=colour, linewidth=1)
+            dot = "o" if len(epochs) == 1 else ""  # a line of one point is not seen
+            look = {"color": colour, "linewidth": 1, "markersize": 3, "markerfacecolor": inside}
+            ax.plot(epochs, [row[part] for row in shown], line, marker=dot, **look)
             low, high = ([row[f"{part}_{side}"] for row in shown] for side in ("low", "high"))
             ax.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         most = max(row["chosen"] for row in of_method) or 1

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from scipy import stats as scipy_stats
 
 from milbench import Bag, MilbenchError, reading
@@ -101,6 +102,21 @@ def test_learning_curves_are_medians_over_the_runs_that_still_train(tmp_path):
     assert rows[4]["train_loss"] == pytest.approx(math.exp(-5 / 6))
     assert rows[4]["val_loss"] == pytest.approx(math.exp(-1) + 0.1 + 0.1)
     assert {row["epoch"]: row["chosen"] for row in rows if row["chosen"]} == {7: 1, 8: 1, 9: 1}
+
+
+def test_a_single_epoch_is_seen_in_the_learning_curves(tmp_path):
+    """A method that solves its task in the first epoch leaves no line, and had an empty panel."""
+    store, plan = sized_suite(tmp_path, {"abmil": CHANCES["abmil"], "mean": CHANCES["longmil"]})
+    runs = reading.read(store, plan)
+    for run in runs:
+        if run.cell.aggregator == "mean":
+            del run.result["curve"][1:]
+    figure = {figure.name: figure for figure in suite_figures(plan, runs)}["sized-learning"]
+    assert "Of a single epoch (MEAN) there is a dot" in figure.caption
+    drawing = figure.draw()
+    markers = {ax.get_title(): [line.get_marker() for line in ax.lines] for ax in drawing.axes}
+    pyplot.close(drawing)
+    assert markers == {"ABMIL": ["", ""], "MEAN": ["o", "o"]}
 
 
 def ablation_suite(root, key, values, reference_value, failed=()):
